@@ -1,0 +1,29 @@
+"""What can be swapped: names and the modules behind them.
+
+One line adds a model family or a tokenizer kind; the API's choices, the OpenAPI document, the
+command line and the parametrised tests all read these tables. Data only: importing this module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+# family -> module with a ``FAMILY`` that satisfies backends.contracts.ModelFamily
+MODEL_FAMILIES: Final[Mapping[str, str]] = {
+    "gpt2": "backends.models.gpt2",
+    "char_lstm": "backends.models.char_lstm",
+}
+
+# family -> its sizes, smallest first; the module's own shapes must have the same names
+MODEL_SIZES: Final[Mapping[str, tuple[str, ...]]] = {
+    "gpt2": ("tiny", "mini", "small", "medium", "large", "xl"),
+    "char_lstm": ("tiny", "small", "medium"),
+}
+
+# kind -> module with a ``KIND`` that satisfies backends.contracts.TokenizerKind
+TOKENIZER_KINDS: Final[Mapping[str, str]] = {
+    "bpe": "backends.tokenizers.bpe",
+    "char": "backends.tokenizers.char",
+}

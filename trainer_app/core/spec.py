@@ -1,0 +1,80 @@
+"""What a training run is asked to do. The names are those of the API and of transformers'
+TrainingArguments; the API's schema, the manifest and the database hold the same shape.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Final, Literal, get_args
+
+RequestedDevice = Literal["cpu", "cuda", "auto"]
+RequestedPrecision = Literal["fp32", "fp16", "bf16", "auto"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+SchedulerName = Literal["cosine", "linear", "constant"]
+
+DEVICES: Final[tuple[str, ...]] = get_args(RequestedDevice)
+PRECISIONS: Final[tuple[str, ...]] = get_args(RequestedPrecision)
+OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
+SCHEDULERS: Final[tuple[str, ...]] = get_args(SchedulerName)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """One run, as resolved: parsed once at the edge, never validated again."""
+
+    model_family: str = "gpt2"
+    model_size: str = "small"
+    max_seq_len: int = 512  # tokens per sequence
+    num_epochs: int = 1  # passes over the training split
+    max_steps: int = 0  # optimizer steps; 0: as many as num_epochs needs
+    batch_size: int = 4  # sequences per forward pass
+    gradient_accumulation_steps: int = 1  # forward passes per optimizer step
+    learning_rate: float = 5e-4  # peak, before any schedule
+    lr_scheduler_type: SchedulerName = "cosine"
+    warmup_ratio: float = 0.05  # of all steps, rising from 0 to the peak
+    weight_decay: float = 0.1  # decoupled, on matrices alone
+    optimizer: OptimizerName = "adamw"
+    gradient_clipping: float = 1.0  # largest gradient norm; 0: off
+    corpus_file_id: str | None = None  # sha256 of an uploaded corpus
+    corpus_path: str | None = None  # relative to the corpus root
+    corpus_sha256: str  # of the bytes that were meant when the run was posted
+    tokenizer_id: str | None = None  # None: char_lstm trains its own
+    holdout_fraction: float = 0.01  # of the corpus, by bytes, for validation; 0: none
+    test_split_ratio: float = 0.15  # of the corpus, by bytes, for the final test; 0: none
+    seed: int = 42
+    device: RequestedDevice = "auto"
+    precision: RequestedPrecision = "auto"
+    data_num_workers: int | None = None  # None: none for memory-mapped ids
+    data_pin_memory: bool | None = None  # None: pinned on CUDA
+    eval_steps: int | None = None  # None: at the end of each epoch
+    logging_steps: int = 10  # a point of the curve every so many steps
+    early_stopping_patience: int = 5  # evaluations without improvement; 0: off
+    pretrained_run_id: str | None = None  # start from this run's weights
+    freeze_embed: bool = False  # keep the token embedding as it is
+    finetune_lr_cap: float = 5e-5  # upper bound of the learning rate when fine-tuning
+    sample_prompts: tuple[str, ...] = ()  # continued at each evaluation, into the log
+    user_id: int = 0
+    queue: str | None = None  # a worker's own queue, to pin the run
+    priority: int = 0  # 0 to 9, higher first
+    tags: tuple[str, ...] = ()
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule rises to: capped when fine-tuning."""
+        if self.pretrained_run_id is None:
+            return self.learning_rate
+        return min(self.learning_rate, self.finetune_lr_cap)
+
+    def to_json(self) -> str:
+        """A JSON object that ``from_json`` reads back to an equal spec."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainSpec:
+        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in json.loads(text).items() if name in known}
+        for name in ("sample_prompts", "tags"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)

@@ -1,0 +1,192 @@
+"""Every setting, read from the environment once, in one place.
+
+A bad value stops the start with the variable's name. ``.env.example`` lists all of them.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from environs import Env, EnvError
+from marshmallow.validate import OneOf, Range
+
+from trainer_app.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Where files live; all default to folders under ``data_root``."""
+
+    data_root: Path
+    artifacts: Path  # finished models and tokenizers
+    runs: Path  # working state of runs: checkpoints, staging
+    logs: Path  # one JSON-lines file a job
+    corpus: Path  # what corpus_path, prompt_path, path may name
+    uploads: Path  # corpora posted to /corpora, by digest
+    tokens: Path  # memory-mapped token ids, by digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """The broker and the bus for news."""
+
+    url: str
+    enabled: bool
+    timeout_seconds: float = 2.0  # connect and read; a hung server must not hang a request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jobs:
+    """How jobs are queued, leased and retried."""
+
+    queue_name: str
+    timeout_seconds: int
+    result_ttl_seconds: int
+    failure_ttl_seconds: int
+    retry_max: int  # further attempts after a failure that is not the user's
+    retry_intervals_seconds: tuple[int, ...]
+    lease_seconds: float
+    beat_seconds: float
+    checkpoint_seconds: float  # time between checkpoints: the most that a crash costs
+    max_crashes: int  # a run that takes its worker down this often is failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """Who may call."""
+
+    api_keys: tuple[str, ...]
+    allow_open: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """Where the API listens and what it takes."""
+
+    host: str
+    port: int
+    threads: int
+    max_body_bytes: int  # of a JSON body
+    max_upload_bytes: int  # of a corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one process."""
+
+    environment: str
+    paths: Paths
+    redis: Redis
+    database_url: str
+    jobs: Jobs
+    security: Security
+    api: Api
+    threads: int  # CPU threads of a training run; 0: all
+    tokenizer_sample_max_lines: int  # held-out lines that a tokenizer's statistics read
+    log_level: str
+
+    @property
+    def host_id(self) -> str:
+        """This machine's name as it stands in queue and owner names."""
+        return socket.gethostname()
+
+
+def load_settings() -> Settings:
+    """Read the process's environment.
+
+    Raises SettingsError, whose message starts with the variable's name, on a bad value.
+    """
+    env = Env()
+    try:
+        return _read(env)
+    except EnvError as error:
+        # environs words a bad value as: Environment variable "NAME" invalid: [...]
+        raise SettingsError(str(error).removeprefix("Environment variable ")) from error
+
+
+def _read(env: Env) -> Settings:
+    paths = _read_paths(env)
+    database_url = env.str("DATABASE__URL", f"sqlite:///{paths.data_root / 'trainer.db'}")
+    if urlsplit(database_url).scheme.split("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+        raise SettingsError("DATABASE__URL: must start with sqlite:// or postgresql://")
+    return Settings(
+        environment=env.str("APP_ENV", "development"),
+        paths=paths,
+        redis=_read_redis(env),
+        database_url=database_url,
+        jobs=_read_jobs(env),
+        security=Security(
+            api_keys=tuple(filter(None, _listed(env, "SECURITY__API_KEY", ""))),
+            allow_open=env.bool("SECURITY__ALLOW_OPEN", False),
+        ),
+        api=Api(
+            host=env.str("API__HOST", "127.0.0.1"),
+            port=env.int("API__PORT", 8000, validate=Range(0, 65_535)),
+            threads=env.int("API__THREADS", 64, validate=Range(8, 2_000)),
+            max_body_bytes=env.int("API__MAX_BODY_BYTES", 1_048_576, validate=Range(1_024)),
+            max_upload_bytes=env.int("API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
+        ),
+        threads=env.int("APP__THREADS", 0, validate=Range(0, 1_024)),
+        tokenizer_sample_max_lines=env.int(
+            "APP__TOKENIZER_SAMPLE_MAX_LINES", 10_000, validate=Range(1)
+        ),
+        log_level=env.str(
+            "LOGGING__LEVEL", "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+        ),
+    )
+
+
+def _read_paths(env: Env) -> Paths:
+    root = env.path("APP__DATA_ROOT", Path("data")).absolute()
+    return Paths(
+        data_root=root,
+        artifacts=env.path("APP__ARTIFACTS_ROOT", root / "artifacts").absolute(),
+        runs=env.path("APP__RUNS_ROOT", root / "runs").absolute(),
+        logs=env.path("APP__LOGS_ROOT", root / "logs").absolute(),
+        corpus=env.path("APP__CORPUS_ROOT", root / "corpus").absolute(),
+        uploads=root / "uploads",
+        tokens=root / "tokens",
+    )
+
+
+def _read_redis(env: Env) -> Redis:
+    url = env.str("REDIS__URL", "redis://127.0.0.1:6379/0")
+    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+        raise SettingsError("REDIS__URL: must start with redis://, rediss:// or unix://")
+    return Redis(url=url, enabled=env.bool("REDIS__ENABLED", True))
+
+
+def _read_jobs(env: Env) -> Jobs:
+    def integer(name: str, default: int, low: int, high: int = 2**31 - 1) -> int:
+        # RQ__* are the names that an older deployment of such a service may still set.
+        fallback = env.int(f"RQ__{name}", default, validate=Range(low, high))
+        return env.int(f"CELERY__{name}", fallback, validate=Range(low, high))
+
+    intervals = _listed(
+        env, "CELERY__RETRY_INTERVALS_SEC", env.str("RQ__RETRY_INTERVALS_SEC", "300")
+    )
+    if not all(part.isascii() and part.isdigit() for part in intervals):
+        raise SettingsError("CELERY__RETRY_INTERVALS_SEC: whole seconds, comma-separated")
+    lease_seconds = env.float("JOBS__LEASE_SEC", 60.0, validate=Range(2.0, 3_600.0))
+    return Jobs(
+        queue_name=env.str("CELERY__QUEUE_NAME", env.str("RQ__QUEUE_NAME", "trainer")),
+        timeout_seconds=integer("JOB_TIMEOUT_SEC", 86_400, 1),
+        result_ttl_seconds=integer("RESULT_TTL_SEC", 86_400, 60),
+        failure_ttl_seconds=integer("FAILURE_TTL_SEC", 604_800, 60),
+        retry_max=integer("RETRY_MAX", 1, 0, 100),
+        retry_intervals_seconds=tuple(int(part) for part in intervals),
+        lease_seconds=lease_seconds,
+        beat_seconds=env.float(
+            "JOBS__BEAT_SEC", lease_seconds / 6, validate=Range(0.1, lease_seconds / 2)
+        ),
+        checkpoint_seconds=env.float("JOBS__CHECKPOINT_SEC", 60.0, validate=Range(0.0, 86_400.0)),
+        max_crashes=env.int("JOBS__MAX_CRASHES", 3, validate=Range(1, 100)),
+    )
+
+
+def _listed(env: Env, name: str, default: str) -> list[str]:
+    """A comma-separated value as its parts, spaces around them left out."""
+    return [part.strip() for part in env.str(name, default).split(",")]
