@@ -1,0 +1,116 @@
+"""Files that survive a crash: written under a temporary name, fsynced, renamed.
+
+A reader sees the old content or the new, never a part of it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from trainer_app.errors import DiskFull
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into DiskFull, which names the file.
+
+    Other errors pass: they are not about space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DiskFull(f"{path} could not be written: {os.strerror(error.errno)}") from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` durably, in place of what was there; the folder must exist.
+
+    Raises DiskFull where there is no space; the old file is then still whole.
+    """
+    temporary = temporary_beside(path)
+    with disk_full_named(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, so that a rename to ``path`` stays on one file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with disk_full_named(path):
+        _fsync(path, os.O_RDONLY)
+
+
+def fsync_directory(path: Path) -> None:
+    """Wait until the names in a folder, though not the files themselves, are on the disk."""
+    with disk_full_named(path):
+        _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync_tree(directory: Path) -> None:
+    """Wait until all in a folder, its sub-folders' files and names included, is on the disk."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_directory(source: Path, target: Path) -> None:
+    """Make a finished folder appear at ``target`` whole; both are on one file system.
+
+    Raises OSError (EEXIST, ENOTEMPTY) where a folder with content stands at ``target``.
+    """
+    fsync_tree(source)
+    with disk_full_named(target):
+        source.rename(target)
+        fsync_directory(target.parent)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Like ``rename_directory``, in place of the folder, if any, that stands at ``target``.
+
+    A crash between the two renames leaves no folder at ``target``: use it only for what its
+    writer would write again.
+    """
+    old = temporary_beside(target)
+    with suppress(FileNotFoundError):
+        target.rename(old)
+    rename_directory(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 lower-case hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
