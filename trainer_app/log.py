@@ -1,0 +1,95 @@
+"""Logs: JSON lines on stderr for operators, and one JSON-lines file a job for its user."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from trainer_app.settings import Settings
+
+
+def configure(settings: Settings) -> None:
+    """Send structlog and the standard library's loggers to stderr, one JSON object a line."""
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=shared
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def job_log_path(settings: Settings, job_id: str) -> Path:
+    """Where the log of a job lies."""
+    return settings.paths.logs / f"{job_id}.jsonl"
+
+
+class JobLog:
+    """The log of one job: appended by whoever holds its lease, followed by its readers.
+
+    Each line reaches the kernel in one write, so a killed process leaves no torn line.
+    """
+
+    def __init__(self, path: Path, **context: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._context = context
+
+    def write(self, level: str, event: str, **values: object) -> None:
+        """Append one line; a non-finite number in ``values`` becomes null."""
+        entry = {"ts": _now(), "level": level, "event": event} | self._context | values
+        line = json.dumps(_finite(entry), ensure_ascii=False, default=str)
+        os.write(self._file, line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def info(self, event: str, **values: object) -> None:
+        """Append a line that tells what happens."""
+        self.write("info", event, **values)
+
+    def warning(self, event: str, **values: object) -> None:
+        """Append a line that somebody may want to act on."""
+        self.write("warning", event, **values)
+
+    def error(self, event: str, **values: object) -> None:
+        """Append a line that tells what failed."""
+        self.write("error", event, **values)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), tz=UTC).isoformat(timespec="milliseconds")
+
+
+def _finite(values: dict[str, object]) -> dict[str, object]:
+    return {
+        name: None if isinstance(value, float) and not _is_finite(value) else value
+        for name, value in values.items()
+    }
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max

@@ -1,0 +1,174 @@
+"""Wake-up calls for workers, and what is known of them through Redis.
+
+The database owns the jobs: whatever is lost here is published again by the housekeeping. Tasks
+are named, never imported, so that the web process needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from trainer_app.errors import Unavailable
+from trainer_app.settings import Settings
+from trainer_app.store.lease import JobKind, Wakeup
+
+TASK_NAMES: Final[Mapping[JobKind, str]] = {
+    JobKind.TRAIN: "trainer.train",
+    JobKind.TOKENIZER: "trainer.tokenizer",
+    JobKind.GENERATE: "trainer.generate",
+}
+WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
+WORKER_TTL_SECONDS: Final = 20
+_CANCELLED_TTL_SECONDS: Final = 86_400
+_HIGHEST_PRIORITY: Final = 9
+
+_log = structlog.get_logger(__name__)
+
+
+def training_queue(settings: Settings) -> str:
+    """The queue that every training worker takes from."""
+    return settings.jobs.queue_name
+
+
+def pinned_queue(settings: Settings, device: str) -> str:
+    """The queue of one worker alone, such as ``trainer.HOST.gpu0``."""
+    return f"{settings.jobs.queue_name}.{settings.host_id}.{device}"
+
+
+def inference_queue(settings: Settings) -> str:
+    """The queue of the workers that keep loaded models."""
+    return f"{settings.jobs.queue_name}.inference"
+
+
+def light_queue(settings: Settings) -> str:
+    """The queue of work that needs no device: tokenizers."""
+    return f"{settings.jobs.queue_name}.light"
+
+
+def queue_of(settings: Settings, kind: JobKind) -> str:
+    """The queue that a job of this kind goes to unless it is pinned to a worker."""
+    return {
+        JobKind.TRAIN: training_queue,
+        JobKind.TOKENIZER: light_queue,
+        JobKind.GENERATE: inference_queue,
+    }[kind](settings)
+
+
+def cancelled_key(run_id: str) -> str:
+    """The Redis key that asks for cancellation when it is set to "1"."""
+    return f"runs:{run_id}:cancelled"
+
+
+def heartbeat_key(run_id: str) -> str:
+    """The Redis key that holds the unix time of a running job's last sign of life."""
+    return f"runs:hb:{run_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveWorker:
+    """A worker that has given a sign of life within WORKER_TTL_SECONDS."""
+
+    name: str
+    queues: tuple[str, ...]
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client whose every call ends within the settings' time-out."""
+    return redis.Redis.from_url(
+        settings.redis.url,
+        socket_timeout=settings.redis.timeout_seconds,
+        socket_connect_timeout=settings.redis.timeout_seconds,
+        health_check_interval=30,
+        decode_responses=True,
+    )
+
+
+class Queue:
+    """Publishes wake-up calls and knows the live workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._redis = connect(settings)
+        self._celery = Celery("trainer", set_as_current=False)
+        self._celery.config_from_object("celeryconfig")
+        self._celery.conf.broker_url = settings.redis.url
+        # A request must not wait for a hung Redis: the worker's patience is not for it.
+        self._celery.conf.broker_transport_options = {
+            "socket_timeout": settings.redis.timeout_seconds,
+            "socket_connect_timeout": settings.redis.timeout_seconds,
+        }
+        self._celery.conf.broker_connection_timeout = settings.redis.timeout_seconds
+
+    def publish(self, wakeup: Wakeup) -> bool:
+        """Tell a worker of a queued job; False when Redis is away, which does no harm.
+
+        The id is fresh each time: Celery silently discards an id that was once revoked.
+        """
+        if not self._settings.redis.enabled:
+            return False
+        try:
+            self._celery.send_task(
+                TASK_NAMES[wakeup.kind],
+                args=[wakeup.job_id],
+                queue=wakeup.queue,
+                # kombu's Redis transport takes 0 for the most urgent
+                priority=_HIGHEST_PRIORITY - wakeup.priority,
+                task_id=str(uuid.uuid4()),
+                retry=False,
+                ignore_result=True,
+            )
+        except (OperationalError, redis.RedisError, OSError) as error:
+            _log.warning("a wake-up call was not sent", job_id=wakeup.job_id, error=str(error))
+            return False
+        return True
+
+    def ping(self) -> None:
+        """Raise Unavailable unless Redis answers within the time-out."""
+        if not self._settings.redis.enabled:
+            raise Unavailable("Redis is switched off (REDIS__ENABLED=false)")
+        try:
+            self._redis.ping()
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
+
+    def workers(self) -> list[LiveWorker]:
+        """The live workers, by name; raises Unavailable when Redis is away."""
+        try:
+            keys = sorted(self._redis.scan_iter(match=f"{WORKER_KEY}*", count=1_000))
+            values = self._redis.mget(keys) if keys else []
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
+        return [
+            LiveWorker(name=key.removeprefix(WORKER_KEY), queues=tuple(json.loads(value)))
+            for key, value in zip(keys, values, strict=True)
+            if value is not None
+        ]
+
+    def training_queues(self) -> list[str]:
+        """The queues that a run may be sent to: the shared one and each live worker's own."""
+        shared = training_queue(self._settings)
+        pinned = {
+            queue for worker in self.workers() if shared in worker.queues for queue in worker.queues
+        }
+        return [shared, *sorted(pinned - {shared})]
+
+    def announce_cancel(self, job_id: str) -> None:
+        """Let the worker know at once; the row has it already, so a failure only costs time."""
+        try:
+            self._redis.set(cancelled_key(job_id), "1", ex=_CANCELLED_TTL_SECONDS)
+        except (redis.RedisError, OSError) as error:
+            _log.warning("a cancellation was not announced", job_id=job_id, error=str(error))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()
+        self._celery.close()
