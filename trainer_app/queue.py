@@ -18,6 +18,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from trainer_app.errors import Unavailable
+from trainer_app.events import connect
 from trainer_app.settings import Settings
 from trainer_app.store.lease import JobKind, Wakeup
 
@@ -81,17 +82,6 @@ class LiveWorker:
     queues: tuple[str, ...]
 
 
-def connect(settings: Settings) -> redis.Redis:
-    """A client whose every call ends within the settings' time-out."""
-    return redis.Redis.from_url(
-        settings.redis.url,
-        socket_timeout=settings.redis.timeout_seconds,
-        socket_connect_timeout=settings.redis.timeout_seconds,
-        health_check_interval=30,
-        decode_responses=True,
-    )
-
-
 class Queue:
     """Publishes wake-up calls and knows the live workers."""
 
@@ -100,13 +90,13 @@ class Queue:
         self._redis = connect(settings)
         self._celery = Celery("trainer", set_as_current=False)
         self._celery.config_from_object("celeryconfig")
-        self._celery.conf.broker_url = settings.redis.url
-        # A request must not wait for a hung Redis: the worker's patience is not for it.
-        self._celery.conf.broker_transport_options = {
-            "socket_timeout": settings.redis.timeout_seconds,
-            "socket_connect_timeout": settings.redis.timeout_seconds,
-        }
-        self._celery.conf.broker_connection_timeout = settings.redis.timeout_seconds
+        timeout = settings.redis.timeout_seconds
+        self._celery.conf.update(
+            broker_url=settings.redis.url,
+            # A request must not wait for a hung Redis: the worker's patience is not for it.
+            broker_transport_options={"socket_timeout": timeout, "socket_connect_timeout": timeout},
+            broker_connection_timeout=timeout,
+        )
 
     def publish(self, wakeup: Wakeup) -> bool:
         """Tell a worker of a queued job; False when Redis is away, which does no harm.

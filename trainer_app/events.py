@@ -1,0 +1,177 @@
+"""News of jobs on Redis, for bots and dashboards.
+
+Each event is published on a channel and added to a capped stream, so that a listener that was
+away can catch up. Sending happens in a thread of its own: a training loop never waits for Redis,
+and what cannot be sent is dropped (the database holds what matters).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import redis
+import structlog
+
+from trainer_app.settings import Settings
+
+CHANNEL: Final = "trainer:events"
+STREAM: Final = "trainer:events:stream"
+_STREAM_LENGTH: Final = 10_000
+_PROGRESS_SECONDS: Final = 0.25  # at most four progress events a second of each type
+_WAITING: Final = 1_000  # events kept while Redis is slow; the oldest news matter least
+_FLUSH_SECONDS: Final = 5.0
+
+Event = dict[str, object]
+ErrorKind = Literal["user", "system"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Publisher:
+    """Sends events from a thread; ``close`` waits a little for what is left."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._waiting: queue.Queue[Event | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._send_all, name="events", daemon=True)
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        """Queue one event; dropped with a warning when too many wait."""
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            _log.warning("an event was dropped", type=event["type"])
+
+    def close(self) -> None:
+        """Send what waits, for a few seconds at most."""
+        try:
+            self._waiting.put(None, timeout=_FLUSH_SECONDS)
+        except queue.Full:
+            return
+        self._thread.join(_FLUSH_SECONDS)
+
+    def _send_all(self) -> None:
+        while (event := self._waiting.get()) is not None:
+            text = encode(event)
+            try:
+                with self._redis.pipeline(transaction=False) as pipe:
+                    pipe.publish(CHANNEL, text)
+                    pipe.xadd(STREAM, {"event": text}, maxlen=_STREAM_LENGTH, approximate=True)
+                    pipe.execute()
+            except (redis.RedisError, OSError) as error:
+                _log.warning("an event was not sent", type=event["type"], error=str(error))
+
+
+def encode(event: Mapping[str, object]) -> str:
+    """Compact JSON without NaN or Infinity: such a number becomes null."""
+    return json.dumps(
+        {name: _jsonable(value) for name, value in event.items()},
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+
+
+def _jsonable(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class JobEvents:
+    """The events of one job, in the contract's order and form."""
+
+    def __init__(self, publisher: Publisher, *, job_id: str, user_id: int, queue_name: str) -> None:
+        self._publisher = publisher
+        self._common: Event = {"job_id": job_id, "user_id": user_id}
+        self._lifecycle: Event = {**self._common, "domain": "trainer", "queue": queue_name}
+        self._queue = queue_name
+        self._sent_at: dict[str, float] = {}
+
+    def started(self) -> None:
+        """A worker has taken the job."""
+        self._publisher.send({"type": "trainer.job.started.v1", **self._lifecycle})
+
+    def progress(self, percent: int, message: str) -> None:
+        """How far the job is: 0 to 99."""
+        self._throttled(
+            {
+                "type": "trainer.job.progress.v1",
+                **self._lifecycle,
+                "progress": max(0, min(99, percent)),
+                "message": message,
+            }
+        )
+
+    def completed(self, *, result_id: str, result_bytes: int) -> None:
+        """The job's result is there."""
+        self._publisher.send(
+            {
+                "type": "trainer.job.completed.v1",
+                **self._lifecycle,
+                "result_id": result_id,
+                "result_bytes": result_bytes,
+                "progress": 100,
+            }
+        )
+
+    def failed(self, kind: ErrorKind, message: str) -> None:
+        """The job has ended without a result; a cancelled one is a user's failure."""
+        self._publisher.send(
+            {
+                "type": "trainer.job.failed.v1",
+                **self._lifecycle,
+                "error_kind": kind,
+                "message": message,
+            }
+        )
+
+    def metrics_config(self, values: Mapping[str, object]) -> None:
+        """What is trained, and on what."""
+        self._publisher.send(
+            {
+                "type": "trainer.metrics.config.v1",
+                **self._common,
+                **values,
+                "queue": self._queue,
+            }
+        )
+
+    def metrics_progress(self, values: Mapping[str, object], *, always: bool = False) -> None:
+        """A point of the curve; ``always`` for evaluations, which no throttle may drop."""
+        event: Event = {"type": "trainer.metrics.progress.v1", **self._common, **values}
+        if always:
+            self._publisher.send(event)
+        else:
+            self._throttled(event)
+
+    def metrics_completed(self, values: Mapping[str, object]) -> None:
+        """The final figures of a run."""
+        self._publisher.send({"type": "trainer.metrics.completed.v1", **self._common, **values})
+
+    def _throttled(self, event: Event) -> None:
+        kind = str(event["type"])
+        now = time.monotonic()
+        if now - self._sent_at.get(kind, -math.inf) >= _PROGRESS_SECONDS:
+            self._sent_at[kind] = now
+            self._publisher.send(event)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), kept finite for JSON."""
+    return math.exp(min(loss, 700.0))
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client whose every call ends within the settings' time-out."""
+    return redis.Redis.from_url(
+        settings.redis.url,
+        socket_timeout=settings.redis.timeout_seconds,
+        socket_connect_timeout=settings.redis.timeout_seconds,
+        health_check_interval=30,
+        decode_responses=True,
+    )
