@@ -5,13 +5,14 @@ A bad value stops the start with the variable's name. ``.env.example`` lists all
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from environs import Env, EnvError
-from marshmallow.validate import OneOf, Range
+from marshmallow.validate import OneOf, Range, Regexp
 
 from trainer_app.errors import SettingsError
 
@@ -103,8 +104,14 @@ def load_settings() -> Settings:
     try:
         return _read(env)
     except EnvError as error:
-        # environs words a bad value as: Environment variable "NAME" invalid: [...]
-        raise SettingsError(str(error).removeprefix("Environment variable ")) from error
+        raise SettingsError(_worded(str(error))) from error
+
+
+def _worded(message: str) -> str:
+    """A refusal in our words; environs says: Environment variable "NAME" invalid: ['Why.']"""
+    name, _, reason = message.removeprefix('Environment variable "').partition('" invalid: ')
+    reason = reason.strip("[]'.")
+    return f"{name}: {reason}; it is {os.environ[name]!r}"
 
 
 def _read(env: Env) -> Settings:
@@ -165,19 +172,28 @@ def _read_jobs(env: Env) -> Jobs:
         fallback = env.int(f"RQ__{name}", default, validate=Range(low, high))
         return env.int(f"CELERY__{name}", fallback, validate=Range(low, high))
 
-    intervals = _listed(
-        env, "CELERY__RETRY_INTERVALS_SEC", env.str("RQ__RETRY_INTERVALS_SEC", "300")
-    )
-    if not all(part.isascii() and part.isdigit() for part in intervals):
-        raise SettingsError("CELERY__RETRY_INTERVALS_SEC: whole seconds, comma-separated")
+    def intervals(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        parts = _listed(env, name, ",".join(map(str, default)))
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise SettingsError(f"{name}: must be whole seconds, comma-separated")
+        return tuple(int(part) for part in parts)
+
+    def queue_name(name: str, default: str) -> str:
+        # It stands in Redis keys and in comma-separated lists of queues.
+        words = "Must be 1 to 64 letters, digits, dots, dashes or underscores"
+        pattern = Regexp(r"[A-Za-z0-9._-]{1,64}\Z", error=words)
+        return env.str(name, default, validate=pattern)
+
     lease_seconds = env.float("JOBS__LEASE_SEC", 60.0, validate=Range(2.0, 3_600.0))
     return Jobs(
-        queue_name=env.str("CELERY__QUEUE_NAME", env.str("RQ__QUEUE_NAME", "trainer")),
+        queue_name=queue_name("CELERY__QUEUE_NAME", queue_name("RQ__QUEUE_NAME", "trainer")),
         timeout_seconds=integer("JOB_TIMEOUT_SEC", 86_400, 1),
         result_ttl_seconds=integer("RESULT_TTL_SEC", 86_400, 60),
         failure_ttl_seconds=integer("FAILURE_TTL_SEC", 604_800, 60),
         retry_max=integer("RETRY_MAX", 1, 0, 100),
-        retry_intervals_seconds=tuple(int(part) for part in intervals),
+        retry_intervals_seconds=intervals(
+            "CELERY__RETRY_INTERVALS_SEC", intervals("RQ__RETRY_INTERVALS_SEC", (300,))
+        ),
         lease_seconds=lease_seconds,
         beat_seconds=env.float(
             "JOBS__BEAT_SEC", lease_seconds / 6, validate=Range(0.1, lease_seconds / 2)
