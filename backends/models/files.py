@@ -1,0 +1,110 @@
+"""A model's files in the form that the HuggingFace world reads: JSON beside safetensors.
+
+Never pickle. The writers write into a folder that the caller stages, fsyncs and renames; an
+error of the disk is an OSError with its number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer_app.errors import ModelIncompatible
+
+CONFIG_FILE: Final = "config.json"
+GENERATION_FILE: Final = "generation_config.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write an object with sorted keys, so that equal content gives equal bytes."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_config(directory: Path) -> dict[str, object]:
+    """The object in config.json; raises ModelIncompatible where there is none."""
+    return _read_object(directory / CONFIG_FILE)
+
+
+def integer(config: Mapping[str, object], name: str) -> int:
+    """A positive whole number of a config; raises ModelIncompatible for anything else."""
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {value!r}, not a positive whole number")
+    return value
+
+
+def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Write model.safetensors: equal tensors give equal bytes. Raises OSError."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = directory / WEIGHTS_FILE
+    try:
+        save_file(on_cpu, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library words an OSError as text: "... (os error 28)".
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else 0
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that its index lists, as float32.
+
+    Raises ModelIncompatible where a file is missing, damaged or outside the folder.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name in _weight_files(directory):
+        try:
+            tensors |= load_file(directory / name)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ModelIncompatible(f"{name} cannot be read: {error}") from error
+    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make the tensors the weights of ``model``, which may still be on the meta device.
+
+    Raises ModelIncompatible, naming the tensor, where names or shapes differ.
+    """
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ModelIncompatible(f"{WEIGHTS_FILE}: {missing[0]} is missing")
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise ModelIncompatible(f"{WEIGHTS_FILE}: {surplus[0]} does not belong to this model")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ModelIncompatible(
+                f"{WEIGHTS_FILE}: {name} has shape {tuple(tensor.shape)}, "
+                f"the model needs {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict(dict(tensors), assign=True)
+
+
+def _weight_files(directory: Path) -> list[str]:
+    if not (directory / INDEX_FILE).exists():
+        return [WEIGHTS_FILE]
+    weight_map = _read_object(directory / INDEX_FILE).get("weight_map")
+    names = sorted({str(n) for n in weight_map.values()}) if isinstance(weight_map, dict) else []
+    if not all(re.fullmatch(r"model-[0-9]+-of-[0-9]+\.safetensors", name) for name in names):
+        raise ModelIncompatible(f"{INDEX_FILE} names files that are no shards of this model")
+    return names
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelIncompatible(f"{path.name} holds no JSON object")
+    return content

@@ -1,0 +1,63 @@
+"""What the kinds that live in a tokenizer.json share: its settings and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from backends.contracts import SPECIAL_TOKENS
+from trainer_app.errors import ModelIncompatible
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+CONFIG_FILE: Final = "tokenizer_config.json"
+
+
+def text_only(tokenizer: Tokenizer) -> Tokenizer:
+    """Take the names of special tokens in a text for the text that they are.
+
+    tokenizer.json has no room for this setting; in tokenizer_config.json transformers calls it
+    ``split_special_tokens``.
+    """
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the two files that ``AutoTokenizer.from_pretrained`` reads; raises OSError."""
+    pad, unk, bos, eos = SPECIAL_TOKENS
+    config = {
+        "bos_token": bos,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+        "pad_token": pad,
+        "split_special_tokens": True,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": unk,
+    }
+    # Written here, not by the library, so that an error of the disk is an OSError.
+    (directory / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def load(directory: Path, *, model: str) -> Tokenizer:
+    """The tokenizer of a folder whose model is of the class ``model``.
+
+    Raises ModelIncompatible where there is none, or where the special tokens have other ids.
+    """
+    path = directory / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exceptions for a bad file
+        raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
+    found = type(tokenizer.model).__name__
+    if found != model:
+        raise ModelIncompatible(f"{TOKENIZER_FILE} holds a {found}, not a {model}")
+    for token_id, token in enumerate(SPECIAL_TOKENS):
+        if tokenizer.token_to_id(token) != token_id:
+            raise ModelIncompatible(f"{TOKENIZER_FILE}: {token} has not the id {token_id}")
+    return text_only(tokenizer)
