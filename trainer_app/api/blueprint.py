@@ -1,0 +1,74 @@
+"""flask-smorest's blueprint with our parser, and with what its routes document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from flask_smorest import Blueprint as SmorestBlueprint
+from marshmallow import Schema, ValidationError
+from webargs.flaskparser import FlaskParser
+
+from trainer_app.api import current
+from trainer_app.api.body import read_json
+from trainer_app.api.errors import InvalidInput
+from trainer_app.api.schema import details_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Request
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+class StrictParser(FlaskParser):
+    """Reads bodies through our gate and query strings without a guess."""
+
+    # Each schema decides; webargs would drop unknown query parameters.
+    DEFAULT_UNKNOWN_BY_LOCATION = {}  # noqa: RUF012  webargs reads it from the class
+
+    def load_json(self, req: Request, schema: Schema) -> object:  # noqa: ARG002
+        """The decoded body; webargs' signature."""
+        return read_json(req, current.settings().api.max_body_bytes)
+
+    def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:  # noqa: ARG002
+        """The query parameters, each given once; webargs' signature."""
+        repeated = [name for name, values in req.args.lists() if len(values) > 1]
+        if repeated:
+            raise ValidationError({name: ["is given more than once"] for name in repeated})
+        return req.args.to_dict()
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: Request,  # noqa: ARG002  webargs' signature
+        schema: Schema,
+        *,
+        error_status_code: int | None,  # noqa: ARG002
+        error_headers: Mapping[str, str] | None,  # noqa: ARG002
+    ) -> NoReturn:
+        """Every message of marshmallow's, as details of one error."""
+        assert isinstance(error.messages, dict)
+        (messages,) = error.messages.values()  # by location, of which there is one
+        raise InvalidInput(details_of(messages, schema)) from None
+
+
+class Blueprint(SmorestBlueprint):
+    """The routes of one resource."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+    def fails_with(self, *codes: str) -> Callable[[_F], _F]:
+        """Document the error codes that a route answers beside those that every route does."""
+        return self.doc(errors=list(codes))
+
+    def leads_to(self, *links: str, **parameters: str) -> Callable[[_F], _F]:
+        """Document the routes that what a POST answers can be followed to.
+
+        ``links`` are operation ids; ``parameters`` map their path parameters to runtime
+        expressions such as ``$response.body#/run_id``.
+        """
+        return self.doc(
+            links={link: {"operationId": link, "parameters": parameters} for link in links}
+        )

@@ -1,0 +1,113 @@
+"""The gate that a JSON body passes before any schema sees it.
+
+The standard library's decoder takes duplicate keys, NaN and nesting without end; frameworks take
+a missing content type for an empty object, which any web page can send. None of that here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask import Request
+
+MAX_DEPTH: Final = 32
+_MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and takes a while before
+_OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_BLOCK: Final = 65_536
+
+
+def read_json(request: Request, limit: int) -> object:
+    """The decoded JSON body of at most ``limit`` bytes.
+
+    Raises the HTTP exceptions 400, 413 and 415. Numbers that no field can hold (NaN, 1e400, an
+    integer of a thousand digits) decode to such that every field refuses.
+    """
+    check_framing(request)
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("the body must be sent as Content-Type: application/json")
+    check_encoding(request)
+    if (request.content_length or 0) > limit:
+        raise RequestEntityTooLarge(f"the body must not be larger than {limit} bytes")
+    return decode(b"".join(read_blocks(request, limit)))
+
+
+def check_framing(request: Request) -> None:
+    """Refuse a body of two lengths: servers and proxies would disagree on where it ends."""
+    if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
+        raise BadRequest("a request cannot have both Content-Length and Transfer-Encoding")
+
+
+def check_encoding(request: Request) -> None:
+    """Refuse compressed bodies: a few bytes may hold gigabytes."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("the body must not be compressed")
+
+
+def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
+    """The body block by block; 413 as soon as it is longer than ``limit`` bytes."""
+    read = 0
+    while block := _read(request):
+        read += len(block)
+        if read > limit:
+            raise RequestEntityTooLarge(f"the body must not be larger than {limit} bytes")
+        yield block
+
+
+def _read(request: Request) -> bytes:
+    try:
+        block: bytes = request.stream.read(_BLOCK)
+    except OSError as error:  # the server's words for a connection that broke off
+        raise ClientDisconnected from error
+    return block
+
+
+def decode(data: bytes) -> object:
+    """Strict JSON; raises BadRequest with the reason."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8: bad byte at offset {error.start}") from None
+    _check_depth(data)
+    try:
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise BadRequest(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    return value
+
+
+def _check_depth(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(data):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise BadRequest("the body has the same key twice in one object")
+    return found
+
+
+def _integer(literal: str) -> int:
+    if len(literal) > _MAX_DIGITS:
+        return -_OUT_OF_RANGE if literal.startswith("-") else _OUT_OF_RANGE
+    return int(literal)

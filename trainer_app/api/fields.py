@@ -1,0 +1,148 @@
+"""Fields that take what they say and nothing like it.
+
+marshmallow's own read 1.9, "12", "1_000", Arabic digits and true as integers; these do not.
+Every field has bounds, and the OpenAPI document shows them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from marshmallow import ValidationError, fields, validate
+
+INT64_MAX: Final = 2**63 - 1  # what SQLite and PostgreSQL hold
+UINT32_MAX: Final = 2**32 - 1  # what numpy takes for a seed
+_INTEGER_TEXT: Final = re.compile(r"-?[0-9]{1,20}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SHOWN: Final = 64  # characters of a refused value that its message repeats
+
+
+def between(low: float, high: float) -> validate.Range:
+    """From ``low`` to ``high``, both allowed."""
+    return validate.Range(low, high, error=f"{{input}} is not within {low} to {high}")
+
+
+def one_of(choices: Sequence[str]) -> validate.OneOf:
+    """One of the given words."""
+    return validate.OneOf(choices, error="{input!r} is not one of: {choices}")
+
+
+def length(low: int, high: int) -> validate.Length:
+    """From ``low`` to ``high`` characters or items."""
+    return validate.Length(low, high, error=f"must have {low} to {high} characters or items")
+
+
+def about(description: str, example: object = None) -> dict[str, object]:
+    """What the OpenAPI document says of a field."""
+    if example is None:
+        return {"description": description}
+    return {"description": description, "example": example}
+
+
+def shown(value: object) -> str:
+    """A value as an error message may repeat it: short, and printable in any encoding."""
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class StrictInteger(fields.Integer):
+    """A JSON integer: no float, text or boolean."""
+
+    def _deserialize(
+        self,
+        value: object,
+        _attr: str | None,
+        _data: Mapping[str, object] | None,
+        **_kwargs: object,
+    ) -> int:
+        if type(value) is not int:
+            raise ValidationError(f"{shown(value)} is not an integer")
+        return value
+
+
+class QueryInteger(StrictInteger):
+    """An integer in a query string: ASCII digits alone."""
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,
+        data: Mapping[str, object] | None,
+        **kwargs: object,
+    ) -> int:
+        if isinstance(value, str) and _INTEGER_TEXT.fullmatch(value):
+            return super()._deserialize(int(value), attr, data, **kwargs)
+        raise ValidationError(f"{shown(value)} is not an integer")
+
+
+class StrictNumber(fields.Float):
+    """A finite JSON number: no text, boolean, NaN or Infinity."""
+
+    def _deserialize(
+        self,
+        value: object,
+        _attr: str | None,
+        _data: Mapping[str, object] | None,
+        **_kwargs: object,
+    ) -> float:
+        if type(value) not in {int, float}:
+            raise ValidationError(f"{shown(value)} is not a number")
+        assert isinstance(value, (int, float))
+        if not math.isfinite(value):
+            raise ValidationError(f"{value} is not a finite number")
+        return float(value)
+
+
+class StrictBoolean(fields.Boolean):
+    """true or false: no 0, 1, "yes"."""
+
+    def _deserialize(
+        self,
+        value: object,
+        _attr: str | None,
+        _data: Mapping[str, object] | None,
+        **_kwargs: object,
+    ) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError(f"{shown(value)} is not true or false")
+        return value
+
+
+class QueryBoolean(StrictBoolean):
+    """true or false in a query string."""
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,
+        data: Mapping[str, object] | None,
+        **kwargs: object,
+    ) -> bool:
+        return super()._deserialize(
+            {"true": True, "false": False}.get(str(value), value), attr, data, **kwargs
+        )
+
+
+class StrictString(fields.String):
+    """Text that every layer below can hold: no NUL, no lone surrogate.
+
+    ``validate`` must bound the length; it runs after this.
+    """
+
+    def _deserialize(
+        self,
+        value: object,
+        _attr: str | None,
+        _data: Mapping[str, object] | None,
+        **_kwargs: object,
+    ) -> str:
+        if not isinstance(value, str):
+            raise ValidationError(f"{shown(value)} is not a string")
+        if "\0" in value:
+            raise ValidationError("must not contain NUL")
+        if _SURROGATE.search(value):
+            raise ValidationError("must not contain half of a surrogate pair")
+        return value

@@ -1,0 +1,103 @@
+"""The one gate in front of everything: host, origin and key, before any view runs.
+
+Who may talk to the server, by name: a browser that is tricked into calling it sends the foreign
+name in Host (DNS rebinding) or in Origin (another page's script).
+
+- A server bound to loopback answers to ``localhost``, ``127.0.0.1``, ``[::1]`` and API__HOST, on
+  any port. One that is bound elsewhere answers to any name: it has names that it cannot know.
+- A request with an Origin must come from the host that it is sent to, or from one of the names
+  above that the server answers to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from typing import Final
+from urllib.parse import urlsplit
+
+from flask import Flask, request
+
+from trainer_app.api import current
+from trainer_app.api.errors import Forbidden, Unauthorized
+from trainer_app.errors import SettingsError
+from trainer_app.settings import Settings
+
+KEY_HEADER: Final = "X-Api-Key"
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+_OPEN_FOLDER: Final = "/docs/"  # the files of the documentation page: no data in them
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def install(app: Flask) -> None:
+    """Stand before every view, errors of the router included."""
+    app.before_request(_check)
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise SettingsError for a server that anybody on the network could use unasked."""
+    if settings.security.api_keys or settings.security.allow_open:
+        return
+    if not is_loopback(settings.api.host):
+        raise SettingsError(
+            f"API__HOST: {settings.api.host} can be reached from other machines; set "
+            "SECURITY__API_KEY, or SECURITY__ALLOW_OPEN=true to let everybody in"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_open(path: str) -> bool:
+    """Whether the path needs no key."""
+    return path in OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
+def _check() -> None:
+    settings = current.settings()
+    _check_names(settings)
+    if settings.security.api_keys and not is_open(request.path):
+        _check_key(settings.security.api_keys)
+
+
+def _check_names(settings: Settings) -> None:
+    names: frozenset[str] = frozenset({settings.api.host.strip("[]").lower()})
+    host = request.headers.get("Host", "")
+    if is_loopback(settings.api.host):
+        names |= _LOOPBACK_NAMES
+        if _hostname(f"//{host}") not in names:
+            raise Forbidden("this server does not answer to the name in Host")
+    origin = request.headers.get("Origin")
+    if origin is None or _hostname(origin) in names:
+        return
+    if origin.partition("://")[2].lower() != host.lower():
+        raise Forbidden("requests from pages of another origin are refused")
+
+
+def _hostname(url: str) -> str | None:
+    """The lower-case host of a URL; None where it cannot be read."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _check_key(keys: tuple[str, ...]) -> None:
+    """Compare digests of equal length with every key, so that time tells nothing."""
+    given = request.headers.get(KEY_HEADER)
+    if given is None:
+        raise Unauthorized(f"the header {KEY_HEADER} is missing")
+    digest = _digest(given.encode("latin-1"))  # WSGI hands header bytes over as latin-1
+    matches = [hmac.compare_digest(digest, _digest(key.encode())) for key in keys]
+    if not any(matches):
+        raise Forbidden(f"the key in {KEY_HEADER} is not valid")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

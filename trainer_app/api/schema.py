@@ -1,0 +1,101 @@
+"""The schemas that others build on: strict input, the error body, pages of a list."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from marshmallow import RAISE, Schema, fields
+from marshmallow.schema import Schema as AnySchema
+
+from trainer_app.api.errors import STATUSES, Detail
+from trainer_app.api.fields import QueryInteger, StrictString, about, between, length, shown
+from trainer_app.api.ids import PATTERN
+
+_MAX_DETAILS: Final = 20  # a body of a million unknown keys is answered briefly
+_UNKNOWN: Final = "unknown field"
+
+
+class StrictSchema(Schema):
+    """Input; unknown fields are refused."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {  # noqa: RUF012  marshmallow reads it from the class
+        "unknown": _UNKNOWN,
+        "type": "the body must be a JSON object",
+    }
+
+
+class PageQuerySchema(StrictSchema):
+    """Which part of a list is asked for."""
+
+    limit = QueryInteger(
+        load_default=50, validate=between(1, 1_000), metadata=about("Most items to return.")
+    )
+    after = StrictString(
+        load_default=None,
+        validate=length(1, 128),
+        metadata=about("The `next` of the page before.") | {"pattern": f"^{PATTERN}$"},
+    )
+
+
+class DetailSchema(Schema):
+    """What is wrong with one field."""
+
+    field = fields.String(required=True, metadata=about("The field's name.", "max_seq_len"))
+    message = fields.String(
+        required=True, metadata=about("What is wrong.", "7 is not within 8 to 65536")
+    )
+
+
+class ErrorSchema(Schema):
+    """What every error answers."""
+
+    code = fields.String(
+        required=True,
+        metadata=about("What happened, for programs.", "RUN_NOT_FOUND") | {"enum": list(STATUSES)},
+    )
+    message = fields.String(
+        required=True, metadata=about("What happened, for people.", "no run has this id")
+    )
+    request_id = fields.String(
+        required=True, metadata=about("The request's id, as in the log.", "5f3c9a2e")
+    )
+    details = fields.List(
+        fields.Nested(DetailSchema), metadata=about("One entry for each bad field.")
+    )
+
+
+def details_of(messages: object, schema: AnySchema) -> list[Detail]:
+    """marshmallow's nested messages as a flat list, with a suggestion for unknown fields."""
+    found = []
+    for path, message in _flatten(messages, ()):
+        text = _suggest(path, schema) if message == _UNKNOWN else message
+        found.append(Detail(".".join(path) or "body", text))
+        if len(found) == _MAX_DETAILS:
+            break
+    return found
+
+
+def _flatten(messages: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(messages, Mapping):
+        for name, inner in messages.items():
+            step = () if name == "_schema" else (_name(name),)
+            yield from _flatten(inner, path + step)
+    elif isinstance(messages, list):
+        for message in messages:
+            yield path, str(message)
+
+
+def _name(name: object) -> str:
+    """A field's name as it was sent, unless it is too long or strange to repeat."""
+    text = str(name)
+    return text if len(text) <= 64 and text.isprintable() and text.isascii() else shown(text)
+
+
+def _suggest(path: tuple[str, ...], schema: AnySchema) -> str:
+    close = difflib.get_close_matches(path[-1], schema.load_fields, n=1)
+    return f"{_UNKNOWN}; did you mean {close[0]!r}?" if close else _UNKNOWN

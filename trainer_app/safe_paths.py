@@ -1,0 +1,81 @@
+"""Opening files by names that a stranger wrote, never outside one folder.
+
+Each component is opened relative to the one before without following symbolic links, so a folder
+that is swapped after a check changes nothing: there is no check apart from the opening.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Final
+
+MAX_NAME_LENGTH: Final = 1_024  # characters of a whole relative name
+
+# What the kernel answers for names that lead nowhere or to what may not be read. All of them get
+# one answer, so that nobody can learn what exists outside the folder.
+_REFUSALS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENXIO,
+        errno.EPERM,
+    }
+)
+# O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
+_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def open_beneath(root: Path, name: str) -> BinaryIO:
+    """Open a regular file by its name relative to ``root``.
+
+    Raises FileNotFoundError, always with the same text, for what is missing and for what is
+    refused: absolute names, ``..``, backslashes, drive letters, NUL, symbolic links on the way,
+    folders, FIFOs, devices, files that may not be read.
+    """
+    *folders, leaf = _parts(name)
+    try:
+        with ExitStack() as stack:
+            folder = _open(stack, root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None)
+            for part in folders:
+                folder = _open(stack, part, _FOLDER_FLAGS, folder)
+            file = _open(stack, leaf, _FILE_FLAGS, folder)
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise _refused()
+            return os.fdopen(os.dup(file), "rb")
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            raise _refused() from None
+        raise
+
+
+def _parts(name: str) -> list[str]:
+    if not name or len(name) > MAX_NAME_LENGTH or set(name) & set("\0\\:"):
+        raise _refused()
+    parts = name.split("/")
+    if any(part in {"", ".", ".."} for part in parts):
+        raise _refused()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise _refused() from None
+    return parts
+
+
+def _open(stack: ExitStack, name: Path | str, flags: int, folder: int | None) -> int:
+    descriptor = os.open(name, flags, dir_fd=folder)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _refused() -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no such file")
