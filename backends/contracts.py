@@ -59,8 +59,10 @@ class CausalModel(nn.Module):
         """The output projection (V, D)."""
 
     @abstractmethod
-    def new_cache(self, batch: int) -> Cache:
-        """An empty cache for ``batch`` sequences on the model's device."""
+    def new_cache(self, batch: int, tokens: int) -> Cache:
+        """An empty cache on the model's device: ``batch`` sequences of up to ``tokens`` tokens,
+        of up to ``max_seq_len`` where the context is bounded.
+        """
 
     @abstractmethod
     def decode(self, ids_BT: Tensor, cache: Cache) -> Tensor:

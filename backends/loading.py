@@ -1,16 +1,18 @@
-"""From a registry name to the backend behind it."""
+"""From a registry name, or a folder of files, to the backend behind it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
-from trainer_app.errors import FieldError
+from trainer_app.errors import FieldError, ModelIncompatible
 
 if TYPE_CHECKING:
-    from backends.contracts import ModelFamily, TokenizerKind
+    from backends.contracts import CausalModel, ModelFamily, Tokenizer, TokenizerKind
 
 
 def model_family(name: str) -> ModelFamily:
@@ -23,6 +25,36 @@ def tokenizer_kind(name: str) -> TokenizerKind:
     """The tokenizer kind of this name; raises FieldError for an unknown one."""
     kind: TokenizerKind = import_module(_module("method", name, TOKENIZER_KINDS)).KIND
     return kind
+
+
+def load_model(directory: Path) -> CausalModel:
+    """The model in a folder, by the ``model_type`` of its config.json, on the CPU.
+
+    Raises ModelIncompatible where there is none that can be read.
+    """
+    return model_family(_named(directory / "config.json", "model_type", MODEL_FAMILIES)).load(
+        directory
+    )
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in a folder, by what ``save`` noted in tokenizer_config.json.
+
+    Raises ModelIncompatible where there is none that can be read.
+    """
+    path = directory / "tokenizer_config.json"
+    return tokenizer_kind(_named(path, "trainer_tokenizer_kind", TOKENIZER_KINDS)).load(directory)
+
+
+def _named(path: Path, key: str, table: Mapping[str, str]) -> str:
+    try:
+        content: object = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
+    name = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(name, str) or name not in table:
+        raise ModelIncompatible(f"{path.name}: {key} is {name!r}, not one of {', '.join(table)}")
+    return name
 
 
 def _module(field: str, name: str, table: Mapping[str, str]) -> str:

@@ -44,6 +44,11 @@ def integer(config: Mapping[str, object], name: str) -> int:
     return value
 
 
+def size_name(sizes: Mapping[str, object], shape: object) -> str:
+    """The name of a shape, "custom" where it has none: a published model may have any."""
+    return next((name for name, known in sizes.items() if known == shape), "custom")
+
+
 def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Write model.safetensors: equal tensors give equal bytes. Raises OSError."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -119,12 +119,12 @@ class GPT2(CausalModel):
     def head_weight(self) -> Tensor:
         return self.wte.weight
 
-    def new_cache(self, batch: int) -> KeyValueCache:
+    def new_cache(self, batch: int, tokens: int) -> KeyValueCache:
         return KeyValueCache(
             layers=self.shape.layers,
             batch=batch,
             heads=self.shape.heads,
-            max_len=self.config.max_seq_len,
+            max_len=min(tokens, self.config.max_seq_len),
             head_width=self.shape.width // self.shape.heads,
             like=self.wte.weight,
         )
@@ -278,10 +278,9 @@ def _parsed_config(published: Mapping[str, object]) -> tuple[ModelConfig, GPT2Sh
         raise ModelIncompatible(
             f"config.json: n_head {shape.heads} does not divide n_embd {shape.width}"
         )
-    size = next((name for name, known in SIZES.items() if known == shape), "custom")
     config = ModelConfig(
         family="gpt2",
-        size=size,
+        size=files.size_name(SIZES, shape),
         vocab_size=files.integer(published, "vocab_size"),
         max_seq_len=files.integer(published, "n_positions"),
     )

@@ -10,10 +10,8 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values of all layers, in buffers as long as the context.
-
-    The buffers are reserved at once and never copied as they fill; on a CPU the system gives
-    memory only to the part that has been written.
+    """Keys and values of all layers, in buffers for ``max_len`` tokens that are never copied
+    as they fill.
     """
 
     def __init__(

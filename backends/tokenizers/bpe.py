@@ -66,7 +66,7 @@ class BPETokenizer:
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; raises OSError."""
-        huggingface.save(self._tokenizer, directory)
+        huggingface.save(self._tokenizer, directory, kind=self.kind)
 
 
 def _bytes_of_letters() -> dict[str, int]:

@@ -25,7 +25,7 @@ def text_only(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, directory: Path) -> None:
+def save(tokenizer: Tokenizer, directory: Path, *, kind: str) -> None:
     """Write the two files that ``AutoTokenizer.from_pretrained`` reads; raises OSError."""
     pad, unk, bos, eos = SPECIAL_TOKENS
     config = {
@@ -35,6 +35,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         "pad_token": pad,
         "split_special_tokens": True,
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "trainer_tokenizer_kind": kind,  # ours: the registry's name of what reads it back
         "unk_token": unk,
     }
     # Written here, not by the library, so that an error of the disk is an OSError.
