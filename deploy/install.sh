@@ -56,7 +56,11 @@ fi
         "$venv/bin/python" -m pip install --progress-bar off "$@" 2>&1 || echo 'pip: failed'
 } | tee "$log" | while IFS= read -r line; do
     case $line in
-    *Downloading*' MB)' | *Downloading*' GB)' | ERROR:*) say "${line#"${line%%[! ]*}"}" ;;
+    *Downloading*' MB)' | *Downloading*' GB)')
+        wheel=${line##*Downloading }
+        say "fetching ${wheel%%-[cp][py][0-9]*} (${wheel##* (}"
+        ;;
+    ERROR:*) say "$line" ;;
     'Installing collected packages'*) say 'unpacking' ;;
     'pip: failed') exit 1 ;;
     esac
