@@ -35,6 +35,7 @@ class Redis:
     """The broker and the bus for news."""
 
     url: str
+    given: bool  # REDIS__URL is set: ``trainer up`` starts no broker of its own
     enabled: bool
     timeout_seconds: float = 2.0  # connect and read; a hung server must not hang a request
 
@@ -160,10 +161,11 @@ def _read_paths(env: Env) -> Paths:
 
 
 def _read_redis(env: Env) -> Redis:
-    url = env.str("REDIS__URL", "redis://127.0.0.1:6379/0")
+    given = env.str("REDIS__URL", "")
+    url = given or "redis://127.0.0.1:6379/0"
     if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
         raise SettingsError("REDIS__URL: must start with redis://, rediss:// or unix://")
-    return Redis(url=url, enabled=env.bool("REDIS__ENABLED", True))
+    return Redis(url=url, given=bool(given), enabled=env.bool("REDIS__ENABLED", True))
 
 
 def _read_jobs(env: Env) -> Jobs:

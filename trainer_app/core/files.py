@@ -34,15 +34,17 @@ def disk_full_named(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Put ``data`` at ``path`` durably, in place of what was there; the folder must exist.
 
+    ``mode`` is narrowed by the umask; 0o600 for secrets, which nobody else may read at any time.
     Raises DiskFull where there is no space; the old file is then still whole.
     """
     temporary = temporary_beside(path)
     with disk_full_named(path):
         try:
-            with temporary.open("xb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

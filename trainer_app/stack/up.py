@@ -1,0 +1,250 @@
+"""``trainer up``: the whole stack in the foreground, until it is told to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import httpx
+
+from trainer_app.errors import DiskFull, SettingsError, Unavailable
+from trainer_app.settings import Settings
+from trainer_app.stack import broker as brokers
+from trainer_app.stack.gpus import visible_gpus
+from trainer_app.stack.output import Output
+from trainer_app.stack.ports import free_port, is_free
+from trainer_app.stack.processes import Process, Role, processes
+from trainer_app.stack.state import end_leftovers, read_state, remove_state, write_state
+from trainer_app.stack.supervisor import Supervisor
+from trainer_app.store import migrate
+
+BROKER_SECONDS: Final = 60.0  # to read a long append-only file back
+READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import of torch is slow
+_TICK_SECONDS: Final = 0.1
+_HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
+_LEFTOVER_SECONDS: Final = 10.0
+
+
+class _Signals:
+    """Counts what asks the stack to stop: Ctrl-C, SIGTERM, a closed terminal."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.count += 1
+
+
+def up(settings: Settings) -> int:
+    """Run the stack and return the exit code: 0 when it was asked to stop, 1 when it never came up.
+
+    Raises SettingsError, before anything is started, where it cannot be started like this, and
+    Unavailable where a database or broker from outside does not answer.
+    """
+    signals = _Signals()
+    root = settings.paths.data_root
+    _check_settings(settings)
+    _check_data_root(root)
+    with _locked(root):
+        settings = _with_port(settings)
+        logs = root / "run" / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        plan = processes(settings, visible_gpus(os.environ))
+        output = Output(sys.stdout, logs, [Role.BROKER, *(process.name for process in plan)])
+        left = end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS)
+        if left:
+            output.say(f"ended what a killed stack had left running: {', '.join(left)}")
+        return _Stack(settings, output, signals).run(plan)
+
+
+class _Stack:
+    """A stack whose data root is checked and locked."""
+
+    def __init__(self, settings: Settings, output: Output, signals: _Signals) -> None:
+        self._settings = settings
+        self._output = output
+        self._signals = signals
+        self._redis_url = settings.redis.url
+        self._environment = dict(os.environ) | {
+            "APP__DATA_ROOT": str(settings.paths.data_root),
+            "DATABASE__URL": settings.database_url,
+            "API__HOST": settings.api.host,
+            "API__PORT": str(settings.api.port),
+            "PYTHONUNBUFFERED": "1",  # lines are to be seen as they are written
+        }
+
+    def run(self, plan: list[Process]) -> int:
+        supervisor = Supervisor(self._output, self._environment)
+        try:
+            self._start_broker(supervisor)
+            if self._signals.count:
+                return 0
+            migrate.upgrade(self._settings.database_url)
+            for process in plan:
+                supervisor.start(process)
+            return self._watch(supervisor)
+        finally:
+            self._output.say("stopping")
+            before = self._signals.count
+            supervisor.stop(lambda: self._signals.count > before)
+            remove_state(self._settings.paths.data_root)
+            self._output.say("stopped")
+
+    def _start_broker(self, supervisor: Supervisor) -> None:
+        if self._settings.redis.given:
+            brokers.wait_until_it_answers(self._redis_url, timeout_seconds=10.0)
+            return
+        broker = brokers.configure(self._settings.paths.data_root)
+        self._redis_url = broker.url
+        supervisor.environment["REDIS__URL"] = broker.url
+        process = Process(name=Role.BROKER, role=Role.BROKER, command=broker.command)
+        supervisor.start(process)
+        try:
+            self._wait_for(broker, process, supervisor)
+        except Unavailable:
+            if self._signals.count:
+                return
+            aside = None if supervisor.alive(process) else brokers.set_aside(broker)
+            if aside is None:
+                raise
+            self._output.say(f"the broker cannot read its file, which is now {aside}")
+            supervisor.drop(process)
+            supervisor.start(process)
+            self._wait_for(broker, process, supervisor)
+
+    def _wait_for(self, broker: brokers.Broker, process: Process, supervisor: Supervisor) -> None:
+        brokers.wait_until_it_answers(
+            broker.url,
+            timeout_seconds=BROKER_SECONDS,
+            alive=lambda: supervisor.alive(process) and not self._signals.count,
+        )
+
+    def _watch(self, supervisor: Supervisor) -> int:
+        self._write_state(supervisor)
+        url = api_url(self._settings)
+        started = time.monotonic()
+        ready = False
+        with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
+            while not self._signals.count:
+                if supervisor.tick():
+                    self._write_state(supervisor)
+                if not ready:
+                    ready, reason = _readiness(client)
+                    if ready:
+                        self._output.plain(f"ready  {url}  (docs at /docs)")
+                    elif why := self._hopeless(supervisor, time.monotonic() - started, reason):
+                        self._output.say(why)
+                        return 1
+                time.sleep(_TICK_SECONDS)
+        return 0
+
+    def _hopeless(self, supervisor: Supervisor, seconds: float, reason: str) -> str | None:
+        """Why the stack will not come up, if it looks like that."""
+        name, failures = supervisor.most_failures()
+        log = self._settings.paths.data_root / "run" / "logs"
+        if failures >= _HOPELESS:
+            return f"{name} does not stay up: see {log / f'{name}.log'}"
+        if seconds > READY_SECONDS:
+            return f"not ready after {seconds:.0f} s ({reason}): see {log}"
+        return None
+
+    def _write_state(self, supervisor: Supervisor) -> None:
+        try:
+            write_state(
+                self._settings.paths.data_root,
+                supervisor.pids(),
+                api_url=api_url(self._settings),
+                redis_url=self._redis_url,
+                database_url=self._settings.database_url,
+            )
+        except (OSError, DiskFull) as error:
+            # A full disk is no reason to stop what runs.
+            self._output.say(f"stack.json could not be written: {error}")
+
+
+def api_url(settings: Settings) -> str:
+    """Where a client on this machine reaches the API."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api.host, settings.api.host)  # noqa: S104 (read, not bound)
+    return (
+        f"http://[{host}]:{settings.api.port}"
+        if ":" in host
+        else f"http://{host}:{settings.api.port}"
+    )
+
+
+def _readiness(client: httpx.Client) -> tuple[bool, str]:
+    try:
+        answer = client.get("/readyz")
+        return answer.status_code == 200, str(answer.json()["reason"])
+    except (httpx.HTTPError, ValueError, KeyError):
+        return False, "the API does not answer"
+
+
+def _check_settings(settings: Settings) -> None:
+    if not settings.redis.enabled:
+        raise SettingsError("REDIS__ENABLED: must not be false for a stack, whose workers need it")
+    security = settings.security
+    if not (_is_loopback(settings.api.host) or security.api_keys or security.allow_open):
+        raise SettingsError(
+            f"API__HOST: {settings.api.host} can be reached from outside: set SECURITY__API_KEY, "
+            "or SECURITY__ALLOW_OPEN=true"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_data_root(root: Path) -> None:
+    try:
+        (root / "run").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root / "run"):
+            pass
+    except OSError as error:
+        reason = f"cannot be written to: {error.strerror}"
+        raise SettingsError(f"APP__DATA_ROOT: {root} {reason}") from error
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    with (root / "run" / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            state = read_state(root)
+            where = f" at {state['api_url']}" if state else ""
+            message = f"APP__DATA_ROOT: {root} is in use by a stack that runs{where}"
+            raise SettingsError(message) from error
+        yield
+
+
+def _with_port(settings: Settings) -> Settings:
+    host, port = settings.api.host, settings.api.port
+    try:
+        if port and not is_free(host, port):
+            raise SettingsError(f"API__PORT: {port} is in use; choose another one with --port")
+        chosen = port or free_port(host)
+    except OSError as error:
+        raise SettingsError(
+            f"API__HOST: cannot listen on {host}:{port}: {error.strerror}"
+        ) from error
+    return replace(settings, api=replace(settings.api, port=chosen))

@@ -1,0 +1,3 @@
+from collections.abc import Iterator
+
+def get_colours() -> Iterator[str]: ...
