@@ -78,6 +78,7 @@ class ModelFamily(Protocol):
 
     sizes: Mapping[str, object]
     context_is_bounded: bool  # False: a recurrent model reads on for ever
+    loads_in_transformers: bool  # by AutoModelForCausalLM, as it is
 
     def build(self, config: ModelConfig) -> CausalModel:
         """A freshly initialised model; raises FieldError on an impossible config."""

@@ -113,6 +113,7 @@ class CharLSTMFamily:
 
     sizes: Mapping[str, LSTMShape] = SIZES
     context_is_bounded = False
+    loads_in_transformers = False
 
     def build(self, config: ModelConfig) -> CharLSTM:
         """A freshly initialised model; raises FieldError on an unknown size."""

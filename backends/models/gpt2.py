@@ -170,6 +170,7 @@ class GPT2Family:
 
     sizes: Mapping[str, GPT2Shape] = SIZES
     context_is_bounded = True
+    loads_in_transformers = True
 
     def build(self, config: ModelConfig) -> GPT2:
         """A freshly initialised model; raises FieldError on an unknown size."""

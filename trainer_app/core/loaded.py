@@ -1,0 +1,45 @@
+"""A finished model in memory, with its tokenizer, ready to be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.contracts import CausalModel, Tokenizer
+from backends.loading import load_model as load_weights
+from backends.loading import load_tokenizer, model_family
+from trainer_app.errors import ModelIncompatible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model, the tokenizer that it was trained with and the device that it is on."""
+
+    model: CausalModel
+    tokenizer: Tokenizer
+    device: str  # "cpu", "cuda"
+
+    @property
+    def family(self) -> str:
+        return self.model.config.family
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can look back at; None: all, as a recurrent model does."""
+        bounded = model_family(self.family).context_is_bounded
+        return self.model.config.max_seq_len if bounded else None
+
+
+def load_model(directory: Path, *, device: str) -> LoadedModel:
+    """The model and the tokenizer in an artifact's folder, for use, not for training.
+
+    Raises ModelIncompatible where a file is missing or damaged, or the two do not fit together.
+    """
+    model = load_weights(directory)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ModelIncompatible(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
+        )
+    model.to(device).eval().requires_grad_(requires_grad=False)
+    return LoadedModel(model=model, tokenizer=tokenizer, device=device)

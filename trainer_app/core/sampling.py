@@ -1,0 +1,64 @@
+"""From logits to the next token. Shapes in names: B sequences, V vocabulary, K candidates."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from backends.contracts import EOS_ID
+from trainer_app.core.generation_spec import GenerateSpec
+
+# Below this every other token's probability is 0 in float32, unless it ties with the first.
+COLDEST: Final = 1e-5
+
+
+class Sampler:
+    """Draws tokens as a spec asks, from a random state of its own.
+
+    The same seed gives the same tokens on the same device, whatever ran before.
+    """
+
+    def __init__(self, spec: GenerateSpec, device: str) -> None:
+        self._spec = spec
+        self._random = torch.Generator(device)
+        if spec.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(spec.seed)
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """One id for each sequence (B,); changes ``logits_BV``."""
+        # The special tokens before [EOS] are in no text; a barely trained model might give them.
+        logits_BV[:, :EOS_ID] = -torch.inf
+        if self._spec.temperature < COLDEST:
+            return logits_BV.argmax(dim=-1)
+        logits_BK, ids_BK = self._candidates(logits_BV.float())
+        probabilities_BK = self._probabilities(logits_BK)
+        drawn_B1 = torch.multinomial(probabilities_BK, 1, generator=self._random)
+        return drawn_B1[:, 0] if ids_BK is None else ids_BK.gather(1, drawn_B1)[:, 0]
+
+    def _candidates(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits to choose from, likeliest first, and their ids; None: all, in their order."""
+        size = logits_BV.shape[1]
+        if 0 < self._spec.top_k < size:
+            logits_BK, ids_BK = logits_BV.topk(self._spec.top_k)
+            return logits_BK, ids_BK
+        if self._spec.top_p < 1:
+            logits_BK, ids_BK = logits_BV.sort(descending=True, stable=True)
+            return logits_BK, ids_BK
+        return logits_BV, None
+
+    def _probabilities(self, logits_BK: Tensor) -> Tensor:
+        # The largest is made 0 first: a small temperature must not take it to infinity.
+        centred_BK = logits_BK - logits_BK.amax(dim=-1, keepdim=True)
+        probabilities_BK = (centred_BK / self._spec.temperature).softmax(dim=-1)
+        if self._spec.top_p < 1:
+            # Nucleus sampling (Holtzman et al. 2020): a token stays while those before it have
+            # not reached top_p; the first always stays.
+            before_BK = probabilities_BK.cumsum(dim=-1) - probabilities_BK
+            beyond_BK = before_BK >= self._spec.top_p
+            beyond_BK[:, 0] = False
+            probabilities_BK = probabilities_BK.masked_fill(beyond_BK, 0.0)
+        return probabilities_BK
