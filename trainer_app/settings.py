@@ -6,10 +6,10 @@ A bad value stops the start with the variable's name. ``.env.example`` lists all
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from environs import Env, EnvError
 from marshmallow.validate import OneOf, Range, Regexp
@@ -118,7 +118,7 @@ def _worded(message: str) -> str:
 def _read(env: Env) -> Settings:
     paths = _read_paths(env)
     database_url = env.str("DATABASE__URL", f"sqlite:///{paths.data_root / 'trainer.db'}")
-    if urlsplit(database_url).scheme.split("+")[0] not in {"sqlite", "postgresql", "postgres"}:
+    if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?://", database_url):
         raise SettingsError("DATABASE__URL: must start with sqlite:// or postgresql://")
     return Settings(
         environment=env.str("APP_ENV", "development"),
@@ -163,7 +163,7 @@ def _read_paths(env: Env) -> Paths:
 def _read_redis(env: Env) -> Redis:
     given = env.str("REDIS__URL", "")
     url = given or "redis://127.0.0.1:6379/0"
-    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError("REDIS__URL: must start with redis://, rediss:// or unix://")
     return Redis(url=url, given=bool(given), enabled=env.bool("REDIS__ENABLED", True))
 

@@ -1,0 +1,245 @@
+"""The settings: what they read, what they refuse, and that .env.example tells the truth."""
+
+import os
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from trainer_app.errors import SettingsError
+from trainer_app.settings import load_settings
+
+EXAMPLE = Path(__file__).parents[1] / ".env.example"
+READ_BY_OTHERS = "# --- read by others"
+JOB_SETTINGS = {
+    "QUEUE_NAME": "night",
+    "JOB_TIMEOUT_SEC": "61",
+    "RESULT_TTL_SEC": "62",
+    "FAILURE_TTL_SEC": "63",
+    "RETRY_MAX": "4",
+    "RETRY_INTERVALS_SEC": "5, 60",
+}
+BAD_VALUES = [
+    ("DATABASE__URL", "mysql://localhost/trainer"),
+    ("DATABASE__URL", "postgresql"),
+    ("DATABASE__URL", "postgresqlx://["),
+    ("REDIS__URL", "http://localhost:6379"),
+    ("REDIS__URL", "["),
+    ("REDIS__ENABLED", "perhaps"),
+    ("SECURITY__ALLOW_OPEN", "2"),
+    ("API__PORT", "65536"),
+    ("API__PORT", "-1"),
+    ("API__PORT", "http"),
+    ("API__THREADS", "7"),
+    ("API__MAX_BODY_BYTES", "1023"),
+    ("API__MAX_UPLOAD_BYTES", "0"),
+    ("CELERY__QUEUE_NAME", "a,b"),
+    ("CELERY__QUEUE_NAME", ""),
+    ("CELERY__QUEUE_NAME", "night\n"),
+    ("CELERY__JOB_TIMEOUT_SEC", "0"),
+    ("CELERY__JOB_TIMEOUT_SEC", "1.5"),
+    ("CELERY__RESULT_TTL_SEC", "59"),
+    ("CELERY__FAILURE_TTL_SEC", "59"),
+    ("CELERY__RETRY_MAX", "-1"),
+    ("CELERY__RETRY_MAX", "101"),
+    ("CELERY__RETRY_INTERVALS_SEC", "5,soon"),
+    ("CELERY__RETRY_INTERVALS_SEC", "-5"),
+    ("CELERY__RETRY_INTERVALS_SEC", "\u0665"),  # a digit to str.isdigit
+    ("CELERY__RETRY_INTERVALS_SEC", ""),
+    ("JOBS__LEASE_SEC", "1.9"),
+    ("JOBS__LEASE_SEC", "nan"),
+    ("JOBS__LEASE_SEC", "inf"),
+    ("JOBS__BEAT_SEC", "0"),
+    ("JOBS__BEAT_SEC", "30.1"),
+    ("JOBS__CHECKPOINT_SEC", "-1"),
+    ("JOBS__MAX_CRASHES", "0"),
+    ("APP__THREADS", "-1"),
+    ("APP__THREADS", "all"),
+    ("APP__TOKENIZER_SAMPLE_MAX_LINES", "0"),
+    ("LOGGING__LEVEL", "info"),
+    ("LOGGING__LEVEL", "LOUD"),
+    ("RQ__QUEUE_NAME", "a b"),
+    ("RQ__RETRY_MAX", "none"),
+    ("RQ__RETRY_INTERVALS_SEC", "soon"),
+]
+# Any text is a good value of these.
+FREE_TEXT = {
+    "APP_ENV",
+    "APP__DATA_ROOT",
+    "APP__ARTIFACTS_ROOT",
+    "APP__RUNS_ROOT",
+    "APP__LOGS_ROOT",
+    "APP__CORPUS_ROOT",
+    "API__HOST",
+    "SECURITY__API_KEY",
+}
+
+
+class RecordingEnviron(dict[str, str]):
+    """An empty environment that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_for: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked_for.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine that runs the tests reaches them."""
+    for name in os.environ:
+        if "__" in name or name == "APP_ENV":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def names_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The variables that load_settings asks the environment for."""
+    recording = RecordingEnviron()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", recording)
+        load_settings()
+    return recording.asked_for
+
+
+def example_values() -> dict[str, str]:
+    """NAME=default of each line of .env.example that is about a setting."""
+    text = EXAMPLE.read_text("utf-8").partition(READ_BY_OTHERS)[0]
+    return dict(re.findall(r"^#([A-Z][A-Z_]*)=(.*)$", text, flags=re.MULTILINE))
+
+
+def test_the_example_lists_every_variable_that_is_read_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current_names = {name for name in names_read(monkeypatch) if not name.startswith("RQ__")}
+    assert set(example_values()) == current_names
+
+
+def test_each_variable_of_the_example_has_a_line_that_says_what_it_is() -> None:
+    lines = EXAMPLE.read_text("utf-8").splitlines()
+    undescribed = [
+        line
+        for above, line in pairwise(lines)
+        if re.match(r"#[A-Z][A-Z_]*=", line) and not above.startswith(("# ", "#API__HOST"))
+    ]
+    assert undescribed == []
+
+
+def test_the_defaults_of_the_example_are_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    defaults = load_settings()
+    for name, value in example_values().items():
+        monkeypatch.setenv(name, value)
+    from_example = load_settings()
+    assert from_example.database_url == "sqlite:///data/trainer.db"
+    assert defaults.database_url == f"sqlite:///{tmp_path}/data/trainer.db"
+    assert from_example.redis.given
+    assert (
+        replace(
+            from_example,
+            database_url=defaults.database_url,
+            redis=replace(from_example.redis, given=False),
+        )
+        == defaults
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_a_bad_value_is_refused_in_the_name_of_its_variable(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"{name}: ")
+
+
+def test_every_variable_that_can_have_a_bad_value_is_tried_with_one() -> None:
+    tried = {name for name, _ in BAD_VALUES if not name.startswith("RQ__")}
+    assert tried == set(example_values()) - FREE_TEXT
+
+
+def test_a_refusal_names_the_value_and_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API__PORT", "70000")
+    with pytest.raises(SettingsError, match="65535") as refused:
+        load_settings()
+    assert "'70000'" in str(refused.value)
+
+
+def test_a_refused_url_is_not_repeated_since_it_may_hold_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", "mysql://trainer:secret@db/trainer")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prefix", ["CELERY__", "RQ__"])
+def test_job_settings_are_read_under_both_of_their_names(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in JOB_SETTINGS.items():
+        monkeypatch.setenv(prefix + name, value)
+    jobs = load_settings().jobs
+    assert jobs.queue_name == "night"
+    assert (jobs.timeout_seconds, jobs.result_ttl_seconds, jobs.failure_ttl_seconds) == (61, 62, 63)
+    assert (jobs.retry_max, jobs.retry_intervals_seconds) == (4, (5, 60))
+
+
+@pytest.mark.parametrize("name", JOB_SETTINGS)
+def test_the_present_name_wins_over_the_old_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"CELERY__{name}", JOB_SETTINGS[name])
+    expected = load_settings()
+    monkeypatch.setenv(f"RQ__{name}", "77")
+    assert load_settings() == expected
+
+
+def test_folders_follow_the_data_root_unless_they_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("APP__DATA_ROOT", "elsewhere")
+    monkeypatch.setenv("APP__LOGS_ROOT", "/var/log/trainer")
+    settings = load_settings()
+    root = tmp_path / "elsewhere"
+    assert settings.paths.data_root == root
+    assert settings.paths.artifacts == root / "artifacts"
+    assert settings.paths.uploads == root / "uploads"
+    assert settings.paths.logs == Path("/var/log/trainer")
+    assert settings.database_url == f"sqlite:///{root}/trainer.db"
+
+
+@pytest.mark.parametrize(
+    ("value", "keys"),
+    [("", ()), ("one", ("one",)), ("one, two,", ("one", "two")), ("schlüssel", ("schlüssel",))],
+)
+def test_several_keys_are_separated_by_commas(
+    value: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECURITY__API_KEY", value)
+    assert load_settings().security.api_keys == keys
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p@db/x", "postgres://u:p@db/x", "postgresql+psycopg://db/x", "sqlite:////x"],
+)
+def test_both_databases_are_taken_by_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE__URL", url)
+    assert load_settings().database_url == url
+
+
+def test_a_beat_follows_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBS__LEASE_SEC", "12")
+    jobs = load_settings().jobs
+    assert (jobs.lease_seconds, jobs.beat_seconds) == (12.0, 2.0)
+
+
+def test_the_host_has_a_name() -> None:
+    assert load_settings().host_id
