@@ -78,3 +78,29 @@ class TrainSpec:
         for name in ("sample_prompts", "tags"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSpec:
+    """One tokenizer to train, as resolved."""
+
+    method: str
+    vocab_size: int
+    min_frequency: int = 2  # rarer pairs and words are left out
+    corpus_file_id: str | None = None  # sha256 of an uploaded corpus
+    corpus_path: str | None = None  # relative to the corpus root
+    corpus_sha256: str  # of the bytes that were meant when it was posted
+    holdout_fraction: float = 0.01  # of the corpus, by bytes, for its statistics
+    seed: int = 42
+    tokenizer_id: str | None = None  # None: that of its job
+    user_id: int = 0
+
+    def to_json(self) -> str:
+        """A JSON object that ``from_json`` reads back to an equal spec."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TokenizerSpec:
+        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})

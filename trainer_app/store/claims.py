@@ -1,0 +1,78 @@
+"""A claim on a job, and the one way to write in its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, update
+from sqlalchemy.orm import Session
+
+from trainer_app.errors import LeaseLost
+from trainer_app.store.tables import JobKind, JobRow, Status
+
+_LONGEST_MESSAGE = 4_000  # characters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to work on one job, until another attempt has it."""
+
+    job_id: str
+    kind: JobKind
+    attempt: int  # the fencing token
+    owner: str
+    spec: str  # JSON
+    checkpoint: str | None  # what an earlier attempt left
+    user_id: int
+    queue: str
+    run_id: str | None  # the run that a request is about
+    crashes: int
+    retries: int
+    created_at: float  # unix seconds
+    request_id: str | None  # X-Request-ID of the POST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a row said when its holder had written to it."""
+
+    status: Status
+    cancel_requested: bool
+
+
+def hold(session: Session, claim: Claim, values: Mapping[str, object]) -> Held:
+    """Write to a job in the name of its claim; the row stays locked to the transaction's end.
+
+    Raises LeaseLost, and has written nothing, when the claim is no longer the one that counts.
+    """
+    row = session.execute(
+        update(JobRow)
+        .where(*held(claim))
+        .values(dict(values))
+        .returning(JobRow.status, JobRow.cancel_requested)
+    ).one_or_none()
+    if row is None:
+        raise lost(claim)
+    return Held(status=Status(row.status), cancel_requested=row.cancel_requested)
+
+
+def held(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """The conditions under which a row is still the claim's."""
+    return (
+        JobRow.id == claim.job_id,
+        JobRow.attempt == claim.attempt,
+        JobRow.owner == claim.owner,
+        JobRow.status == Status.RUNNING,
+    )
+
+
+def lost(claim: Claim) -> LeaseLost:
+    """What to raise when no row is."""
+    return LeaseLost(f"{claim.job_id}: attempt {claim.attempt} no longer holds the lease")
+
+
+def clean(message: str) -> str:
+    """A message as every database takes it: valid UTF-8, no NUL, of bounded length."""
+    text = message[:_LONGEST_MESSAGE].encode("utf-8", errors="replace").decode("utf-8")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,96 @@
+"""Uploaded texts, named by the digest of their bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import select
+
+from trainer_app.errors import Conflict, CorpusNotFound
+from trainer_app.store import pages
+from trainer_app.store.database import NOW, Database, insert
+from trainer_app.store.pages import Page
+from trainer_app.store.tables import CorpusRow, JobRow, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """One uploaded text."""
+
+    file_id: str  # sha256, hex
+    bytes: int
+    lines: int
+    created_at: float  # unix seconds
+
+
+def add(db: Database, file_id: str, bytes_: int, lines: int) -> Corpus:
+    """Record a text whose file is in place; the same bytes give the row that is there already."""
+    with db.write() as session:
+        session.execute(
+            insert(session, CorpusRow)
+            .values(file_id=file_id, bytes=bytes_, lines=lines, created_at=NOW)
+            .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
+        )
+    return get(db, file_id)
+
+
+def get(db: Database, file_id: str) -> Corpus:
+    """The corpus of this id. Raises CorpusNotFound."""
+    with db.read() as session:
+        row = session.get(CorpusRow, file_id)
+    if row is None:
+        raise _missing(file_id)
+    return _corpus(row)
+
+
+def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Corpus]:
+    """All corpora, newest first. Raises FieldError on an unknown cursor."""
+    with db.read() as session:
+        older = pages.older_than(
+            session,
+            after,
+            times=select(CorpusRow.created_at),
+            time=CorpusRow.created_at,
+            name=CorpusRow.file_id,
+        )
+        rows = session.scalars(
+            select(CorpusRow)
+            .where(*older)
+            .order_by(CorpusRow.created_at.desc(), CorpusRow.file_id.desc())
+            .limit(limit + 1)
+        ).all()
+    return pages.cut([_corpus(row) for row in rows], limit, lambda corpus: corpus.file_id)
+
+
+def delete(db: Database, file_id: str) -> None:
+    """Forget a corpus; its file is the caller's to remove afterwards.
+
+    Raises CorpusNotFound, and Conflict while a queued or running job reads it.
+    """
+    with db.write() as session:
+        # The lock waits for whoever is adding a job that reads it: the next query sees that job.
+        found = session.scalar(
+            select(CorpusRow.file_id).where(CorpusRow.file_id == file_id).with_for_update()
+        )
+        if found is None:
+            raise _missing(file_id)
+        user = session.scalar(
+            select(JobRow.id)
+            .where(
+                JobRow.corpus_file_id == file_id,
+                JobRow.status.in_([Status.QUEUED, Status.RUNNING]),
+            )
+            .limit(1)
+        )
+        if user is not None:
+            raise Conflict(f"{file_id}: {user} still reads this corpus")
+        session.execute(delete_rows(CorpusRow).where(CorpusRow.file_id == file_id))
+
+
+def _missing(file_id: str) -> CorpusNotFound:
+    return CorpusNotFound(f"{file_id}: there is no such corpus")
+
+
+def _corpus(row: CorpusRow) -> Corpus:
+    return Corpus(file_id=row.file_id, bytes=row.bytes, lines=row.lines, created_at=row.created_at)

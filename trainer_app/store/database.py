@@ -1,0 +1,214 @@
+"""The SQL database: SQLite on a local disk or PostgreSQL, the same to all that use it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from trainer_app.errors import SettingsError, Unavailable
+
+
+class Now(FunctionElement[float]):
+    """The database's clock, in unix seconds: the only clock that leases are measured with."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(Now, "sqlite")
+def _now_of_sqlite(_element: Now, _compiler: SQLCompiler, **_options: object) -> str:
+    # unixepoch('subsec') needs SQLite 3.42.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(Now, "postgresql")
+def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object) -> str:
+    # now() would be the time at which the transaction began, before it waited for a lock.
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+NOW: Final = Now()
+
+# What a statement of ours, or its values, can be blamed for; all else is the database's condition.
+_FAULTS_OF_THE_STATEMENT: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+
+
+class Database:
+    """Connections to one database, made when first used, in each process anew.
+
+    ``wait_seconds`` bounds each wait: for a lock of SQLite, a free connection, a statement of
+    PostgreSQL.
+    """
+
+    now: Final = NOW
+
+    def __init__(self, url: str, *, wait_seconds: float = 10.0) -> None:
+        """Raises SettingsError on a URL that names no database that can be used."""
+        self._url = _parse(url)
+        self._wait_seconds = wait_seconds
+        # A forked child must neither use nor close its parent's connections: it makes an engine
+        # of its own, and the parent's stays referenced here, so that no finalizer closes it.
+        self._engines: dict[int, Engine] = {}
+
+    @property
+    def file(self) -> Path | None:
+        """The file of SQLite, in a folder that exists; None: PostgreSQL.
+
+        Raises Unavailable when the folder cannot be made.
+        """
+        if self._url.get_backend_name() != "sqlite":
+            return None
+        path = Path(str(self._url.database)).absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable("the database's folder cannot be made") from error
+        return path
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction that holds the right to write from its first statement on.
+
+        Raises Unavailable when the database is away, locked for too long, or its disk is full.
+        """
+        with self._transaction(immediate=True) as session:
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One transaction that writes nothing. Raises Unavailable as ``write`` does."""
+        with self._transaction(immediate=False) as session:
+            yield session
+
+    def ping(self) -> None:
+        """Raises Unavailable unless the database answers."""
+        with self.read() as session:
+            session.scalar(select(1))
+
+    def close(self) -> None:
+        """Close this process's connections; the next use opens new ones."""
+        engine = self._engines.pop(os.getpid(), None)
+        if engine is not None:
+            engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, immediate: bool) -> Iterator[Session]:
+        # synchronize_session: rows are never kept as objects across statements, so that nothing
+        # has to be matched in Python with what an UPDATE has changed.
+        options = {"immediate": immediate, "synchronize_session": False}
+        try:
+            with Session(self._engine(), execution_options=options) as session, session.begin():
+                yield session
+        except _FAULTS_OF_THE_STATEMENT:
+            raise
+        except (DBAPIError, PoolTimeout) as error:
+            # The driver's words name hosts, users and files: they are for the log, as the cause.
+            raise Unavailable("the database is away or busy") from error
+
+    def _engine(self) -> Engine:
+        engine = self._engines.get(os.getpid())
+        if engine is None:
+            # setdefault is atomic: threads that come first together agree on one engine.
+            engine = self._engines.setdefault(os.getpid(), self._connect())
+        return engine
+
+    def _connect(self) -> Engine:
+        if self.file is not None:
+            return _sqlite_engine(self._url, self._wait_seconds)
+        return _postgresql_engine(self._url, self._wait_seconds)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsError("DATABASE__URL: is not a database URL") from error
+    backend = parsed.drivername.partition("+")[0]
+    if backend in {"postgres", "postgresql"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and parsed.database not in {None, "", ":memory:"}:
+        return parsed.set(drivername="sqlite+pysqlite")
+    raise SettingsError("DATABASE__URL: must name a file of SQLite or a database of PostgreSQL")
+
+
+def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args={"timeout": wait_seconds},
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=wait_seconds,
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own transactions begin late and deferred; ours begin in _begin_sqlite.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # FULL: what has been accepted is still there after a power cut, at the price of one fsync a
+    # commit. The journal is the write-ahead log, which migrate.upgrade chose for good.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that reads and then writes fails at once, without waiting, when
+    # another has written in between.
+    immediate = connection.get_execution_options().get("immediate", True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _postgresql_engine(url: URL, wait_seconds: float) -> Engine:
+    options = (
+        url.query.get("options", ""),
+        "-c lock_timeout=2s",
+        # A worker that is frozen inside a transaction must not keep its row locked.
+        "-c idle_in_transaction_session_timeout=15s",
+        f"-c statement_timeout={round(wait_seconds * 1_000)}",
+    )
+    return create_engine(
+        url,
+        connect_args={
+            "application_name": "model-trainer",
+            "connect_timeout": 3,
+            "options": " ".join(map(str, options)),
+            # A peer that vanished is noticed within seconds.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 5_000,
+        },
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=wait_seconds,
+        pool_pre_ping=True,
+    )
+
+
+def insert(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT of the session's own dialect, which can say ON CONFLICT."""
+    if session.get_bind().dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)

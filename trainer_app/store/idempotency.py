@@ -1,0 +1,66 @@
+"""Keys by which a client may repeat a POST without doing it twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from trainer_app.errors import FieldError
+from trainer_app.store.database import NOW, Database, insert
+from trainer_app.store.tables import IdempotencyRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyKey:
+    """An Idempotency-Key, where it was sent to, and what with."""
+
+    endpoint: str  # "POST /runs/train"
+    key: str  # at most 255 characters
+    body_sha256: str
+
+
+def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> str | None:
+    """Take the key for what the caller's transaction is about to create.
+
+    None: nothing was created with it before, go on. Else the id of what was. Raises FieldError
+    when that was asked for with another body.
+    """
+    if key is None:
+        return None
+    # Waits for a transaction that inserts the same key at this moment, and then sees what it did.
+    inserted = session.scalar(
+        insert(session, IdempotencyRow)
+        .values(
+            endpoint=key.endpoint,
+            key=key.key,
+            body_sha256=key.body_sha256,
+            created_id=created_id,
+            created_at=NOW,
+        )
+        .on_conflict_do_nothing()
+        .returning(IdempotencyRow.key)
+    )
+    if inserted is not None:
+        return None
+    first = session.execute(
+        select(IdempotencyRow.body_sha256, IdempotencyRow.created_id).where(
+            IdempotencyRow.endpoint == key.endpoint, IdempotencyRow.key == key.key
+        )
+    ).one()
+    if first.body_sha256 != key.body_sha256:
+        raise FieldError("Idempotency-Key", "was sent before with another body")
+    earlier: str = first.created_id
+    return earlier
+
+
+def purge(db: Database, *, older_than_seconds: float) -> int:
+    """Forget the keys that nobody repeats any more; returns how many."""
+    statement = (
+        delete(IdempotencyRow)
+        .where(IdempotencyRow.created_at < NOW - older_than_seconds)
+        .returning(IdempotencyRow.key)
+    )
+    with db.write() as session:
+        return len(session.scalars(statement).all())

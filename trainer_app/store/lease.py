@@ -1,0 +1,312 @@
+"""The lease on a job: each move is one conditional UPDATE, and what it returns is the answer.
+
+A claim's ``attempt`` is its fencing token: whoever holds an older one can write nothing.
+
+    QUEUED -> RUNNING -> COMPLETED | FAILED | CANCELLED
+    RUNNING -> QUEUED (drained, retried, reaped)        QUEUED -> CANCELLED
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from sqlalchemy import case, func, literal, null, select, true, update
+
+from trainer_app.errors import (
+    AlreadyFinished,
+    DataNotFound,
+    NotFound,
+    RunNotFound,
+    TokenizerNotFound,
+)
+from trainer_app.store import metrics
+from trainer_app.store.claims import Claim, clean, held, hold, lost
+from trainer_app.store.database import NOW, Database
+from trainer_app.store.metrics import MetricPoint
+from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
+from trainer_app.store.upkeep import Reaped, Wakeup, due, mark_dispatched, reap
+
+# The whole life of a job is told here, whichever module holds the chapter.
+__all__ = [
+    "Artifact",
+    "Claim",
+    "JobKind",
+    "MetricPoint",
+    "Progress",
+    "Reaped",
+    "Status",
+    "Wakeup",
+    "beat",
+    "cancel_requested",
+    "claim",
+    "due",
+    "expire",
+    "finish",
+    "hand_back",
+    "mark_dispatched",
+    "progress",
+    "reap",
+    "request_cancel",
+    "retry_later",
+]
+
+_NOT_FOUND: Mapping[JobKind, type[NotFound]] = {
+    JobKind.TRAIN: RunNotFound,
+    JobKind.TOKENIZER: TokenizerNotFound,
+    JobKind.GENERATE: DataNotFound,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What has changed; None: as before. Values that are not finite are left out."""
+
+    message: str | None = None
+    checkpoint: str | None = None
+    checkpoint_step: int | None = None
+    progress: int | None = None  # percent
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = None
+    train_loss: float | None = None  # nats per predicted token
+    val_loss: float | None = None
+    tokens_per_sec: float | None = None
+    eta_sec: float | None = None
+
+    def merged(self, newer: Progress) -> Progress:
+        """This and what has changed since."""
+        known = {name: value for name, value in asdict(newer).items() if value is not None}
+        return replace(self, **known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Where a finished run's model is, and the digest of what was published."""
+
+    storage: str  # "local", "data-bank"
+    sha256: str
+
+
+def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Claim | None:
+    """Start an attempt. None: the message was a duplicate, stale, early, or of a cancelled job."""
+    statement = (
+        update(JobRow)
+        .where(
+            JobRow.id == job_id,
+            JobRow.status == Status.QUEUED,
+            ~JobRow.cancel_requested,
+            JobRow.not_before <= NOW,
+        )
+        .values(
+            status=Status.RUNNING,
+            owner=owner,
+            attempt=JobRow.attempt + 1,
+            lease_until=NOW + lease_seconds,
+            heartbeat_at=NOW,
+            started_at=func.coalesce(JobRow.started_at, NOW),
+            message="",
+            not_before=0.0,
+            dispatched_at=None,
+            dispatches=0,
+        )
+        .returning(
+            JobRow.kind,
+            JobRow.attempt,
+            JobRow.spec,
+            JobRow.checkpoint,
+            JobRow.user_id,
+            JobRow.queue,
+            JobRow.run_id,
+            JobRow.crashes,
+            JobRow.retries,
+            JobRow.created_at,
+            JobRow.request_id,
+        )
+    )
+    with db.write() as session:
+        row = session.execute(statement).one_or_none()
+    if row is None:
+        return None
+    return Claim(
+        job_id=job_id,
+        kind=JobKind(row.kind),
+        attempt=row.attempt,
+        owner=owner,
+        spec=row.spec,
+        checkpoint=row.checkpoint,
+        user_id=row.user_id,
+        queue=row.queue,
+        run_id=row.run_id,
+        crashes=row.crashes,
+        retries=row.retries,
+        created_at=row.created_at,
+        request_id=row.request_id,
+    )
+
+
+def beat(db: Database, claim: Claim, *, lease_seconds: float) -> bool:
+    """Renew the lease; True when cancellation is asked for. Raises LeaseLost."""
+    with db.write() as session:
+        return hold(
+            session, claim, {"lease_until": NOW + lease_seconds, "heartbeat_at": NOW}
+        ).cancel_requested
+
+
+def cancel_requested(db: Database, claim: Claim) -> bool:
+    """Whether cancellation is asked for, without renewing the lease. Raises LeaseLost."""
+    with db.read() as session:
+        asked = session.scalar(select(JobRow.cancel_requested).where(*held(claim)))
+    if asked is None:
+        raise lost(claim)
+    return asked
+
+
+def progress(
+    db: Database, claim: Claim, change: Progress, points: Sequence[MetricPoint] = ()
+) -> None:
+    """Record news and points of the curve in one transaction, all or nothing. Raises LeaseLost."""
+    known = {name: value for name, value in asdict(change).items() if _is_news(value)}
+    message = known.pop("message", None)
+    checkpoint = known.pop("checkpoint", None)
+    with db.write() as session:
+        hold(
+            session,
+            claim,
+            {
+                "message": JobRow.message if message is None else clean(str(message)),
+                "checkpoint": JobRow.checkpoint if checkpoint is None else checkpoint,
+            },
+        )
+        if known:
+            session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(known))
+        metrics.record(session, claim.job_id, claim.attempt, points)
+
+
+def finish(
+    db: Database,
+    claim: Claim,
+    status: str,
+    *,
+    result: str | None = None,
+    error_code: str | None = None,
+    message: str = "",
+    artifact: Artifact | None = None,
+) -> None:
+    """End the job as completed, failed or cancelled. Raises LeaseLost."""
+    with db.write() as session:
+        hold(
+            session,
+            claim,
+            {
+                "status": status,
+                "owner": None,
+                "lease_until": None,
+                "completed_at": NOW,
+                "result": result,
+                "error_code": error_code,
+                "message": clean(message),
+            },
+        )
+        values: dict[str, object] = {"eta_sec": None}
+        if status == Status.COMPLETED:
+            values["progress"] = 100
+        if artifact is not None:
+            values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
+        session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
+
+
+def hand_back(db: Database, claim: Claim, *, message: str) -> Status:
+    """Queue the job again, as when its worker shuts down; no crash is charged.
+
+    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
+    """
+    return _requeue(db, claim, {"message": clean(message), "not_before": 0.0})
+
+
+def retry_later(db: Database, claim: Claim, *, delay_seconds: float, message: str) -> Status:
+    """Queue the job again after a failure that is not its user's; counts a retry.
+
+    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
+    """
+    return _requeue(
+        db,
+        claim,
+        {
+            "message": clean(message),
+            "not_before": NOW + delay_seconds,
+            "retries": JobRow.retries + 1,
+        },
+    )
+
+
+def expire(db: Database, job_id: str, *, owner_prefix: str) -> bool:
+    """End the lease of a worker whose process is known to be dead, so that a resume takes seconds.
+
+    False when no owner with this prefix runs the job.
+    """
+    statement = (
+        update(JobRow)
+        .where(
+            JobRow.id == job_id,
+            JobRow.status == Status.RUNNING,
+            func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
+        )
+        .values(lease_until=NOW)
+        .returning(JobRow.id)
+    )
+    with db.write() as session:
+        return session.scalar(statement) is not None
+
+
+def request_cancel(db: Database, job_id: str, *, kind: JobKind | None = None) -> Status:
+    """Ask for a job's cancellation: at once when queued, else its worker is told.
+
+    Returns where it stands now; asking twice gives the same. Raises AlreadyFinished once it has
+    completed or failed, and the NotFound of the kind when there is no such job, or of another kind.
+    """
+    named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
+    queued = JobRow.status == Status.QUEUED
+    statement = (
+        update(JobRow)
+        .where(*named, JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
+        .values(
+            cancel_requested=True,
+            status=case((queued, Status.CANCELLED), else_=JobRow.status),
+            completed_at=case((queued, NOW), else_=null()),
+            message=case((queued, "cancelled before it started"), else_=JobRow.message),
+        )
+        .returning(JobRow.status)
+    )
+    with db.write() as session:
+        status = session.scalar(statement) or session.scalar(select(JobRow.status).where(*named))
+    if status is None:
+        missing = NotFound if kind is None else _NOT_FOUND[kind]
+        raise missing(f"{job_id}: there is no such job")
+    if status in {Status.COMPLETED, Status.FAILED}:
+        raise AlreadyFinished(f"{job_id} has already {status}")
+    return Status(status)
+
+
+def _requeue(db: Database, claim: Claim, values: Mapping[str, object]) -> Status:
+    # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
+    asked = JobRow.cancel_requested.is_(true())
+    with db.write() as session:
+        return hold(
+            session,
+            claim,
+            {
+                "status": case((asked, Status.CANCELLED), else_=literal(Status.QUEUED)),
+                "completed_at": case((asked, NOW), else_=null()),
+                "owner": None,
+                "lease_until": None,
+                "dispatched_at": None,
+                "dispatches": 0,
+                **values,
+            },
+        ).status
+
+
+def _is_news(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))

@@ -1,0 +1,103 @@
+"""The curve of a run: one row a step that was logged or evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Final
+
+from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy.orm import Session
+
+from trainer_app.store.database import NOW, Database, insert
+from trainer_app.store.tables import MetricRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricPoint:
+    """One step of the curve; None: not measured there. Losses in nats per predicted token."""
+
+    step: int  # 1-based: optimizer steps done
+    epoch: int = 0  # 0-based
+    train_loss: float | None = None
+    val_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None  # before clipping
+    tokens_per_sec: float | None = None
+    attempt: int = 0  # which attempt measured it; set by the store
+    at: float = 0.0  # unix seconds, by the database's clock; set by the store
+
+
+_MEASURES: Final = ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_sec")
+_COLUMNS: Final = [getattr(MetricRow, field.name) for field in fields(MetricPoint)]
+
+
+def record(session: Session, run_id: str, attempt: int, points: Iterable[MetricPoint]) -> None:
+    """Write points within the caller's transaction, which holds the run's lease.
+
+    Points of one step are merged: an evaluation adds its loss to what training measured there.
+    What is not finite counts as not measured: JSON has no word for it.
+    """
+    rows: dict[int, dict[str, object]] = {}
+    for point in points:
+        measured = {name: getattr(point, name) for name in _MEASURES}
+        known = {
+            name: value
+            for name, value in measured.items()
+            if value is not None and math.isfinite(value)
+        }
+        row = rows.setdefault(point.step, dict.fromkeys(_MEASURES))
+        row |= {"run_id": run_id, "step": point.step, "epoch": point.epoch, "attempt": attempt}
+        row |= known
+    if not rows:
+        return
+    statement = insert(session, MetricRow).values(at=NOW)
+    new = statement.excluded
+    changed = {name: func.coalesce(new[name], getattr(MetricRow, name)) for name in _MEASURES}
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[MetricRow.run_id, MetricRow.step],
+            set_={"epoch": new.epoch, "attempt": new.attempt, "at": new.at, **changed},
+        ),
+        list(rows.values()),
+    )
+
+
+def curve(
+    db: Database, run_id: str, *, points: int | None = None, after_step: int | None = None
+) -> list[MetricPoint]:
+    """A run's curve in the order of its steps, those after ``after_step`` alone if given.
+
+    ``points`` (>= 2) thins it to so many, evenly over the rows: first and last stay, and of the
+    others those with an evaluation are preferred.
+    """
+    conditions = [MetricRow.run_id == run_id]
+    if after_step is not None:
+        conditions.append(MetricRow.step > after_step)
+    statement = select(*_COLUMNS).where(*conditions).order_by(MetricRow.step)
+    if points is not None:
+        statement = statement.where(MetricRow.step.in_(_chosen(points, conditions)))
+    with db.read() as session:
+        return [MetricPoint(**row) for row in session.execute(statement).mappings()]
+
+
+def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:
+    """The steps that stand for the curve: one a bucket; the last row has a bucket of its own."""
+    row = func.row_number().over(order_by=MetricRow.step) - 1
+    rows = func.count().over()
+    numbered = (
+        select(
+            MetricRow.step,
+            row.label("row"),
+            (row * (points - 1) // func.nullif(rows - 1, 0)).label("bucket"),
+            case((row == 0, 0), (MetricRow.val_loss.is_not(None), 1), else_=2).label("rank"),
+        )
+        .where(*conditions)
+        .subquery()
+    )
+    best = func.row_number().over(
+        partition_by=numbered.c.bucket, order_by=[numbered.c.rank, numbered.c.row]
+    )
+    ranked = select(numbered.c.step, best.label("best")).subquery()
+    return select(ranked.c.step).where(ranked.c.best == 1)

@@ -1,0 +1,206 @@
+"""Training runs, as a client sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Select, and_, case, func, insert, or_, select
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.orm import aliased
+
+from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import RunNotFound
+from trainer_app.store import ids, pages
+from trainer_app.store.database import Database
+from trainer_app.store.idempotency import IdempotencyKey, claim_key
+from trainer_app.store.jobs import enqueue
+from trainer_app.store.pages import Page
+from trainer_app.store.tables import JobKind, JobRow, RunRow, RunTagRow, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run and where it stands. Times are unix seconds, losses nats per predicted token."""
+
+    run_id: str
+    status: Status
+    last_heartbeat_ts: float | None
+    message: str
+    attempt: int
+    crashes: int
+    cancel_requested: bool
+    progress: int  # percent
+    epoch: int  # 0-based
+    step: int  # optimizer steps done
+    total_steps: int | None
+    train_loss: float | None
+    val_loss: float | None
+    tokens_per_sec: float | None
+    eta_sec: float | None
+    queue: str
+    queue_position: int | None  # jobs before it; None unless it is queued
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    error_code: str | None
+    model_family: str
+    model_size: str
+    user_id: int
+    tags: tuple[str, ...]
+    checkpoint: str | None
+    checkpoint_step: int | None
+    result: str | None  # JSON
+    artifact_storage: str | None
+    artifact_sha256: str | None
+    spec: TrainSpec
+
+
+def create(
+    db: Database,
+    spec: TrainSpec,
+    *,
+    queue: str,
+    request_id: str | None = None,
+    idempotency: IdempotencyKey | None = None,
+) -> Run:
+    """Queue a run; with a key that was used before, the run that was queued then.
+
+    Raises CorpusNotFound when its corpus_file_id has been deleted, FieldError when the key came
+    with another body.
+    """
+    run_id = ids.new_id(ids.RUN)
+    with db.write() as session:
+        earlier = claim_key(session, idempotency, run_id)
+        if earlier is None:
+            enqueue(
+                session,
+                job_id=run_id,
+                kind=JobKind.TRAIN,
+                spec=spec.to_json(),
+                queue=queue,
+                user_id=spec.user_id,
+                priority=spec.priority,
+                corpus_file_id=spec.corpus_file_id,
+                tokenizer_id=spec.tokenizer_id,
+                base_run_id=spec.pretrained_run_id,
+                request_id=request_id,
+            )
+            session.execute(
+                insert(RunRow).values(
+                    id=run_id, model_family=spec.model_family, model_size=spec.model_size
+                )
+            )
+            tags = [{"run_id": run_id, "tag": tag} for tag in dict.fromkeys(spec.tags)]
+            if tags:
+                session.execute(insert(RunTagRow), tags)
+    return get(db, earlier or run_id)
+
+
+def get(db: Database, run_id: str) -> Run:
+    """The run of this id. Raises RunNotFound."""
+    with db.read() as session:
+        row = session.execute(_runs().where(RunRow.id == run_id)).mappings().one_or_none()
+    if row is None:
+        raise RunNotFound(f"{run_id}: there is no such run")
+    return _run(row)
+
+
+def list_(
+    db: Database,
+    *,
+    status: str | None = None,
+    model_family: str | None = None,
+    user_id: int | None = None,
+    tag: str | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> Page[Run]:
+    """The runs that fit all that is given, newest first. Raises FieldError on an unknown cursor."""
+    statement = _runs().where(JobRow.kind == JobKind.TRAIN)
+    if status is not None:
+        statement = statement.where(JobRow.status == status)
+    if model_family is not None:
+        statement = statement.where(RunRow.model_family == model_family)
+    if user_id is not None:
+        statement = statement.where(JobRow.user_id == user_id)
+    if tag is not None:
+        tagged = select(RunTagRow.run_id).where(RunTagRow.tag == tag)
+        statement = statement.where(RunRow.id.in_(tagged))
+    with db.read() as session:
+        older = pages.older_than(
+            session,
+            after,
+            times=select(JobRow.created_at).where(JobRow.kind == JobKind.TRAIN),
+            time=JobRow.created_at,
+            name=JobRow.id,
+        )
+        statement = statement.where(*older).order_by(JobRow.created_at.desc(), JobRow.id.desc())
+        runs = [_run(row) for row in session.execute(statement.limit(limit + 1)).mappings()]
+    return pages.cut(runs, limit, lambda run: run.run_id)
+
+
+_ahead: Final = aliased(JobRow)
+_QUEUE_POSITION: Final = case(
+    (
+        JobRow.status == Status.QUEUED,
+        select(func.count())
+        .where(
+            _ahead.status == Status.QUEUED,
+            _ahead.queue == JobRow.queue,
+            or_(
+                _ahead.priority > JobRow.priority,
+                and_(
+                    _ahead.priority == JobRow.priority,
+                    or_(
+                        _ahead.created_at < JobRow.created_at,
+                        and_(_ahead.created_at == JobRow.created_at, _ahead.id < JobRow.id),
+                    ),
+                ),
+            ),
+        )
+        .scalar_subquery(),
+    ),
+    else_=None,
+)
+
+
+def _runs() -> Select[*tuple[object, ...]]:
+    return select(
+        JobRow.id.label("run_id"),
+        JobRow.status,
+        JobRow.heartbeat_at.label("last_heartbeat_ts"),
+        JobRow.message,
+        JobRow.attempt,
+        JobRow.crashes,
+        JobRow.cancel_requested,
+        JobRow.queue,
+        JobRow.created_at,
+        JobRow.started_at,
+        JobRow.completed_at,
+        JobRow.error_code,
+        JobRow.user_id,
+        JobRow.checkpoint,
+        JobRow.result,
+        JobRow.spec,
+        RunRow.progress,
+        RunRow.epoch,
+        RunRow.step,
+        RunRow.total_steps,
+        RunRow.train_loss,
+        RunRow.val_loss,
+        RunRow.tokens_per_sec,
+        RunRow.eta_sec,
+        RunRow.model_family,
+        RunRow.model_size,
+        RunRow.checkpoint_step,
+        RunRow.artifact_storage,
+        RunRow.artifact_sha256,
+        _QUEUE_POSITION.label("queue_position"),
+    ).join(RunRow, RunRow.id == JobRow.id)
+
+
+def _run(row: RowMapping) -> Run:
+    spec = TrainSpec.from_json(row["spec"])
+    fields = {**row, "spec": spec, "tags": spec.tags, "status": Status(row["status"])}
+    return Run(**fields)

@@ -1,0 +1,170 @@
+"""Tokenizers: each a name, and the job that trains what has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Select, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.orm import Session
+
+from trainer_app.core.spec import TokenizerSpec
+from trainer_app.errors import Conflict, TokenizerNotFound
+from trainer_app.store import ids, pages
+from trainer_app.store.database import Database, insert
+from trainer_app.store.idempotency import IdempotencyKey, claim_key
+from trainer_app.store.jobs import enqueue
+from trainer_app.store.pages import Page
+from trainer_app.store.tables import JobKind, JobRow, Status, TokenizerRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """One tokenizer and where its training stands; what is measured is None until it is done."""
+
+    tokenizer_id: str
+    job_id: str
+    status: Status
+    method: str
+    vocab_size: int | None  # as trained
+    token_count: int | None
+    coverage: float | None
+    oov_rate: float | None
+    char_coverage: float | None
+    bytes_per_token: float | None
+    error_code: str | None
+    message: str
+    queue: str
+    user_id: int
+    attempt: int
+    created_at: float  # unix seconds
+    completed_at: float | None
+    spec: TokenizerSpec
+
+
+_STATISTICS: Final = (
+    "vocab_size",
+    "token_count",
+    "coverage",
+    "oov_rate",
+    "char_coverage",
+    "bytes_per_token",
+)
+
+
+def create(
+    db: Database,
+    spec: TokenizerSpec,
+    *,
+    queue: str,
+    request_id: str | None = None,
+    idempotency: IdempotencyKey | None = None,
+) -> Tokenizer:
+    """Queue a tokenizer; with a key that was used before, the one that was queued then.
+
+    Raises Conflict when the id is taken by one that has not failed, CorpusNotFound when its
+    corpus_file_id has been deleted, FieldError when the key came with another body.
+    """
+    job_id = ids.new_id(ids.TOKENIZER)
+    tokenizer_id = spec.tokenizer_id or job_id
+    with db.write() as session:
+        earlier = claim_key(session, idempotency, tokenizer_id)
+        if earlier is None:
+            enqueue(
+                session,
+                job_id=job_id,
+                kind=JobKind.TOKENIZER,
+                spec=spec.to_json(),
+                queue=queue,
+                user_id=spec.user_id,
+                corpus_file_id=spec.corpus_file_id,
+                tokenizer_id=tokenizer_id,
+                request_id=request_id,
+            )
+            _take_name(session, tokenizer_id, job_id, spec.method)
+    return get(db, earlier or tokenizer_id)
+
+
+def get(db: Database, tokenizer_id: str) -> Tokenizer:
+    """The tokenizer of this id. Raises TokenizerNotFound."""
+    statement = _tokenizers().where(TokenizerRow.id == tokenizer_id)
+    with db.read() as session:
+        row = session.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer")
+    return _tokenizer(row)
+
+
+def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Tokenizer]:
+    """All tokenizers, newest first. Raises FieldError on an unknown cursor."""
+    with db.read() as session:
+        older = pages.older_than(
+            session,
+            after,
+            times=select(JobRow.created_at).join(TokenizerRow, TokenizerRow.job_id == JobRow.id),
+            time=JobRow.created_at,
+            name=TokenizerRow.id,
+        )
+        statement = (
+            _tokenizers()
+            .where(*older)
+            .order_by(JobRow.created_at.desc(), TokenizerRow.id.desc())
+            .limit(limit + 1)
+        )
+        found = [_tokenizer(row) for row in session.execute(statement).mappings()]
+    return pages.cut(found, limit, lambda tokenizer: tokenizer.tokenizer_id)
+
+
+def _take_name(session: Session, tokenizer_id: str, job_id: str, method: str) -> None:
+    """Give the name to this job, unless one that has not failed has it."""
+    taken = session.scalar(
+        insert(session, TokenizerRow)
+        .values(id=tokenizer_id, job_id=job_id, method=method)
+        .on_conflict_do_nothing(index_elements=[TokenizerRow.id])
+        .returning(TokenizerRow.id)
+    ) or session.scalar(
+        update(TokenizerRow)
+        .where(
+            TokenizerRow.id == tokenizer_id,
+            TokenizerRow.job_id.in_(
+                select(JobRow.id).where(
+                    JobRow.tokenizer_id == tokenizer_id,
+                    JobRow.kind == JobKind.TOKENIZER,
+                    JobRow.status.in_([Status.FAILED, Status.CANCELLED]),
+                )
+            ),
+        )
+        .values(job_id=job_id, method=method)
+        .returning(TokenizerRow.id)
+    )
+    if taken is None:
+        raise Conflict(f"a tokenizer with the id {tokenizer_id!r} exists")
+
+
+def _tokenizers() -> Select[*tuple[object, ...]]:
+    return select(
+        TokenizerRow.id.label("tokenizer_id"),
+        TokenizerRow.method,
+        JobRow.id.label("job_id"),
+        JobRow.status,
+        JobRow.result,
+        JobRow.error_code,
+        JobRow.message,
+        JobRow.queue,
+        JobRow.user_id,
+        JobRow.attempt,
+        JobRow.created_at,
+        JobRow.completed_at,
+        JobRow.spec,
+    ).join(JobRow, JobRow.id == TokenizerRow.job_id)
+
+
+def _tokenizer(row: RowMapping) -> Tokenizer:
+    fields = dict(row)
+    result = json.loads(fields.pop("result") or "{}")
+    fields |= {name: result.get(name) for name in _STATISTICS}
+    fields["status"] = Status(fields["status"])
+    fields["spec"] = TokenizerSpec.from_json(fields["spec"])
+    return Tokenizer(**fields)

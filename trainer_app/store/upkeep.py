@@ -1,0 +1,216 @@
+"""What any process may do for all jobs, every few seconds: end lost leases, wake workers.
+
+Rows that another transaction holds are left for the next pass, so that passes never wait for
+each other, nor for a worker that froze in the middle of a write.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import ColumnElement, Update, case, or_, select, update
+from sqlalchemy.orm import Session
+
+from trainer_app.errors import WorkerLost
+from trainer_app.store.database import NOW, Database
+from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
+
+_CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
+_FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles each time
+_LONGEST_WAIT: Final = 900.0
+_CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
+_CHUNK: Final = 500  # ids a statement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """A job whose worker was lost, and what became of it."""
+
+    job_id: str
+    kind: JobKind
+    run_id: str | None
+    user_id: int
+    queue: str
+    status: Status
+    attempt: int  # the one that was lost
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wakeup:
+    """A queued job that a worker is to hear of."""
+
+    job_id: str
+    kind: JobKind
+    queue: str
+    priority: int  # 0 to 9, higher first
+
+
+def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
+    """End the attempts whose lease is over; charge each a crash.
+
+    A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
+    fails with WORKER_LOST; any other is queued again, later each time.
+    """
+    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW)
+    with db.write() as session:
+        _follow_the_clock(session)
+        rows = session.execute(
+            select(
+                JobRow.id,
+                JobRow.kind,
+                JobRow.run_id,
+                JobRow.user_id,
+                JobRow.queue,
+                JobRow.attempt,
+                JobRow.crashes,
+                JobRow.cancel_requested,
+                RunRow.step,
+            )
+            .outerjoin(RunRow, RunRow.id == JobRow.id)
+            .where(*over)
+            .order_by(JobRow.lease_until)
+            .limit(_CHUNK)
+            .with_for_update(of=JobRow, skip_locked=True)
+        ).all()
+        reaped = []
+        for row in rows:
+            fate = _fate(
+                attempt=row.attempt,
+                crashes=row.crashes + 1,
+                cancelled=row.cancel_requested,
+                step=row.step,
+                max_crashes=max_crashes,
+            )
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == row.id, JobRow.attempt == row.attempt, *over)
+                .values(
+                    owner=None,
+                    lease_until=None,
+                    crashes=row.crashes + 1,
+                    status=fate.status,
+                    error_code=fate.error_code,
+                    message=fate.message,
+                    completed_at=None if fate.status is Status.QUEUED else NOW,
+                    not_before=NOW + fate.delay if fate.delay else 0.0,
+                    dispatched_at=None,
+                    dispatches=0,
+                )
+            )
+            reaped.append(
+                Reaped(
+                    job_id=row.id,
+                    kind=JobKind(row.kind),
+                    run_id=row.run_id,
+                    user_id=row.user_id,
+                    queue=row.queue,
+                    status=fate.status,
+                    attempt=row.attempt,
+                    message=fate.message,
+                )
+            )
+    return reaped
+
+
+def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) -> list[Wakeup]:
+    """The queued jobs to publish now, the most urgent first; each counts as dispatched.
+
+    A job is due when its back-off is over and its last wake-up call went unanswered for 60 s, then
+    120 s, up to 15 min. ``all_queued``: however lately each was published, as when Redis has lost
+    its messages. ``job_id``: that job alone.
+    """
+    conditions = [JobRow.status == Status.QUEUED, JobRow.not_before <= NOW]
+    if not all_queued:
+        conditions.append(_is_unanswered())
+    if job_id is not None:
+        conditions.append(JobRow.id == job_id)
+    statement = (
+        select(JobRow.id, JobRow.kind, JobRow.queue, JobRow.priority)
+        .where(*conditions)
+        .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
+        .with_for_update(skip_locked=True)
+    )
+    with db.write() as session:
+        wakeups = [
+            Wakeup(job_id=row.id, kind=JobKind(row.kind), queue=row.queue, priority=row.priority)
+            for row in session.execute(statement)
+        ]
+        for start in range(0, len(wakeups), _CHUNK):
+            ids = [wakeup.job_id for wakeup in wakeups[start : start + _CHUNK]]
+            session.execute(_dispatched().where(JobRow.id.in_(ids)))
+    return wakeups
+
+
+def mark_dispatched(db: Database, job_id: str) -> None:
+    """Count a wake-up call that was sent by other means than ``due``."""
+    with db.write() as session:
+        session.execute(_dispatched().where(JobRow.id == job_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fate:
+    status: Status
+    message: str
+    error_code: str | None = None
+    delay: float = 0.0  # seconds
+
+
+def _fate(
+    *, attempt: int, crashes: int, cancelled: bool, step: int | None, max_crashes: int
+) -> _Fate:
+    """What becomes of a job that has now lost ``crashes`` workers."""
+    if cancelled:
+        return _Fate(status=Status.CANCELLED, message="cancelled; its worker was lost")
+    if crashes >= max_crashes:
+        times = "1 time" if crashes == 1 else f"{crashes} times"
+        last = "" if step is None else f"; last at step {step}"
+        return _Fate(
+            status=Status.FAILED,
+            message=f"lost its worker {times}{last}",
+            error_code=WorkerLost.code,
+        )
+    where = "" if step is None else f" at step {step}"
+    return _Fate(
+        status=Status.QUEUED,
+        message=f"attempt {attempt}: worker lost{where}; queued again",
+        delay=_CRASH_BACK_OFF[min(crashes, len(_CRASH_BACK_OFF)) - 1],
+    )
+
+
+def _follow_the_clock(session: Session) -> None:
+    """Shift the leases that were granted by a clock that has since been set back.
+
+    Without it, a worker lost just before would be missed for as long as the clock went back.
+    """
+    ahead = (JobRow.status == Status.RUNNING, JobRow.heartbeat_at > NOW + _CLOCK_TOLERANCE)
+    ids = session.scalars(select(JobRow.id).where(*ahead).with_for_update(skip_locked=True)).all()
+    for job_id in ids:
+        session.execute(
+            update(JobRow)
+            .where(JobRow.id == job_id)
+            .values(lease_until=NOW + JobRow.lease_until - JobRow.heartbeat_at, heartbeat_at=NOW)
+        )
+
+
+def _is_unanswered() -> ColumnElement[bool]:
+    # dispatches counts the one that is waited for: 60 s after the first, 120 s after the second.
+    doublings = range(math.ceil(math.log2(_LONGEST_WAIT / _FIRST_WAIT)))
+    wait = case(
+        *((JobRow.dispatches <= n + 1, _FIRST_WAIT * 2**n) for n in doublings), else_=_LONGEST_WAIT
+    )
+    return or_(
+        JobRow.dispatched_at.is_(None),
+        JobRow.dispatched_at <= NOW - wait,
+        JobRow.dispatched_at > NOW + _CLOCK_TOLERANCE,  # the clock has been set back
+    )
+
+
+def _dispatched() -> Update:
+    return (
+        update(JobRow)
+        .where(JobRow.status == Status.QUEUED)
+        .values(dispatched_at=NOW, dispatches=JobRow.dispatches + 1)
+    )
