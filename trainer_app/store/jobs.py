@@ -22,7 +22,6 @@ def enqueue(
     run_id: str | None = None,
     corpus_file_id: str | None = None,
     tokenizer_id: str | None = None,
-    base_run_id: str | None = None,
     request_id: str | None = None,
 ) -> None:
     """Add a queued job within the caller's transaction.
@@ -51,7 +50,6 @@ def enqueue(
             run_id=run_id,
             corpus_file_id=corpus_file_id,
             tokenizer_id=tokenizer_id,
-            base_run_id=base_run_id,
             request_id=request_id,
         )
     )

@@ -90,7 +90,7 @@ def get(db: Database, kind: JobKind, run_id: str, request_id: str) -> Request:
 
 
 def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> int:
-    """Forget the requests that ended longer ago, and their keys; returns how many. The rest waits."""
+    """Forget requests that ended longer ago, and their keys; returns how many, 500 at most."""
     age = NOW - JobRow.completed_at
     completed = JobRow.status == Status.COMPLETED
     old = select(JobRow.id).where(

@@ -83,7 +83,6 @@ def create(
                 priority=spec.priority,
                 corpus_file_id=spec.corpus_file_id,
                 tokenizer_id=spec.tokenizer_id,
-                base_run_id=spec.pretrained_run_id,
                 request_id=request_id,
             )
             session.execute(

@@ -41,6 +41,8 @@ class JobKind(StrEnum):
 
 FINAL: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
+_NAME: Final = 128  # characters of a name that a client may choose
+
 
 def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     listed = ", ".join(f"'{word}'" for word in words)
@@ -140,8 +142,7 @@ class JobRow(Table):
         ForeignKey("jobs.id")
     )  # of which run it is a request
     corpus_file_id: Mapped[str | None] = mapped_column(String(64))
-    tokenizer_id: Mapped[str | None] = mapped_column(String(64))
-    base_run_id: Mapped[str | None] = mapped_column(String(64))
+    tokenizer_id: Mapped[str | None] = mapped_column(String(_NAME))
     checkpoint: Mapped[str | None]  # the newest one that is whole
     request_id: Mapped[str | None] = mapped_column(String(64))  # X-Request-ID of its POST
 
@@ -205,7 +206,7 @@ class TokenizerRow(Table):
 
     __tablename__ = "tokenizers"
 
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(_NAME), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey(JobRow.id), unique=True)
     method: Mapped[str] = mapped_column(String(32))
 
@@ -235,5 +236,5 @@ class IdempotencyRow(Table):
     endpoint: Mapped[str] = mapped_column(String(128), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
-    created_id: Mapped[str] = mapped_column(String(64))
+    created_id: Mapped[str] = mapped_column(String(_NAME))
     created_at: Mapped[float]
