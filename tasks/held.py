@@ -1,0 +1,158 @@
+"""A job while this process holds its lease.
+
+A thread keeps the lease alive, looks for a cancellation, and for the death of the worker that
+this child belongs to. The job's loop asks ``should_stop`` between two steps.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+import redis
+import structlog
+
+from trainer_app.core.observer import Silent, StopReason
+from trainer_app.errors import LeaseLost, Unavailable
+from trainer_app.queue import cancelled_key, heartbeat_key
+from trainer_app.settings import Jobs
+from trainer_app.store import lease
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim
+
+# Set by the signal handler when the worker shuts down: the job is to be handed back.
+draining: Final = threading.Event()
+
+_TICK_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 1.0  # between two looks for a cancellation in the database
+_NEWS_SECONDS: Final = 0.4  # between two looks into Redis
+_REDIS_PAUSE_SECONDS: Final = 5.0  # after Redis failed
+_STUCK_SECONDS: Final = 20.0  # a loop that does not stop when it must is ended with its process
+
+_log = structlog.get_logger(__name__)
+
+
+class Held(Silent):
+    """Holds the lease of one claimed job while its ``with`` block runs."""
+
+    def __init__(
+        self,
+        database: Database,
+        client: redis.Redis,
+        jobs: Jobs,
+        claim: Claim,
+        *,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.claim = claim
+        self._database = database
+        self._redis = client
+        self._jobs = jobs
+        self._end_process = end_process
+        self._parent = os.getppid()
+        self._ended = threading.Event()
+        self._reason: StopReason | None = None
+        self._must_end_by = float("inf")
+        started = time.monotonic()
+        self._times_out_at = started + jobs.timeout_seconds
+        self._beat_at = started + jobs.beat_seconds
+        self._look_at = started
+        self._news_at = started
+        self._thread = threading.Thread(target=self._watch, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        try:
+            self._redis.delete(heartbeat_key(self.claim.job_id), cancelled_key(self.claim.job_id))
+        except (redis.RedisError, OSError):
+            _log.debug("a heartbeat was left to expire", job_id=self.claim.job_id)
+
+    def should_stop(self) -> StopReason | None:
+        """Why the job is to stop now, if it is."""
+        return self._reason
+
+    def stop(self, reason: StopReason) -> None:
+        """Ask the job's loop to stop; a lost lease overrides all else."""
+        if self._reason is None or reason is StopReason.FENCED:
+            self._reason = reason
+        if reason is StopReason.FENCED:
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        self._must_end_by = min(self._must_end_by, time.monotonic() + _STUCK_SECONDS)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_TICK_SECONDS):
+            now = time.monotonic()
+            if now > self._must_end_by:
+                _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
+                self._end_process(1)
+            self._look_at_the_worker(now)
+            self._look_at_the_row(now)
+            self._look_at_the_news(now)
+
+    def _look_at_the_worker(self, now: float) -> None:
+        if os.getppid() != self._parent:
+            # The worker was killed: hand the job back, and outlive it by little.
+            self.stop(StopReason.DRAIN)
+            self._end_soon()
+        if draining.is_set():
+            self.stop(StopReason.DRAIN)
+        if now > self._times_out_at:
+            self.stop(StopReason.TIMEOUT)
+
+    def _look_at_the_row(self, now: float) -> None:
+        if now < min(self._beat_at, self._look_at):
+            return
+        try:
+            if now >= self._beat_at:
+                cancelled = lease.beat(
+                    self._database, self.claim, lease_seconds=self._jobs.lease_seconds
+                )
+                self._beat_at = now + self._jobs.beat_seconds
+            else:
+                cancelled = lease.cancel_requested(self._database, self.claim)
+        except LeaseLost:
+            self.stop(StopReason.FENCED)
+        except Unavailable as error:
+            # Whoever writes next finds out whether the lease still stands: work goes on.
+            _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+        else:
+            if cancelled:
+                self.stop(StopReason.CANCEL)
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def _look_at_the_news(self, now: float) -> None:
+        """A heartbeat for clients, and a cancellation set by one of them by hand."""
+        if now < self._news_at:
+            return
+        job_id = self.claim.job_id
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.set(
+                    heartbeat_key(job_id), f"{time.time():.3f}", ex=int(self._jobs.lease_seconds)
+                )
+                pipe.get(cancelled_key(job_id))
+                asked = pipe.execute()[1] == "1"
+            if asked and self._reason is None:
+                lease.request_cancel(self._database, job_id)
+                self.stop(StopReason.CANCEL)
+        except (redis.RedisError, OSError, Unavailable) as error:
+            _log.debug("Redis is away", job_id=job_id, error=str(error))
+            self._news_at = time.monotonic() + _REDIS_PAUSE_SECONDS
+        else:
+            self._news_at = time.monotonic() + _NEWS_SECONDS

@@ -1,0 +1,103 @@
+"""The loop that keeps jobs moving: ``python -m tasks.housekeeping``.
+
+Ends the attempts whose lease is over, and publishes again what no worker has taken. Each pass is
+idempotent: any number of such processes may run.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+import redis
+import structlog
+
+from tasks import process
+from trainer_app import log as logs
+from trainer_app.errors import Unavailable
+from trainer_app.events import JobEvents
+from trainer_app.log import JobLog, job_log_path
+from trainer_app.store import lease, requests
+from trainer_app.store.lease import Reaped
+
+_PASS_SECONDS: Final = 2.0
+_SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
+
+_log = structlog.get_logger(__name__)
+
+
+def reap() -> None:
+    """End the attempts whose lease is over; log and announce what became of their jobs."""
+    settings = process.settings()
+    for reaped in lease.reap(process.database(), max_crashes=settings.jobs.max_crashes):
+        _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
+        _tell(reaped)
+
+
+def _tell(reaped: Reaped) -> None:
+    log = JobLog(
+        job_log_path(process.settings(), reaped.job_id),
+        run_id=reaped.run_id or reaped.job_id,
+        attempt=reaped.attempt,
+    )
+    log.warning(reaped.message, status=reaped.status)
+    log.close()
+    if reaped.status != "queued":
+        events = JobEvents(
+            process.publisher(),
+            job_id=reaped.job_id,
+            user_id=reaped.user_id,
+            queue_name=reaped.queue,
+        )
+        events.failed("user" if reaped.status == "cancelled" else "system", reaped.message)
+
+
+def dispatch() -> None:
+    """Publish the queued jobs that are due: all of them once Redis has lost its data."""
+    try:
+        wiped = bool(process.redis_client().set(_SENTINEL, "1", nx=True))
+    except (redis.RedisError, OSError):
+        return  # nothing can be published now
+    for wakeup in lease.due(process.database(), all_queued=wiped):
+        process.queue().publish(wakeup)
+
+
+def purge() -> None:
+    """Forget the results of requests that nobody will ask for any more."""
+    jobs = process.settings().jobs
+    requests.purge(
+        process.database(),
+        completed_seconds=jobs.result_ttl_seconds,
+        failed_seconds=jobs.failure_ttl_seconds,
+    )
+
+
+def run(stop: threading.Event) -> None:
+    """Pass after pass until ``stop`` is set; a database that is away is waited for."""
+    while not stop.is_set():
+        for duty in (reap, dispatch, purge):
+            try:
+                duty()
+            except Unavailable as error:
+                _log.warning("the database is away", error=str(error))
+        stop.wait(_PASS_SECONDS)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    logs.configure(process.settings())
+    stop = threading.Event()
+
+    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+    run(stop)
+    process.publisher().close()
+
+
+if __name__ == "__main__":
+    main()

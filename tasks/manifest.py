@@ -1,0 +1,161 @@
+"""What a finished artifact says of itself: manifest, metrics and model card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from trainer_app.core.fit import Finished
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.tokenizer_training import TokenizerReport
+from trainer_app.events import perplexity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """When a job was posted and when it ended, in unix seconds, and how many attempts it took."""
+
+    created_at: float
+    completed_at: float
+    attempts: int
+
+
+def model_manifest(
+    run_id: str, spec: TrainSpec, finished: Finished, times: Times
+) -> dict[str, object]:
+    """All that it takes to make the run again, and what came of it.
+
+    Runs of the same spec on the same device, libraries and threads differ in ``run_id`` and in
+    what ``Times`` and the clock give alone.
+    """
+    return {
+        "run_id": run_id,
+        "model_family": spec.model_family,
+        "model_size": spec.model_size,
+        "tokenizer_id": spec.tokenizer_id,
+        "epochs": finished.epochs,
+        "batch_size": spec.batch_size,
+        "learning_rate": spec.peak_learning_rate,
+        "max_seq_len": spec.max_seq_len,
+        "seed": spec.seed,
+        "device": finished.device,
+        "precision": finished.precision,
+        "training_time_seconds": finished.training_seconds,
+        "created_at": _iso(times.created_at),
+        "completed_at": _iso(times.completed_at),
+        "attempts": times.attempts,
+        "spec": json.loads(spec.to_json()),
+        "sha256": {
+            "corpus": finished.corpus_sha256,
+            "tokenizer": finished.tokenizer_sha256,
+            "weights": finished.weights_sha256,
+        },
+        "versions": finished.versions,
+        "system": {"device_name": finished.device_name, "threads": finished.threads},
+        "git_commit": git_commit(),
+        **figures(finished),
+    }
+
+
+def figures(finished: Finished) -> dict[str, object]:
+    """What was measured: losses in nats per token."""
+    return {
+        "final_loss": finished.final_loss,
+        "final_perplexity": finished.final_perplexity,
+        "best_val_loss": finished.best_val_loss,
+        "test_loss": finished.test_loss,
+        "test_perplexity": finished.test_perplexity,
+        "bits_per_byte": finished.bits_per_byte,
+        "early_stopped": finished.early_stopped,
+        "steps": finished.steps,
+    }
+
+
+def tokenizer_manifest(
+    tokenizer_id: str, spec: TokenizerSpec, report: TokenizerReport, times: Times
+) -> dict[str, object]:
+    """What a tokenizer was trained from and what it measures on held-out text."""
+    return {
+        "tokenizer_id": tokenizer_id,
+        "method": spec.method,
+        "spec": json.loads(spec.to_json()),
+        "statistics": json.loads(report.to_json()),
+        "created_at": _iso(times.created_at),
+        "completed_at": _iso(times.completed_at),
+        "attempts": times.attempts,
+        "git_commit": git_commit(),
+    }
+
+
+def model_card(run_id: str, spec: TrainSpec, finished: Finished) -> str:
+    """The README.md of a model, in the form that model hubs read."""
+    loader = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained(".")\n'
+        'tokenizer = AutoTokenizer.from_pretrained(".")'
+        if finished.loads_in_transformers
+        else "from pathlib import Path\n\n"
+        "from trainer_app.core.loaded import load_model\n\n"
+        'loaded = load_model(Path("."), device="cpu")'
+    )
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {value} |"
+        for name, value in figures(finished).items()
+        if value is not None
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{spec.model_family}, model-trainer]
+---
+
+# {run_id}
+
+A {spec.model_family} model of size {spec.model_size}, trained on the corpus with sha256
+`{finished.corpus_sha256}` for {finished.steps} steps of {spec.batch_size} sequences of
+{spec.max_seq_len} tokens. `manifest.json` holds all that it takes to train it again.
+
+| figure | value |
+|---|---|
+{rows}
+
+Losses are means in nats per predicted token.
+
+## Use
+
+```python
+{loader}
+```
+"""
+
+
+def metrics_file(finished: Finished) -> str:
+    """eval/metrics.json: the final figures, with the perplexity of the best validation loss."""
+    values = figures(finished)
+    if finished.best_val_loss is not None:
+        values["best_val_perplexity"] = perplexity(finished.best_val_loss)
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the code that runs, where it runs from a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(  # noqa: S603 - a fixed command
+        ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return answer.stdout.strip() or None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,171 @@
+"""How every job runs: claim it, do its work under the lease, and write down how it ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from tasks import process
+from tasks.held import Held
+from trainer_app.core.observer import StopReason
+from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable, UserError
+from trainer_app.events import JobEvents
+from trainer_app.log import JobLog, job_log_path
+from trainer_app.store import lease
+from trainer_app.store.lease import Claim
+
+_PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A job's work is finished and its result is in place."""
+
+    result: str  # JSON
+    result_id: str
+    result_bytes: int = 0
+    final_metrics: Mapping[str, object] = field(default_factory=dict)  # empty: no such event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the work of a job is given."""
+
+    claim: Claim
+    held: Held
+    log: JobLog
+    events: JobEvents
+
+
+Work = Callable[[Job], Done | StopReason]
+
+
+def perform(job_id: str, *, hostname: str, work: Work) -> None:
+    """Run a job unless somebody else has it.
+
+    Returns normally for a duplicate, stale or cancelled message, and when the job failed: the
+    database holds what became of it.
+    """
+    settings = process.settings()
+    owner = f"{hostname}:{os.getpid()}"
+    claim = lease.claim(
+        process.database(), job_id, owner, lease_seconds=settings.jobs.lease_seconds
+    )
+    if claim is None:
+        _log.info("nothing to do: the job is taken, cancelled or done", job_id=job_id)
+        return
+    log = JobLog(
+        job_log_path(settings, job_id), run_id=claim.run_id or job_id, attempt=claim.attempt
+    )
+    events = JobEvents(
+        process.publisher(), job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
+    )
+    log.info("started", worker=owner)
+    events.started()
+    with Held(process.database(), process.redis_client(), settings.jobs, claim) as held:
+        job = Job(claim=claim, held=held, log=log, events=events)
+        try:
+            _end(job, _outcome(job, work))
+        except LeaseLost:
+            log.warning("the lease was lost: another attempt goes on")
+    log.close()
+
+
+def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
+    try:
+        return work(job)
+    except LeaseLost:
+        raise
+    except TrainerError as error:
+        return error
+    except MemoryError:
+        return OutOfMemory("the worker ran out of memory")
+    except Exception as error:
+        # Anything else is ours: kept with its traceback for whoever mends it.
+        _log.exception("a job failed", job_id=job.claim.job_id)
+        return TrainerError(f"{type(error).__name__}: {error}")
+
+
+def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
+    match outcome:
+        case Done():
+            _complete(job, outcome)
+        case StopReason.FENCED:
+            raise LeaseLost("the lease has passed to another attempt")
+        case StopReason.DRAIN:
+            _hand_back(job)
+        case StopReason.CANCEL:
+            _fail(job, "cancelled", None, "cancelled", "user")
+        case StopReason.TIMEOUT:
+            limit = process.settings().jobs.timeout_seconds
+            _fail(job, "failed", "TIMED_OUT", f"it ran for longer than {limit} s", "user")
+        case UserError():
+            _fail(job, "failed", outcome.code, outcome.message, "user")
+        case TrainerError():
+            _retry_or_fail(job, outcome)
+
+
+def _complete(job: Job, done: Done) -> None:
+    _write(lambda: lease.finish(process.database(), job.claim, "completed", result=done.result))
+    job.log.info("completed")
+    job.events.completed(result_id=done.result_id, result_bytes=done.result_bytes)
+    if done.final_metrics:
+        job.events.metrics_completed(done.final_metrics)
+
+
+def _hand_back(job: Job) -> None:
+    message = "handed back: its worker shuts down"
+    _write(lambda: lease.hand_back(process.database(), job.claim, message=message))
+    job.log.info(message)
+    for wakeup in lease.due(process.database(), job_id=job.claim.job_id):
+        process.queue().publish(wakeup)
+
+
+def _fail(job: Job, status: str, code: str | None, message: str, kind: str) -> None:
+    _write(
+        lambda: lease.finish(
+            process.database(), job.claim, status, error_code=code, message=message
+        )
+    )
+    job.log.error(message, status=status, error_code=code)
+    job.events.failed("user" if kind == "user" else "system", message)
+
+
+def _retry_or_fail(job: Job, error: TrainerError) -> None:
+    jobs = process.settings().jobs
+    if job.claim.retries >= jobs.retry_max:
+        _fail(job, "failed", error.code, error.message, "system")
+        return
+    waits = jobs.retry_intervals_seconds
+    delay = waits[min(job.claim.retries, len(waits) - 1)]
+    message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
+    _write(
+        lambda: lease.retry_later(
+            process.database(), job.claim, delay_seconds=delay, message=message
+        )
+    )
+    job.log.error(message, error_code=error.code)
+
+
+def _write(change: Callable[[], object]) -> None:
+    """Make a final change, however long the database is away: the work is done, keep it."""
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+    pause = 0.1
+    while True:
+        try:
+            change()
+        except Unavailable:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        else:
+            return

@@ -1,0 +1,42 @@
+"""What one worker process has once: made on first use, so that importing a task opens nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import redis
+
+from trainer_app import events
+from trainer_app.queue import Queue
+from trainer_app.settings import Settings, load_settings
+from trainer_app.store.database import Database
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process."""
+    return load_settings()
+
+
+@cache
+def database() -> Database:
+    """The database, with connections of this process alone."""
+    return Database(settings().database_url)
+
+
+@cache
+def redis_client() -> redis.Redis:
+    """Redis, for what may be lost."""
+    return events.connect(settings())
+
+
+@cache
+def publisher() -> events.Publisher:
+    """The thread that sends events."""
+    return events.Publisher(redis_client())
+
+
+@cache
+def queue() -> Queue:
+    """The sender of wake-up calls."""
+    return Queue(settings())

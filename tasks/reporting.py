@@ -1,0 +1,245 @@
+"""A run's observers in the service: its row, its log and its events."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import psutil
+import structlog
+
+from tasks.held import Held
+from trainer_app.core.observer import (
+    CheckpointReport,
+    EvaluationReport,
+    Silent,
+    StartReport,
+    StepReport,
+    StopReason,
+)
+from trainer_app.errors import LeaseLost, Unavailable
+from trainer_app.events import JobEvents, perplexity
+from trainer_app.log import JobLog
+from trainer_app.store import lease
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim, MetricPoint, Progress
+
+_FLUSH_SECONDS: Final = 0.5
+_KEPT_POINTS: Final = 100_000  # while the database is away
+_LOG_SECONDS: Final = 5.0  # between two lines about steps
+
+_log = structlog.get_logger(__name__)
+
+
+class RowReporter(Silent):
+    """Writes progress and the curve to the database from a thread, batched by time.
+
+    The training loop never waits for the database, and points are kept while it is away.
+    """
+
+    def __init__(self, database: Database, claim: Claim, held: Held) -> None:
+        self._database = database
+        self._claim = claim
+        self._held = held
+        self._lock = threading.Lock()
+        self._update = Progress()
+        self._points: deque[MetricPoint] = deque(maxlen=_KEPT_POINTS)
+        self._changed = False
+        self._pace = _Pace()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def on_message(self, message: str) -> None:
+        self._change(Progress(message=message))
+
+    def on_start(self, start: StartReport) -> None:
+        self._pace.start(start.first_step, start.total_steps)
+        self._change(Progress(step=start.first_step, total_steps=start.total_steps))
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        last = steps[-1]
+        update = Progress(
+            step=last.step,
+            total_steps=last.total_steps,
+            epoch=last.epoch,
+            progress=min(99, 100 * last.step // last.total_steps),
+            train_loss=last.train_loss,
+            tokens_per_sec=last.tokens_per_sec,
+            eta_sec=self._pace.seconds_left(last.step),
+        )
+        self._change(
+            update,
+            [
+                MetricPoint(
+                    step=step.step,
+                    epoch=step.epoch,
+                    train_loss=step.train_loss,
+                    learning_rate=step.learning_rate,
+                    grad_norm=step.grad_norm,
+                    tokens_per_sec=step.tokens_per_sec,
+                )
+                for step in steps
+            ],
+        )
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        point = MetricPoint(
+            step=evaluation.step, epoch=evaluation.epoch, val_loss=evaluation.val_loss
+        )
+        self._change(Progress(val_loss=evaluation.val_loss), [point])
+
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        self._change(Progress(checkpoint=checkpoint.path.name, checkpoint_step=checkpoint.step))
+
+    def close(self) -> None:
+        """Write what waits, and stop."""
+        self._closing.set()
+        self._thread.join()
+
+    def _change(self, update: Progress, points: Sequence[MetricPoint] = ()) -> None:
+        with self._lock:
+            self._update = self._update.merged(update)
+            self._points.extend(points)
+            self._changed = True
+
+    def _run(self) -> None:
+        while not self._closing.wait(_FLUSH_SECONDS):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            if not self._changed:
+                return
+            update, points = self._update, list(self._points)
+            self._points.clear()
+            self._changed = False
+        try:
+            lease.progress(self._database, self._claim, update, points)
+        except LeaseLost:
+            self._held.stop(StopReason.FENCED)
+        except Unavailable as error:
+            _log.warning("progress waits for the database", error=str(error))
+            with self._lock:
+                self._points.extendleft(reversed(points))
+                self._changed = True
+
+
+class _Pace:
+    """The time that the steps so far took, and so what is left."""
+
+    def start(self, step: int, total_steps: int) -> None:
+        self._first, self._total, self._since = step, total_steps, time.monotonic()
+
+    def seconds_left(self, step: int) -> float:
+        done = max(1, step - self._first)
+        return (self._total - step) * (time.monotonic() - self._since) / done
+
+
+class LogReporter(Silent):
+    """Tells the story of a run in its log: a line about steps every few seconds, at most."""
+
+    def __init__(self, log: JobLog) -> None:
+        self._log = log
+        self._said_at = 0.0
+
+    def on_message(self, message: str) -> None:
+        self._log.info(message)
+
+    def on_start(self, start: StartReport) -> None:
+        self._log.info(
+            "training",
+            **{name: getattr(start, name) for name in StartReport.__slots__},
+        )
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        last = steps[-1]
+        now = time.monotonic()
+        if now - self._said_at < _LOG_SECONDS and last.step < last.total_steps:
+            return
+        self._said_at = now
+        self._log.info(
+            "step",
+            step=last.step,
+            total_steps=last.total_steps,
+            epoch=last.epoch,
+            train_loss=round(last.train_loss, 4),
+            learning_rate=last.learning_rate,
+            grad_norm=round(last.grad_norm, 4),
+            tokens_per_sec=round(last.tokens_per_sec),
+        )
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        self._log.info(
+            "evaluation",
+            step=evaluation.step,
+            val_loss=round(evaluation.val_loss, 4),
+            val_ppl=round(perplexity(evaluation.val_loss), 2),
+            best_val_loss=round(evaluation.best_val_loss, 4),
+            improved=evaluation.improved,
+        )
+
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        self._log.info(
+            "checkpoint",
+            step=checkpoint.step,
+            name=checkpoint.path.name,
+            seconds=round(checkpoint.seconds, 3),
+        )
+
+
+class EventReporter(Silent):
+    """Sends a run's events in the order of the contract."""
+
+    def __init__(self, events: JobEvents) -> None:
+        self._events = events
+        self._total_epochs = 1
+        self._last: StepReport | None = None
+
+    def on_start(self, start: StartReport) -> None:
+        self._total_epochs = start.total_epochs
+        self._events.metrics_config(
+            {
+                "model_family": start.model_family,
+                "model_size": start.model_size,
+                "total_epochs": start.total_epochs,
+                "cpu_cores": os.cpu_count() or 1,
+                "memory_mb": psutil.virtual_memory().total // 2**20,
+                "optimal_threads": start.threads,
+                "batch_size": start.batch_size,
+                "learning_rate": start.learning_rate,
+            }
+        )
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        last = self._last = steps[-1]
+        percent = 100 * last.step // last.total_steps
+        self._events.progress(percent, f"step {last.step} of {last.total_steps}")
+        self._events.metrics_progress(self._point(last))
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        if self._last is None:
+            return
+        validation: dict[str, object] = {
+            "val_loss": evaluation.val_loss,
+            "val_ppl": perplexity(evaluation.val_loss),
+        }
+        self._events.metrics_progress(self._point(self._last) | validation, always=True)
+
+    def _point(self, step: StepReport) -> dict[str, object]:
+        return {
+            "epoch": step.epoch,
+            "total_epochs": self._total_epochs,
+            "step": step.step,
+            "train_loss": step.train_loss,
+            "train_ppl": perplexity(step.train_loss),
+            "grad_norm": step.grad_norm,
+            "samples_per_sec": step.samples_per_sec,
+            "loss": step.train_loss,
+            "perplexity": perplexity(step.train_loss),
+        }

@@ -1,0 +1,60 @@
+"""Train a tokenizer: claim the job, call the engine, publish the artifact."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from celery import Task
+
+from tasks import process
+from tasks.app import app
+from tasks.corpora import corpus_file
+from tasks.manifest import Times, tokenizer_manifest
+from tasks.perform import Done, Job, perform
+from trainer_app import artifacts
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TokenizerSpec
+from trainer_app.core.tokenizer_training import train_tokenizer
+from trainer_app.queue import TASK_NAMES
+from trainer_app.store import lease
+from trainer_app.store.lease import JobKind
+
+
+@app.task(name=TASK_NAMES[JobKind.TOKENIZER], bind=True)
+def train(self: Task[[str], None], job_id: str) -> None:
+    """Train one tokenizer while holding the job's lease."""
+    perform(job_id, hostname=self.request.hostname or "", work=train_one)
+
+
+def train_one(job: Job) -> Done | StopReason:
+    """Train the claimed tokenizer to its end, or stop and leave nothing behind."""
+    settings = process.settings()
+    spec = TokenizerSpec.from_json(job.claim.spec)
+    tokenizer_id = spec.tokenizer_id or job.claim.job_id
+    staging = settings.paths.runs / f"{job.claim.job_id}-{job.claim.attempt}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    report = train_tokenizer(
+        spec,
+        corpus_file(settings, spec.corpus_file_id, spec.corpus_path),
+        staging,
+        sample_max_lines=settings.tokenizer_sample_max_lines,
+        on_message=job.log.info,
+        should_stop=lambda: job.held.should_stop() is not None,
+    )
+    reason = job.held.should_stop()
+    if reason is not None or report is None:
+        shutil.rmtree(staging, ignore_errors=True)
+        return reason or StopReason.CANCEL
+    times = Times(
+        created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
+    )
+    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
+    final = artifacts.tokenizer_directory(settings, tokenizer_id)
+    artifacts.publish(staging, final, tokenizer_manifest(tokenizer_id, spec, report, times))
+    return Done(
+        result=report.to_json(),
+        result_id=tokenizer_id,
+        result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
+    )

@@ -1,0 +1,102 @@
+"""Train a model: claim the run, call the engine, publish the artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import Final
+
+from celery import Task
+
+from tasks import process
+from tasks.app import app
+from tasks.corpora import corpus_file
+from tasks.manifest import Times, figures, metrics_file, model_card, model_manifest
+from tasks.perform import Done, Job, perform
+from tasks.reporting import EventReporter, LogReporter, RowReporter
+from trainer_app import artifacts
+from trainer_app.core.files import write_atomically
+from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
+from trainer_app.core.observer import Observers, StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.events import perplexity
+from trainer_app.log import job_log_path
+from trainer_app.queue import TASK_NAMES
+from trainer_app.settings import Settings
+from trainer_app.store import lease
+from trainer_app.store.lease import JobKind
+
+_WEIGHTS: Final = "model.safetensors"
+
+
+@app.task(name=TASK_NAMES[JobKind.TRAIN], bind=True)
+def train(self: Task[[str], None], run_id: str) -> None:
+    """Run one training job while holding its lease."""
+    perform(run_id, hostname=self.request.hostname or "", work=train_run)
+
+
+def train_run(job: Job) -> Done | StopReason:
+    """Train the claimed run to its end, or to the point where it must stop."""
+    settings = process.settings()
+    spec = TrainSpec.from_json(job.claim.spec)
+    workspace = Workspace(
+        run=settings.paths.runs / job.claim.job_id,
+        tokens=settings.paths.tokens,
+        attempt=job.claim.attempt,
+        checkpoint_seconds=settings.jobs.checkpoint_seconds,
+        max_threads=settings.threads,
+    )
+    rows = RowReporter(process.database(), job.claim, job.held)
+    observer = Observers([LogReporter(job.log), rows, EventReporter(job.events), job.held])
+    try:
+        outcome = fit(spec, _inputs(settings, spec), workspace, observer)
+    finally:
+        rows.close()
+    if isinstance(outcome, Stopped):
+        return outcome.reason
+    return _publish(job, spec, outcome, workspace)
+
+
+def _inputs(settings: Settings, spec: TrainSpec) -> Inputs:
+    return Inputs(
+        corpus=corpus_file(settings, spec.corpus_file_id, spec.corpus_path),
+        tokenizer=spec.tokenizer_id and artifacts.tokenizer_directory(settings, spec.tokenizer_id),
+        base_model=spec.pretrained_run_id
+        and artifacts.model_directory(settings, spec.pretrained_run_id),
+    )
+
+
+def _publish(job: Job, spec: TrainSpec, finished: Finished, workspace: Workspace) -> Done:
+    """Complete the folder, make sure that the lease still stands, and rename it into place."""
+    settings = process.settings()
+    run_id = job.claim.job_id
+    folder = finished.directory
+    (folder / "eval").mkdir(exist_ok=True)
+    write_atomically(folder / "eval" / "metrics.json", metrics_file(finished).encode())
+    write_atomically(folder / "README.md", model_card(run_id, spec, finished).encode())
+    shutil.copyfile(job_log_path(settings, run_id), folder / "logs.jsonl")
+    times = Times(
+        created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
+    )
+    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
+    final = artifacts.model_directory(settings, run_id)
+    sha256 = artifacts.publish(
+        folder,
+        final,
+        model_manifest(run_id, spec, finished, times),
+        known_digests={_WEIGHTS: finished.weights_sha256},
+    )
+    # Checkpoints have served: a finished run is its artifact.
+    shutil.rmtree(workspace.run, ignore_errors=True)
+    result = figures(finished) | {"sha256": sha256}
+    return Done(
+        result=json.dumps(result),
+        result_id=run_id,
+        result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
+        final_metrics={
+            "test_loss": finished.test_loss,
+            "test_ppl": None if finished.test_loss is None else perplexity(finished.test_loss),
+            "artifact_path": str(final),
+        },
+    )

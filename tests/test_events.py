@@ -1,0 +1,137 @@
+"""Events: the contract's order and form, never in the way of the work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from trainer_app import events
+from trainer_app.events import JobEvents, Publisher
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def read_stream(client: redis.Redis) -> list[dict[str, object]]:
+    return [json.loads(fields["event"]) for _, fields in client.xrange(events.STREAM)]
+
+
+def job_events(publisher: Publisher) -> JobEvents:
+    return JobEvents(publisher, job_id="run-1", user_id=7, queue_name="trainer")
+
+
+def test_a_listener_hears_each_event_as_compact_json(client: redis.Redis) -> None:
+    listener = client.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(events.CHANNEL)
+    listener.get_message(timeout=5)
+    publisher = Publisher(client)
+
+    job_events(publisher).started()
+    publisher.close()
+
+    message = listener.get_message(timeout=5)
+    listener.close()
+    assert message is not None
+    assert message["data"] == (
+        '{"type":"trainer.job.started.v1","job_id":"run-1","user_id":7,'
+        '"domain":"trainer","queue":"trainer"}'
+    )
+
+
+def test_a_listener_that_was_away_finds_all_in_the_stream(client: redis.Redis) -> None:
+    publisher = Publisher(client)
+    job = job_events(publisher)
+
+    job.started()
+    job.metrics_config({"model_family": "gpt2", "learning_rate": 0.5})
+    job.progress(40, "step 4 of 10")
+    job.metrics_progress({"step": 4, "train_loss": 2.0})
+    job.completed(result_id="run-1", result_bytes=10)
+    job.metrics_completed({"test_loss": 1.0})
+    publisher.close()
+
+    found = read_stream(client)
+    assert [event["type"] for event in found] == [
+        "trainer.job.started.v1",
+        "trainer.metrics.config.v1",
+        "trainer.job.progress.v1",
+        "trainer.metrics.progress.v1",
+        "trainer.job.completed.v1",
+        "trainer.metrics.completed.v1",
+    ]
+    assert all(event["job_id"] == "run-1" and event["user_id"] == 7 for event in found)
+    assert found[4]["progress"] == 100
+
+
+def test_progress_is_sent_four_times_a_second_at_most(client: redis.Redis) -> None:
+    publisher = Publisher(client)
+    job = job_events(publisher)
+    began = time.monotonic()
+
+    for step in range(500):
+        job.progress(step // 5, "step")
+        time.sleep(0.001)
+    took = time.monotonic() - began
+    publisher.close()
+
+    assert 1 <= len(read_stream(client)) <= took / 0.25 + 1
+
+
+def test_an_evaluation_is_never_throttled_away(client: redis.Redis) -> None:
+    publisher = Publisher(client)
+    job = job_events(publisher)
+
+    for step in range(3):
+        job.metrics_progress({"step": step, "val_loss": 1.0}, always=True)
+    publisher.close()
+
+    assert [event["step"] for event in read_stream(client)] == [0, 1, 2]
+
+
+def test_progress_stays_within_0_and_99(client: redis.Redis) -> None:
+    publisher = Publisher(client)
+
+    JobEvents(publisher, job_id="a", user_id=0, queue_name="q").progress(100, "nearly")
+    JobEvents(publisher, job_id="b", user_id=0, queue_name="q").progress(-3, "early")
+    publisher.close()
+
+    assert [event["progress"] for event in read_stream(client)] == [99, 0]
+
+
+def test_a_failure_says_whose_it_is(client: redis.Redis) -> None:
+    publisher = Publisher(client)
+
+    job_events(publisher).failed("user", "cancelled")
+    publisher.close()
+
+    (event,) = read_stream(client)
+    assert (event["error_kind"], event["message"]) == ("user", "cancelled")
+
+
+def test_a_number_that_is_not_finite_is_null_in_json() -> None:
+    assert events.encode({"a": float("nan"), "b": float("inf"), "c": 1.0}) == (
+        '{"a":null,"b":null,"c":1.0}'
+    )
+
+
+def test_perplexity_is_exp_of_the_loss_and_stays_finite() -> None:
+    assert events.perplexity(0.0) == 1.0
+    assert events.perplexity(1e9) < float("inf")
+
+
+def test_sending_never_waits_for_a_redis_that_is_away() -> None:
+    away = redis.Redis(port=1, socket_connect_timeout=0.2)
+    publisher = Publisher(away)
+    began = time.monotonic()
+
+    for step in range(2_000):
+        job_events(publisher).progress(step, "step")
+
+    assert time.monotonic() - began < 1.0

@@ -1,0 +1,87 @@
+"""A job's log: one JSON object a line, whole after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from trainer_app.log import JobLog
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_has_time_level_event_and_the_context_of_the_job(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "logs" / "run-1.jsonl", run_id="run-1", attempt=2)
+
+    log.info("step", step=3)
+    log.warning("slow")
+    log.error("failed", error_code="DISK_FULL")
+    log.close()
+
+    written = lines(tmp_path / "logs" / "run-1.jsonl")
+    assert [(line["level"], line["event"]) for line in written] == [
+        ("info", "step"),
+        ("warning", "slow"),
+        ("error", "failed"),
+    ]
+    assert all(line["run_id"] == "run-1" and line["attempt"] == 2 for line in written)
+    assert str(written[0]["ts"]).endswith("+00:00")
+
+
+def test_a_newline_in_a_value_stays_within_its_line(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "log")
+
+    log.info("sample", text='two\nlines\r\n\u2028 and "quotes" \ud800')
+    log.close()
+
+    assert len((tmp_path / "log").read_bytes().split(b"\n")) == 2
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = JobLog(tmp_path / "log")
+
+    log.info("step", train_loss=float("nan"), grad_norm=float("inf"), learning_rate=0.5)
+    log.close()
+
+    (line,) = lines(tmp_path / "log")
+    assert (line["train_loss"], line["grad_norm"], line["learning_rate"]) == (None, None, 0.5)
+
+
+def test_two_attempts_append_to_the_same_log(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        log = JobLog(tmp_path / "log", attempt=attempt)
+        log.info("started")
+        log.close()
+
+    assert [line["attempt"] for line in lines(tmp_path / "log")] == [1, 2]
+
+
+def test_processes_log_json_lines_to_stderr(tmp_path: Path) -> None:
+    program = (
+        "import logging, structlog\n"
+        "from trainer_app.log import configure\n"
+        "from trainer_app.settings import load_settings\n"
+        "configure(load_settings())\n"
+        "structlog.get_logger().info('ours', n=1)\n"
+        "structlog.get_logger().debug('hidden')\n"
+        "logging.getLogger('theirs').warning('from %s', 'a library')\n"
+    )
+    environment = os.environ | {"APP__DATA_ROOT": str(tmp_path), "LOGGING__LEVEL": "INFO"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    ours, theirs = (json.loads(line) for line in done.stderr.splitlines())
+    assert (ours["event"], ours["n"], ours["level"]) == ("ours", 1, "info")
+    assert (theirs["event"], theirs["level"]) == ("from a library", "warning")
