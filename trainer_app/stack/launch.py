@@ -54,13 +54,13 @@ class RunningStack:
 def running_stack(
     data_root: Path,
     *,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     ready_seconds: float = READY_SECONDS,
 ) -> Iterator[RunningStack]:
     """A stack on a free port, stopped at the end.
 
-    ``environment`` adds to that of this process. Raises Unavailable, with the last line that it
-    printed, when it does not become ready.
+    ``environment`` adds to that of this process; None takes a variable away. Raises Unavailable,
+    with the last line that it printed, when it does not become ready.
     """
     stack = start_stack(data_root, environment=environment, ready_seconds=ready_seconds)
     try:
@@ -72,7 +72,7 @@ def running_stack(
 def start_stack(
     data_root: Path,
     *,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     ready_seconds: float = READY_SECONDS,
 ) -> RunningStack:
     """Like ``running_stack``, for a caller who stops it in other ways."""
@@ -81,7 +81,7 @@ def start_stack(
     with output.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603 (our own command)
             (*_UP, "--port", "0", "--data-root", str(data_root)),
-            env=os.environ | dict(environment or {}),
+            env=_merged(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -93,6 +93,11 @@ def start_stack(
         RunningStack(process=process, data_root=data_root, output=output, api_url="").stop()
         raise
     return RunningStack(process=process, data_root=data_root, output=output, api_url=url)
+
+
+def _merged(changes: Mapping[str, str | None]) -> dict[str, str]:
+    merged = {**os.environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def _wait_until_ready(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Final
 
 import httpx
 
+from trainer_app.api.gate import check_exposure
 from trainer_app.errors import DiskFull, SettingsError, Unavailable
 from trainer_app.settings import Settings
 from trainer_app.stack import broker as brokers
@@ -197,21 +197,7 @@ def _readiness(client: httpx.Client) -> tuple[bool, str]:
 def _check_settings(settings: Settings) -> None:
     if not settings.redis.enabled:
         raise SettingsError("REDIS__ENABLED: must not be false for a stack, whose workers need it")
-    security = settings.security
-    if not (_is_loopback(settings.api.host) or security.api_keys or security.allow_open):
-        raise SettingsError(
-            f"API__HOST: {settings.api.host} can be reached from outside: set SECURITY__API_KEY, "
-            "or SECURITY__ALLOW_OPEN=true"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    check_exposure(settings)
 
 
 def _check_data_root(root: Path) -> None:

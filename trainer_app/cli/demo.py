@@ -1,0 +1,230 @@
+"""``trainer demo``: the whole system at work, spoken to over HTTP as any client would."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from trainer_app.cli.demo_corpus import write_corpus
+from trainer_app.cli.exits import Exit
+from trainer_app.cli.tables import duration, printable, size, table
+from trainer_app.cli.watch import follow, summary
+from trainer_app.client import Client
+from trainer_app.errors import TrainerError
+from trainer_app.replies import Run, Tokenizer
+from trainer_app.stack.launch import RunningStack, start_stack
+from trainer_app.transport import ApiError
+
+VOCAB_SIZE: Final = 4_096
+STEPS_PER_MINUTE: Final = 400  # on 2 CPU cores, measured
+# Chosen by the validation loss that two minutes on 2 CPU cores reach.
+RECIPE: Final = {
+    "model_family": "gpt2",
+    "model_size": "tiny",
+    "max_seq_len": 128,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "warmup_ratio": 0.05,
+    "num_epochs": 1_000,  # max_steps ends it
+    "holdout_fraction": 0.01,
+    "test_split_ratio": 0.01,
+    "early_stopping_patience": 0,
+    "seed": 42,
+    "tags": ["demo"],
+}
+PROMPTS: Final = (
+    "def read_file(path):\n",
+    "class Point:\n    def __init__(self, ",
+    "import os\nimport sys\n\n",
+)
+# The demo brings all that it needs: what is set for another stack must not reach this one.
+_OTHERS: Final = (
+    "API__HOST",
+    "APP__ARTIFACTS_ROOT",
+    "APP__CORPUS_ROOT",
+    "APP__LOGS_ROOT",
+    "APP__RUNS_ROOT",
+    "DATABASE__URL",
+    "REDIS__ENABLED",
+    "REDIS__URL",
+    "SECURITY__API_KEY",
+)
+_TOKENIZER_SECONDS: Final = 600.0
+
+
+class _Failed(TrainerError):
+    """A step of the demo did not end as it should."""
+
+
+def demo(data_root: Path, *, minutes: float, keep: bool) -> Exit:
+    """Start a stack, train on it, show what came of it, and stop it again.
+
+    Returns FAILED, after having said what failed and where its log is, or INTERRUPTED.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    stack: RunningStack | None = None
+    started = time.monotonic()
+    try:
+        with _step(console, "start the stack: broker, database, API, workers"):
+            stack = start_stack(data_root, environment=dict.fromkeys(_OTHERS))
+        with Client(stack.api_url) as client:
+            run = _Demo(client, console, data_root, minutes).run()
+    except KeyboardInterrupt:
+        console.print("\ninterrupted")
+        keep = False
+        return Exit.INTERRUPTED
+    except (TrainerError, ApiError) as error:
+        console.print(f"\nfailed: {error}\n  logs: {data_root / 'run' / 'logs'}", markup=False)
+        keep = False
+        return Exit.FAILED
+    finally:
+        if stack is not None and not keep:
+            with _step(console, "stop the stack"):
+                stack.stop()
+    _what_next(console, stack, run, data_root, keep=keep)
+    console.print(f"all of it took {duration(time.monotonic() - started)}")
+    return Exit.COMPLETED
+
+
+class _Demo:
+    def __init__(self, client: Client, console: Console, data_root: Path, minutes: float) -> None:
+        self._client = client
+        self._console = console
+        self._data_root = data_root
+        self._steps = max(1, round(STEPS_PER_MINUTE * minutes))
+
+    def run(self) -> Run:
+        """All that needs the stack."""
+        file_id = self._upload()
+        tokenizer = self._train_tokenizer(file_id)
+        run = self._train(file_id, tokenizer)
+        self._compare(run, tokenizer)
+        self._complete(run)
+        return run
+
+    def _upload(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "stdlib.txt")
+            with _step(self._console, "gather the source of Python's standard library"):
+                text = write_corpus(path)
+            bar = Progress(
+                TextColumn("  upload it"), BarColumn(24), DownloadColumn(), console=self._console
+            )
+            with bar as progress:
+                task = progress.add_task("", total=text.bytes)
+                corpus = self._client.upload_corpus(
+                    path, on_progress=lambda sent: progress.update(task, completed=sent)
+                )
+        figures = f"{text.files:,} files, {size(corpus['bytes'])}, {corpus['lines']:,} lines"
+        self._console.print(f"  {figures}", style="dim")
+        return corpus["file_id"]
+
+    def _train_tokenizer(self, file_id: str) -> Tokenizer:
+        with _step(self._console, f"train a byte-level BPE of {VOCAB_SIZE:,} entries"):
+            accepted = self._client.train_tokenizer(
+                {"method": "bpe", "vocab_size": VOCAB_SIZE, "corpus_file_id": file_id}
+            )
+            tokenizer = self._client.wait_for_tokenizer(
+                accepted["tokenizer_id"], timeout=_TOKENIZER_SECONDS
+            )
+        if tokenizer["status"] != "completed":
+            raise _Failed(f"the tokenizer: {tokenizer['error']}")
+        return tokenizer
+
+    def _train(self, file_id: str, tokenizer: Tokenizer) -> Run:
+        eval_steps = max(1, self._steps // 5)
+        accepted = self._client.train_run(
+            {
+                **RECIPE,
+                "corpus_file_id": file_id,
+                "tokenizer_id": tokenizer["tokenizer_id"],
+                "max_steps": self._steps,
+                "eval_steps": eval_steps,
+            }
+        )
+        self._console.print(f"train a GPT-2 ({self._steps:,} steps): {accepted['run_id']}")
+        run = follow(self._client, accepted["run_id"], self._console)
+        for line in summary(run):
+            self._console.print(f"  {line}", markup=False)
+        if run["status"] != "completed":
+            raise _Failed(f"training ended as {run['status']}: {run['message']}")
+        return run
+
+    def _compare(self, run: Run, tokenizer: Tokenizer) -> None:
+        """Chance and the model, on text that was held out of all training."""
+        manifest = self._manifest(run["run_id"])
+        loss, bits = manifest["test_loss"], manifest["bits_per_byte"]
+        vocab, bytes_per_token = tokenizer["vocab_size"], tokenizer["bytes_per_token"]
+        assert vocab is not None
+        assert bytes_per_token is not None
+        chance = math.log(vocab)
+        rows = [
+            ("before: chance", chance, float(vocab), chance / math.log(2) / bytes_per_token),
+            ("after: this model", loss, math.exp(loss), bits),
+        ]
+        names = ("on held-out text", "loss (nats/token)", "perplexity", "bits per byte")
+        self._console.print(table(names, rows))
+
+    def _manifest(self, run_id: str) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "manifest.json")
+            self._client.download_artifact(run_id, path.name, path)
+            manifest: dict[str, float] = json.loads(path.read_bytes())
+        return manifest
+
+    def _complete(self, run: Run) -> None:
+        self._console.print("what it writes", style="bold")
+        for prompt in PROMPTS:
+            fields = {"prompt_text": prompt, "max_new_tokens": 64, "temperature": 0.7, "seed": 1}
+            generated = self._client.generate(run["run_id"], fields)
+            if generated["outputs"] is None:
+                raise _Failed(f"the completion of {prompt!r}: {generated['error']}")
+            # What a model writes is not markup.
+            self._console.print(prompt, style="bold cyan", end="", markup=False)
+            self._console.print(printable(generated["outputs"][0]), markup=False)
+            self._console.rule(style="dim")
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    """Say what is done, and how long it took; a terminal sees that it goes on."""
+    started = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"{what}  [dim]{time.monotonic() - started:.1f} s[/dim]")
+
+
+def _what_next(
+    console: Console, stack: RunningStack, run: Run, data_root: Path, *, keep: bool
+) -> None:
+    folder = data_root / "artifacts" / "models" / run["run_id"]
+    console.print("the model, in HuggingFace form", style="bold")
+    console.print(f"  {folder}", markup=False)
+    console.print("load it in Python", style="bold")
+    console.print(
+        "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"  model = AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})",
+        markup=False,
+    )
+    console.print("what to try next", style="bold")
+    if keep:
+        where = f"TRAINER_URL={stack.api_url} "
+        console.print(
+            f"  the stack runs on: {stack.api_url}/docs; stop it: kill {stack.process.pid}"
+        )
+    else:
+        where = ""
+        console.print(f"  trainer up --data-root {shlex.quote(str(data_root))}", markup=False)
+    console.print(f"  {where}trainer generate {run['run_id']} --prompt 'def '", markup=False)
+    console.print(f"  {where}trainer corpora add YOUR_TEXT.txt", markup=False)

@@ -1,0 +1,119 @@
+"""The shapes of the API's answers, as its clients see them.
+
+They are views of the JSON that came: a newer server's further fields are kept, and are there
+when the answer is printed as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypedDict, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Page(TypedDict, Generic[Item]):
+    """A part of a list, newest first; ``next`` is the cursor of the next part."""
+
+    data: list[Item]
+    has_more: bool
+    next: str | None
+
+
+class Corpus(TypedDict):
+    """One uploaded text."""
+
+    file_id: str
+    bytes: int
+    lines: int
+    created_at: float
+
+
+class Tokenizer(TypedDict):
+    """A tokenizer and what was measured on the held-out part of its corpus."""
+
+    tokenizer_id: str
+    artifact_path: str | None
+    status: str
+    coverage: float | None
+    oov_rate: float | None
+    token_count: int | None
+    vocab_size: int | None
+    char_coverage: float | None
+    bytes_per_token: float | None
+    error: str | None
+
+
+class Accepted(TypedDict):
+    """A training run that is queued."""
+
+    run_id: str
+    job_id: str
+
+
+class Run(TypedDict):
+    """A training run as it stands; times are unix seconds, losses nats per token."""
+
+    run_id: str
+    status: str
+    message: str
+    error_code: str | None
+    attempt: int
+    progress: int
+    epoch: int | None
+    step: int | None
+    total_steps: int | None
+    train_loss: float | None
+    val_loss: float | None
+    tokens_per_sec: float | None
+    eta_sec: float | None
+    queue_position: int | None
+    last_heartbeat_ts: float | None
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    spec: dict[str, object]
+
+
+class Cancelled(TypedDict):
+    """The answer to a request to cancel."""
+
+    status: str
+
+
+class MetricPoint(TypedDict):
+    """One point of a run's curve."""
+
+    step: int
+    train_loss: float | None
+    val_loss: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_per_sec: float | None
+
+
+class ArtifactFile(TypedDict):
+    """One file of an artifact."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Artifact(TypedDict):
+    """Where a finished model is and what it consists of."""
+
+    storage: str
+    file_id: str | None
+    sha256: str
+    files: list[ArtifactFile]
+
+
+class Generated(TypedDict):
+    """A request to continue a prompt; ``outputs`` are complete once ``status`` is final."""
+
+    request_id: str
+    status: str
+    outputs: list[str] | None
+    steps: int | None
+    eos_terminated: list[bool] | None
+    error: str | None
