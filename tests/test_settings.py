@@ -27,6 +27,7 @@ BAD_VALUES = [
     ("DATABASE__URL", "postgresqlx://["),
     ("REDIS__URL", "http://localhost:6379"),
     ("REDIS__URL", "["),
+    ("REDIS__URL", "unix:///run/redis.sock"),  # Celery does not take it
     ("REDIS__ENABLED", "perhaps"),
     ("SECURITY__ALLOW_OPEN", "2"),
     ("API__PORT", "65536"),

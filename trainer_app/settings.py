@@ -163,8 +163,8 @@ def _read_paths(env: Env) -> Paths:
 def _read_redis(env: Env) -> Redis:
     given = env.str("REDIS__URL", "")
     url = given or "redis://127.0.0.1:6379/0"
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError("REDIS__URL: must start with redis://, rediss:// or unix://")
+    if not url.startswith(("redis://", "rediss://")):
+        raise SettingsError("REDIS__URL: must start with redis:// or rediss://")
     return Redis(url=url, given=bool(given), enabled=env.bool("REDIS__ENABLED", True))
 
 
