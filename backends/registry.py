@@ -27,3 +27,9 @@ TOKENIZER_KINDS: Final[Mapping[str, str]] = {
     "bpe": "backends.tokenizers.bpe",
     "char": "backends.tokenizers.char",
 }
+
+# family -> the one kind that it takes, and trains itself from the corpus where none is given
+OWN_TOKENIZERS: Final[Mapping[str, str]] = {"char_lstm": "char"}
+
+# kind -> the smallest vocabulary that can be asked for (byte-level: specials and all bytes)
+TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "char": 100}

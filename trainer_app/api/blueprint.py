@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flask import Request
 
-_F = TypeVar("_F", bound=Callable[..., object])
+_F = TypeVar("_F")
 
 
 class StrictParser(FlaskParser):

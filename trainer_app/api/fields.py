@@ -2,6 +2,8 @@
 
 marshmallow's own read 1.9, "12", "1_000", Arabic digits and true as integers; these do not.
 Every field has bounds, and the OpenAPI document shows them.
+
+The arguments that ``_deserialize`` leaves unused are marshmallow's signature.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ class StrictInteger(fields.Integer):
     def _deserialize(
         self,
         value: object,
-        _attr: str | None,
-        _data: Mapping[str, object] | None,
-        **_kwargs: object,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, object] | None,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
     ) -> int:
         if type(value) is not int:
             raise ValidationError(f"{shown(value)} is not an integer")
@@ -84,9 +86,9 @@ class StrictNumber(fields.Float):
     def _deserialize(
         self,
         value: object,
-        _attr: str | None,
-        _data: Mapping[str, object] | None,
-        **_kwargs: object,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, object] | None,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
     ) -> float:
         if type(value) not in {int, float}:
             raise ValidationError(f"{shown(value)} is not a number")
@@ -102,9 +104,9 @@ class StrictBoolean(fields.Boolean):
     def _deserialize(
         self,
         value: object,
-        _attr: str | None,
-        _data: Mapping[str, object] | None,
-        **_kwargs: object,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, object] | None,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
     ) -> bool:
         if not isinstance(value, bool):
             raise ValidationError(f"{shown(value)} is not true or false")
@@ -135,9 +137,9 @@ class StrictString(fields.String):
     def _deserialize(
         self,
         value: object,
-        _attr: str | None,
-        _data: Mapping[str, object] | None,
-        **_kwargs: object,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, object] | None,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
     ) -> str:
         if not isinstance(value, str):
             raise ValidationError(f"{shown(value)} is not a string")

@@ -42,6 +42,24 @@ class PageQuerySchema(StrictSchema):
     )
 
 
+def page_of(item: type[Schema]) -> type[Schema]:
+    """The schema of one page of a list of such items."""
+    return Schema.from_dict(
+        {
+            "data": fields.List(fields.Nested(item), required=True, attribute="items"),
+            "has_more": fields.Boolean(
+                required=True, metadata=about("Whether another page follows.")
+            ),
+            "next": fields.String(
+                required=True,
+                allow_none=True,
+                metadata=about("The `after` of the next page; null at the end."),
+            ),
+        },
+        name=item.__name__.removesuffix("Schema") + "PageSchema",
+    )
+
+
 class DetailSchema(Schema):
     """What is wrong with one field."""
 

@@ -44,11 +44,29 @@ def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> 
     )
     if inserted is not None:
         return None
+    return _created(session, key)
+
+
+def find(db: Database, key: IdempotencyKey | None) -> str | None:
+    """The id of what was created with this key; None: nothing was.
+
+    For a repeat, which is to get its first answer even where what it asks for has become
+    impossible. Raises FieldError when that was asked for with another body.
+    """
+    if key is None:
+        return None
+    with db.read() as session:
+        return _created(session, key)
+
+
+def _created(session: Session, key: IdempotencyKey) -> str | None:
     first = session.execute(
         select(IdempotencyRow.body_sha256, IdempotencyRow.created_id).where(
             IdempotencyRow.endpoint == key.endpoint, IdempotencyRow.key == key.key
         )
-    ).one()
+    ).one_or_none()
+    if first is None:
+        return None
     if first.body_sha256 != key.body_sha256:
         raise FieldError("Idempotency-Key", "was sent before with another body")
     earlier: str = first.created_id

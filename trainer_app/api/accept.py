@@ -1,0 +1,65 @@
+"""What every POST that enqueues does around its own work: ask the services, commit, wake.
+
+The order is the promise: before anything is written, Redis and the database must answer (503);
+once the row is there, the answer is 202 whatever happens to the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from flask import request
+
+from trainer_app.api import current
+from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.errors import Unavailable
+from trainer_app.store import upkeep
+from trainer_app.store.idempotency import IdempotencyKey
+
+KEY_HEADER: Final = "Idempotency-Key"
+_KEY: Final = re.compile(r"[!-~]{1,255}")
+KEY_PARAMETER: Final = {
+    "name": KEY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "A repeat with the same key and body gets the first answer, and starts nothing.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+LOCATION: Final = {
+    "Location": {
+        "description": "Where to see what became of it.",
+        "schema": {"type": "string", "format": "uri-reference"},
+    }
+}
+
+
+def require_services() -> None:
+    """Raise Unavailable unless Redis and the database answer, each within its time-out."""
+    current.queue().ping()
+    current.database().ping()
+
+
+def idempotency_key(body: str) -> IdempotencyKey | None:
+    """The request's key, tied to its address and body; raises InvalidInput for a bad one."""
+    key = request.headers.get(KEY_HEADER)
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InvalidInput([Detail(KEY_HEADER, "must be 1 to 255 visible ASCII characters")])
+    return IdempotencyKey(
+        endpoint=f"{request.method} {request.path}"[:128],
+        key=key,
+        body_sha256=hashlib.sha256(body.encode()).hexdigest(),
+    )
+
+
+def wake(job_id: str) -> None:
+    """Tell a worker of a committed job; housekeeping repeats whatever fails here."""
+    try:
+        wakeups = upkeep.due(current.database(), job_id=job_id)
+    except Unavailable:
+        return
+    for wakeup in wakeups:
+        current.queue().publish(wakeup)

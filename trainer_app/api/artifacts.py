@@ -1,0 +1,76 @@
+"""Finished models: what they consist of, and their files."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from flask import Response, send_file
+
+from trainer_app import artifacts
+from trainer_app.api import current
+from trainer_app.api.artifacts_schema import PointerSchema
+from trainer_app.api.blueprint import Blueprint
+from trainer_app.artifacts import Pointer
+from trainer_app.store import runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+blueprint = Blueprint("artifacts", __name__, description="Finished models.")
+
+_BINARY = {"type": "string", "format": "binary"}
+
+
+@blueprint.route("/runs/<id:run_id>/artifact")
+@blueprint.response(200, PointerSchema)
+@blueprint.doc(operationId="getArtifact")
+@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+def get_artifact(run_id: str) -> Pointer:
+    """List the files of a run's finished model."""
+    return artifacts.pointer(_directory(run_id))
+
+
+@blueprint.route("/runs/<id:run_id>/artifact.tar.gz")
+@blueprint.response(
+    200, _BINARY, content_type="application/gzip", description="All files, as a tar.gz"
+)
+@blueprint.doc(operationId="downloadArtifact")
+@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+def download_artifact(run_id: str) -> Response:
+    """Download a run's finished model in one piece."""
+    directory = _directory(run_id)
+    artifacts.pointer(directory)  # raises here what a stream could no longer say
+    response = Response(artifacts.stream_tar(directory), mimetype="application/gzip")
+    response.headers.set("Content-Disposition", "attachment", filename=f"{run_id}.tar.gz")
+    return response
+
+
+@blueprint.route("/runs/<id:run_id>/artifact/<path:name>")
+@blueprint.response(
+    200, _BINARY, content_type="application/octet-stream", description="The file's bytes"
+)
+@blueprint.alt_response(
+    206,
+    schema=_BINARY,
+    content_type="application/octet-stream",
+    description="The part that Range asks for",
+)
+@blueprint.doc(operationId="downloadArtifactFile")
+@blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+def download_artifact_file(run_id: str, name: str) -> Response:
+    """Download one file of a run's finished model; a Range resumes."""
+    path, file = artifacts.open_file(_directory(run_id), name)
+    return send_file(
+        path,
+        mimetype="application/octet-stream",
+        as_attachment=True,
+        download_name=PurePosixPath(name).name,
+        etag=file.sha256,
+        conditional=True,
+    )
+
+
+def _directory(run_id: str) -> Path:
+    run = runs.get(current.database(), run_id)
+    return artifacts.model_directory(current.settings(), run.run_id)

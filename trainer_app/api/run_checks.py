@@ -1,0 +1,74 @@
+"""What a training run refers to: is it there, is it finished, does it fit?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from backends.registry import OWN_TOKENIZERS
+from trainer_app.api import current
+from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.ids import is_id
+from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
+from trainer_app.queue import training_queue
+from trainer_app.store import runs, tokenizers
+from trainer_app.store.tables import Status
+
+
+def resolve(spec: TrainSpec) -> TrainSpec:
+    """The spec with the digest of its corpus, once all that it refers to is found to fit.
+
+    Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
+    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue. Messages name the field.
+    """
+    _check_queue(spec)
+    _check_tokenizer(spec)
+    _check_base_run(spec)
+    return replace(spec, corpus_sha256=corpus_sha256(spec.corpus_file_id, spec.corpus_path))
+
+
+def _check_queue(spec: TrainSpec) -> None:
+    if spec.queue is None:
+        return
+    known = current.queue().training_queues()
+    if spec.queue not in known:
+        names = ", ".join(known)
+        raise InvalidInput([Detail("queue", f"no live worker has this queue; known: {names}")])
+
+
+def _check_tokenizer(spec: TrainSpec) -> None:
+    if spec.tokenizer_id is None:
+        return
+    if not is_id(spec.tokenizer_id):
+        raise TokenizerNotFound("tokenizer_id: no tokenizer has this id")
+    tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
+    if tokenizer.status is not Status.COMPLETED:
+        raise NotReady(f"tokenizer_id: {spec.tokenizer_id} is {tokenizer.status}")
+    kind = OWN_TOKENIZERS.get(spec.model_family, tokenizer.method)
+    if tokenizer.method != kind:
+        raise ModelIncompatible(
+            f"tokenizer_id: {spec.model_family} takes a {kind} tokenizer, "
+            f"and {spec.tokenizer_id} is {tokenizer.method}"
+        )
+
+
+def _check_base_run(spec: TrainSpec) -> None:
+    if spec.pretrained_run_id is None:
+        return
+    if not is_id(spec.pretrained_run_id):
+        raise RunNotFound("pretrained_run_id: no run has this id")
+    run = runs.get(current.database(), spec.pretrained_run_id)
+    if run.status is not Status.COMPLETED:
+        raise NotReady(f"pretrained_run_id: {spec.pretrained_run_id} is {run.status}")
+    for name in ("model_family", "model_size", "tokenizer_id"):
+        wanted, there = getattr(spec, name), getattr(run.spec, name)
+        if wanted != there:
+            raise ModelIncompatible(
+                f"{name}: {wanted} differs from {there} of {spec.pretrained_run_id}"
+            )
+
+
+def queue_for(spec: TrainSpec) -> str:
+    """The queue that the run goes to."""
+    return spec.queue or training_queue(current.settings())

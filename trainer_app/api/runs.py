@@ -1,0 +1,105 @@
+"""Training runs: start, list, look at, cancel."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from trainer_app.api import current, request_id
+from trainer_app.api.accept import (
+    KEY_PARAMETER,
+    LOCATION,
+    idempotency_key,
+    require_services,
+    wake,
+)
+from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.run_checks import queue_for, resolve
+from trainer_app.api.runs_schema import (
+    CancelSchema,
+    RunAcceptedSchema,
+    RunPageSchema,
+    RunQuerySchema,
+    RunSchema,
+)
+from trainer_app.api.train_schema import TrainSchema
+from trainer_app.core.spec import TrainSpec
+from trainer_app.store import idempotency, lease, runs
+from trainer_app.store.pages import Page
+from trainer_app.store.runs import Run
+
+blueprint = Blueprint("runs", __name__, description="Training runs.")
+
+
+class RunQuery(TypedDict):
+    """What RunQuerySchema loads."""
+
+    status: str | None
+    model_family: str | None
+    user_id: int | None
+    tag: str | None
+    limit: int
+    after: str | None
+
+
+@blueprint.route("/runs/train", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(TrainSchema)
+@blueprint.response(202, RunAcceptedSchema, headers=LOCATION)
+@blueprint.doc(operationId="trainRun")
+@blueprint.leads_to("getRun", "cancelRun", "getLogs", "getMetrics", run_id="$response.body#/run_id")
+@blueprint.fails_with(
+    "CORPUS_NOT_FOUND",
+    "TOKENIZER_NOT_FOUND",
+    "RUN_NOT_FOUND",
+    "NOT_READY",
+    "MODEL_INCOMPATIBLE",
+    "CORPUS_EMPTY",
+    "CORPUS_NOT_TEXT",
+    "UNAVAILABLE",
+)
+def train_run(spec: TrainSpec) -> tuple[dict[str, str], dict[str, str]]:
+    """Start a training run."""
+    require_services()
+    key = idempotency_key(spec.to_json())
+    run_id = idempotency.find(current.database(), key)
+    if run_id is None:
+        run = runs.create(
+            current.database(),
+            resolve(spec),
+            queue=queue_for(spec),
+            request_id=request_id.current(),
+            idempotency=key,
+        )
+        run_id = run.run_id
+        wake(run_id)
+    return {"run_id": run_id, "job_id": run_id}, {"Location": f"/runs/{run_id}"}
+
+
+@blueprint.route("/runs")
+@blueprint.arguments(RunQuerySchema, location="query")
+@blueprint.response(200, RunPageSchema)
+@blueprint.doc(operationId="listRuns")
+@blueprint.fails_with("UNAVAILABLE")
+def list_runs(query: RunQuery) -> Page[Run]:
+    """List runs, newest first."""
+    return runs.list_(current.database(), **query)
+
+
+@blueprint.route("/runs/<id:run_id>")
+@blueprint.response(200, RunSchema)
+@blueprint.doc(operationId="getRun")
+@blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")
+def get_run(run_id: str) -> Run:
+    """Tell where a run stands."""
+    return runs.get(current.database(), run_id)
+
+
+@blueprint.route("/runs/<id:run_id>/cancel", methods=["POST"])
+@blueprint.response(200, CancelSchema)
+@blueprint.doc(operationId="cancelRun")
+@blueprint.leads_to("getRun", run_id="$request.path.run_id")
+@blueprint.fails_with("RUN_NOT_FOUND", "ALREADY_FINISHED", "UNAVAILABLE")
+def cancel_run(run_id: str) -> dict[str, str]:
+    """Ask for a run's cancellation; a queued run is cancelled at once."""
+    lease.request_cancel(current.database(), run_id)
+    current.queue().announce_cancel(run_id)
+    return {"status": "cancellation-requested"}

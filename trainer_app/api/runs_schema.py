@@ -1,0 +1,108 @@
+"""What the run routes answer, and which runs a list can be asked for."""
+
+from __future__ import annotations
+
+from marshmallow import Schema, fields
+
+from backends.registry import MODEL_FAMILIES
+from trainer_app.api.fields import (
+    INT64_MAX,
+    QueryInteger,
+    StrictString,
+    about,
+    between,
+    length,
+    one_of,
+)
+from trainer_app.api.schema import PageQuerySchema, page_of
+from trainer_app.api.train_schema import TrainSchema
+from trainer_app.store.tables import Status
+
+
+class ResolvedSpecSchema(TrainSchema):
+    """The whole request as resolved."""
+
+    corpus_sha256 = fields.String(
+        required=True, metadata=about("Of the corpus as it was when the run was posted.")
+    )
+
+
+class RunAcceptedSchema(Schema):
+    """A run that is queued."""
+
+    run_id = fields.String(required=True, metadata=about("The run's id."))
+    job_id = fields.String(required=True, metadata=about("The same id, as events name it."))
+
+
+class RunSchema(Schema):
+    """Where a run stands. Times are unix seconds, losses mean nats per predicted token."""
+
+    run_id = fields.String(required=True, metadata=about("The run's id."))
+    status = fields.String(
+        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+    )
+    last_heartbeat_ts = fields.Float(
+        required=True, allow_none=True, metadata=about("Its worker's last sign of life.")
+    )
+    message = fields.String(required=True, metadata=about("What it does, or why it ended."))
+    attempt = fields.Integer(
+        required=True, metadata=about("How often a worker has started or resumed it.")
+    )
+    progress = fields.Integer(required=True, metadata=about("Percent: 0 to 100."))
+    epoch = fields.Integer(required=True, metadata=about("The present epoch, from 0."))
+    step = fields.Integer(required=True, metadata=about("Optimizer steps done."))
+    total_steps = fields.Integer(
+        required=True, allow_none=True, metadata=about("Steps in all, once known.")
+    )
+    train_loss = fields.Float(required=True, allow_none=True, metadata=about("The last one."))
+    val_loss = fields.Float(required=True, allow_none=True, metadata=about("The last one."))
+    tokens_per_sec = fields.Float(required=True, allow_none=True, metadata=about("Its speed."))
+    eta_sec = fields.Float(
+        required=True, allow_none=True, metadata=about("Seconds until it should be done.")
+    )
+    queue_position = fields.Integer(
+        required=True, allow_none=True, metadata=about("How many start before it; null: none wait.")
+    )
+    created_at = fields.Float(required=True, metadata=about("When it was posted."))
+    started_at = fields.Float(
+        required=True, allow_none=True, metadata=about("When a worker first took it.")
+    )
+    completed_at = fields.Float(
+        required=True, allow_none=True, metadata=about("When it reached its final status.")
+    )
+    error_code = fields.String(
+        required=True, allow_none=True, metadata=about("Why it failed, for programs.")
+    )
+    spec = fields.Nested(ResolvedSpecSchema, required=True)
+
+
+RunPageSchema = page_of(RunSchema)
+
+
+class RunQuerySchema(PageQuerySchema):
+    """Which runs are asked for."""
+
+    status = StrictString(
+        load_default=None,
+        validate=one_of([str(word) for word in Status]),
+        metadata=about("Runs of this status alone."),
+    )
+    model_family = StrictString(
+        load_default=None,
+        validate=one_of(tuple(MODEL_FAMILIES)),
+        metadata=about("Runs of this family alone."),
+    )
+    user_id = QueryInteger(
+        load_default=None,
+        validate=between(0, INT64_MAX),
+        metadata=about("Runs of this user alone."),
+    )
+    tag = StrictString(
+        load_default=None, validate=length(1, 64), metadata=about("Runs with this tag alone.")
+    )
+
+
+class CancelSchema(Schema):
+    """A cancellation that has been asked for."""
+
+    status = fields.String(required=True, metadata={"enum": ["cancellation-requested"]})

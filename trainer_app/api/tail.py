@@ -1,0 +1,82 @@
+"""The end of a log, and what is appended to it, in memory that no line's length can exhaust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BLOCK: Final = 65_536
+LONGEST_LINE: Final = 1_048_576  # bytes; a longer one is followed in pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its newline, and the offset in the file of what follows it."""
+
+    text: bytes
+    end: int
+
+
+def last_lines(path: Path, count: int) -> Iterator[bytes]:
+    """The last ``count`` lines, as blocks of bytes; nothing where there is no file."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        end = os.fstat(file.fileno()).st_size
+        position = _start_of_last(file, end, count)
+        file.seek(position)
+        while position < end and (block := file.read(min(_BLOCK, end - position))):
+            position += len(block)
+            yield block
+
+
+def start_of_last_lines(path: Path, count: int) -> int:
+    """The offset at which the last ``count`` lines start; 0 where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return _start_of_last(file, os.fstat(file.fileno()).st_size, count)
+    except FileNotFoundError:
+        return 0
+
+
+def _start_of_last(file: BinaryIO, end: int, count: int) -> int:
+    """Read backwards block by block until ``count`` lines are behind."""
+    position = end
+    wanted = count
+    while position > 0:
+        size = min(_BLOCK, position)
+        position -= size
+        file.seek(position)
+        block = file.read(size)
+        # The newline that ends the file starts no line.
+        cut = size - 1 if position + size == end else size
+        while (cut := block.rfind(b"\n", 0, cut)) >= 0:
+            wanted -= 1
+            if wanted == 0:
+                return position + cut + 1
+    return 0
+
+
+def lines_from(path: Path, offset: int, *, whole: bool) -> Iterator[Line]:
+    """The lines that are in the file now, from ``offset`` on.
+
+    The last one is left out while no newline ends it, unless ``whole``: nothing will be added.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        while line := file.readline(LONGEST_LINE):
+            offset += len(line)
+            if not (line.endswith(b"\n") or len(line) == LONGEST_LINE or whole):
+                return
+            yield Line(line.removesuffix(b"\n"), offset)

@@ -1,0 +1,111 @@
+"""Tokenizers: train, list, look at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, TypedDict
+
+from trainer_app.api import current, request_id
+from trainer_app.api.accept import (
+    KEY_PARAMETER,
+    LOCATION,
+    idempotency_key,
+    require_services,
+    wake,
+)
+from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.schema import PageQuerySchema
+from trainer_app.api.tokenizers_schema import (
+    TokenizerAcceptedSchema,
+    TokenizerPageSchema,
+    TokenizerSchema,
+    TokenizerTrainSchema,
+)
+from trainer_app.artifacts import tokenizer_directory
+from trainer_app.queue import light_queue
+from trainer_app.store import idempotency, tokenizers
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from trainer_app.core.spec import TokenizerSpec
+    from trainer_app.store.tokenizers import Tokenizer
+
+blueprint = Blueprint("tokenizers", __name__, description="Tokenizers.")
+
+
+class PageQuery(TypedDict):
+    """What PageQuerySchema loads."""
+
+    limit: int
+    after: str | None
+
+
+@blueprint.route("/tokenizers/train", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(TokenizerTrainSchema)
+@blueprint.response(202, TokenizerAcceptedSchema, headers=LOCATION)
+@blueprint.doc(operationId="trainTokenizer")
+@blueprint.leads_to("getTokenizer", tokenizer_id="$response.body#/tokenizer_id")
+@blueprint.fails_with(
+    "CORPUS_NOT_FOUND", "CONFLICT", "CORPUS_EMPTY", "CORPUS_NOT_TEXT", "UNAVAILABLE"
+)
+def train_tokenizer(spec: TokenizerSpec) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Start the training of a tokenizer."""
+    require_services()
+    key = idempotency_key(spec.to_json())
+    tokenizer_id = idempotency.find(current.database(), key)
+    if tokenizer_id is None:
+        digest = corpus_sha256(spec.corpus_file_id, spec.corpus_path)
+        tokenizer = tokenizers.create(
+            current.database(),
+            replace(spec, corpus_sha256=digest),
+            queue=light_queue(current.settings()),
+            request_id=request_id.current(),
+            idempotency=key,
+        )
+        tokenizer_id = tokenizer.tokenizer_id
+        wake(tokenizer.job_id)
+    accepted = {
+        "tokenizer_id": tokenizer_id,
+        "artifact_path": _artifact_path(tokenizer_id),
+        "coverage": None,
+        "oov_rate": None,
+    }
+    return accepted, {"Location": f"/tokenizers/{tokenizer_id}"}
+
+
+@blueprint.route("/tokenizers")
+@blueprint.arguments(PageQuerySchema, location="query")
+@blueprint.response(200, TokenizerPageSchema)
+@blueprint.doc(operationId="listTokenizers")
+@blueprint.fails_with("UNAVAILABLE")
+def list_tokenizers(query: PageQuery) -> dict[str, object]:
+    """List tokenizers, newest first."""
+    page = tokenizers.list_(current.database(), **query)
+    return {
+        "items": [_shown(tokenizer) for tokenizer in page.items],
+        "has_more": page.has_more,
+        "next": page.next,
+    }
+
+
+@blueprint.route("/tokenizers/<id:tokenizer_id>")
+@blueprint.response(200, TokenizerSchema)
+@blueprint.doc(operationId="getTokenizer")
+@blueprint.fails_with("TOKENIZER_NOT_FOUND", "UNAVAILABLE")
+def get_tokenizer(tokenizer_id: str) -> dict[str, object]:
+    """Tell where a tokenizer stands."""
+    return _shown(tokenizers.get(current.database(), tokenizer_id))
+
+
+def _shown(tokenizer: Tokenizer) -> dict[str, object]:
+    failed = tokenizer.status is Status.FAILED
+    return {
+        **asdict(tokenizer),
+        "artifact_path": _artifact_path(tokenizer.tokenizer_id),
+        "error": f"{tokenizer.error_code}: {tokenizer.message}" if failed else None,
+    }
+
+
+def _artifact_path(tokenizer_id: str) -> str:
+    return str(tokenizer_directory(current.settings(), tokenizer_id))

@@ -1,0 +1,152 @@
+"""What a tokenizer is asked for, and what the tokenizer routes answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Final
+
+from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
+
+from backends.registry import TOKENIZER_KINDS, TOKENIZER_MIN_VOCAB
+from trainer_app.api.fields import (
+    INT64_MAX,
+    UINT32_MAX,
+    StrictInteger,
+    StrictNumber,
+    StrictString,
+    about,
+    between,
+    length,
+    one_of,
+)
+from trainer_app.api.ids import PATTERN, is_id
+from trainer_app.api.schema import StrictSchema, page_of
+from trainer_app.core.spec import TokenizerSpec
+from trainer_app.safe_paths import MAX_NAME_LENGTH
+from trainer_app.store.tables import Status
+
+# One source for the defaults: the spec's own.
+_DEFAULTS: Final = asdict(TokenizerSpec(method="", vocab_size=0, corpus_sha256=""))
+_ID: Final = {"pattern": f"^{PATTERN}$"}
+
+
+class TokenizerTrainSchema(StrictSchema):
+    """The body of POST /tokenizers/train."""
+
+    method = StrictString(
+        required=True,
+        validate=one_of(tuple(TOKENIZER_KINDS)),
+        metadata=about("The kind of tokenizer.", "bpe"),
+    )
+    vocab_size = StrictInteger(
+        required=True,
+        validate=between(min(TOKENIZER_MIN_VOCAB.values()), 1_000_000),
+        metadata=about(
+            "The most entries that it may have. The least to ask for: "
+            + ", ".join(f"{kind} {least}" for kind, least in TOKENIZER_MIN_VOCAB.items()),
+            8_000,
+        ),
+    )
+    min_frequency = StrictInteger(
+        load_default=_DEFAULTS["min_frequency"],
+        validate=between(1, 1_000_000_000),
+        metadata=about("How often an entry must occur in the corpus."),
+    )
+    corpus_file_id = StrictString(
+        load_default=None,
+        validate=length(1, 128),
+        metadata=about("An uploaded corpus; this or corpus_path.") | _ID,
+    )
+    corpus_path = StrictString(
+        load_default=None,
+        validate=length(1, MAX_NAME_LENGTH),
+        metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
+    )
+    holdout_fraction = StrictNumber(
+        load_default=_DEFAULTS["holdout_fraction"],
+        validate=between(0, 0.5),
+        metadata=about("Of the corpus, for the statistics; 0: they are taken on what it learnt."),
+    )
+    seed = StrictInteger(
+        load_default=_DEFAULTS["seed"],
+        validate=between(0, UINT32_MAX),
+        metadata=about("Chooses the held-out part."),
+    )
+    tokenizer_id = StrictString(
+        load_default=None,
+        validate=length(1, 64),
+        metadata=about("A name of your own; null: one is made.", "english-8k") | _ID,
+    )
+    user_id = StrictInteger(
+        load_default=_DEFAULTS["user_id"],
+        validate=between(0, INT64_MAX),
+        metadata=about("Whose tokenizer it is; a label."),
+    )
+
+    @validates_schema
+    def check(self, data: Mapping[str, object], **_: object) -> None:
+        """What two fields must agree on; each message is at the field to change."""
+        wrong: dict[str, list[str]] = {}
+        if (data["corpus_file_id"] is None) == (data["corpus_path"] is None):
+            wrong["corpus_file_id"] = ["exactly one of corpus_file_id and corpus_path is needed"]
+        least = TOKENIZER_MIN_VOCAB[str(data["method"])]
+        size = data["vocab_size"]
+        if isinstance(size, int) and size < least:
+            wrong["vocab_size"] = [f"{size} is not at least {least}, which {data['method']} needs"]
+        if data["tokenizer_id"] is not None and not is_id(str(data["tokenizer_id"])):
+            wrong["tokenizer_id"] = [f"must match {PATTERN} and not contain '..'"]
+        if wrong:
+            raise ValidationError(wrong)
+
+    @post_load
+    def to_spec(self, data: dict[str, object], **_: object) -> TokenizerSpec:
+        """The spec; its corpus_sha256 is known once the corpus has been read."""
+        return TokenizerSpec.from_json(json.dumps({**data, "corpus_sha256": ""}))
+
+
+class TokenizerAcceptedSchema(Schema):
+    """A tokenizer whose training is queued."""
+
+    tokenizer_id = fields.String(required=True, metadata=about("Its id."))
+    artifact_path = fields.String(
+        required=True, metadata=about("Where its files will lie on the server.")
+    )
+    coverage = fields.Float(required=True, allow_none=True, metadata=about("Not known yet."))
+    oov_rate = fields.Float(required=True, allow_none=True, metadata=about("Not known yet."))
+
+
+class TokenizerSchema(Schema):
+    """A tokenizer and what was measured on the held-out part of its corpus."""
+
+    tokenizer_id = fields.String(required=True, metadata=about("Its id."))
+    artifact_path = fields.String(
+        required=True, metadata=about("Where its files lie on the server.")
+    )
+    status = fields.String(
+        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+    )
+    method = fields.String(required=True, metadata=about("Its kind."))
+    vocab_size = fields.Integer(
+        required=True, allow_none=True, metadata=about("Its entries, as trained.")
+    )
+    coverage = fields.Float(
+        required=True, allow_none=True, metadata=about("Of the tokens, how many are known.")
+    )
+    oov_rate = fields.Float(
+        required=True, allow_none=True, metadata=about("Of the tokens, how many are [UNK].")
+    )
+    token_count = fields.Integer(
+        required=True, allow_none=True, metadata=about("Tokens of the held-out part.")
+    )
+    char_coverage = fields.Float(
+        required=True, allow_none=True, metadata=about("Of the characters, how many are known.")
+    )
+    bytes_per_token = fields.Float(
+        required=True, allow_none=True, metadata=about("Bytes of text that a token stands for.")
+    )
+    error = fields.String(required=True, allow_none=True, metadata=about("Why it failed."))
+
+
+TokenizerPageSchema = page_of(TokenizerSchema)

@@ -1,0 +1,240 @@
+"""What a training run is asked for: the body of POST /runs/train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Final
+
+from marshmallow import ValidationError, fields, post_load, validates_schema
+
+from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
+from trainer_app.api.fields import (
+    INT64_MAX,
+    UINT32_MAX,
+    StrictBoolean,
+    StrictInteger,
+    StrictNumber,
+    StrictString,
+    about,
+    between,
+    length,
+    one_of,
+)
+from trainer_app.api.ids import PATTERN
+from trainer_app.api.schema import StrictSchema
+from trainer_app.core.spec import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULERS, TrainSpec
+from trainer_app.safe_paths import MAX_NAME_LENGTH
+
+# One source for the defaults: the spec's own.
+DEFAULTS: Final = asdict(TrainSpec(corpus_sha256=""))
+_SIZES: Final = tuple(dict.fromkeys(size for sizes in MODEL_SIZES.values() for size in sizes))
+_COUNT: Final = 1_000_000_000  # steps, epochs: more than any run has
+_ID: Final = {"pattern": f"^{PATTERN}$"}
+
+
+class TrainSchema(StrictSchema):
+    """The body of POST /runs/train. Every field has a default but the corpus and tokenizer."""
+
+    model_family = StrictString(
+        load_default=DEFAULTS["model_family"],
+        validate=one_of(tuple(MODEL_FAMILIES)),
+        metadata=about("The architecture.", "gpt2"),
+    )
+    model_size = StrictString(
+        load_default=DEFAULTS["model_size"],
+        validate=one_of(_SIZES),
+        metadata=about(
+            "Width and depth. "
+            + "; ".join(f"{family}: {', '.join(sizes)}" for family, sizes in MODEL_SIZES.items()),
+            "tiny",
+        ),
+    )
+    max_seq_len = StrictInteger(
+        load_default=DEFAULTS["max_seq_len"],
+        validate=between(8, 65_536),
+        metadata=about("Tokens per sequence.", 256),
+    )
+    num_epochs = StrictInteger(
+        load_default=DEFAULTS["num_epochs"],
+        validate=between(1, _COUNT),
+        metadata=about("Passes over the training split.", 3),
+    )
+    max_steps = StrictInteger(
+        load_default=DEFAULTS["max_steps"],
+        validate=between(0, _COUNT),
+        metadata=about("Optimizer steps; 0: as many as num_epochs needs."),
+    )
+    batch_size = StrictInteger(
+        load_default=DEFAULTS["batch_size"],
+        validate=between(1, 65_536),
+        metadata=about("Sequences per forward pass.", 16),
+    )
+    gradient_accumulation_steps = StrictInteger(
+        load_default=DEFAULTS["gradient_accumulation_steps"],
+        validate=between(1, 65_536),
+        metadata=about("Forward passes per optimizer step."),
+    )
+    learning_rate = StrictNumber(
+        load_default=DEFAULTS["learning_rate"],
+        validate=between(0, 1_000),
+        metadata=about("The peak, before any schedule.", 0.0005),
+    )
+    lr_scheduler_type = StrictString(
+        load_default=DEFAULTS["lr_scheduler_type"],
+        validate=one_of(SCHEDULERS),
+        metadata=about("How the learning rate falls after its peak."),
+    )
+    warmup_ratio = StrictNumber(
+        load_default=DEFAULTS["warmup_ratio"],
+        validate=between(0, 1),
+        metadata=about("Of all steps, how many rise from 0 to the peak."),
+    )
+    weight_decay = StrictNumber(
+        load_default=DEFAULTS["weight_decay"],
+        validate=between(0, 1_000),
+        metadata=about("Decoupled weight decay, on matrices alone."),
+    )
+    optimizer = StrictString(
+        load_default=DEFAULTS["optimizer"],
+        validate=one_of(OPTIMIZERS),
+        metadata=about("The optimizer."),
+    )
+    gradient_clipping = StrictNumber(
+        load_default=DEFAULTS["gradient_clipping"],
+        validate=between(0, _COUNT),
+        metadata=about("The largest gradient norm; 0: off."),
+    )
+    corpus_file_id = StrictString(
+        load_default=None,
+        validate=length(1, 128),
+        metadata=about("An uploaded corpus; this or corpus_path.") | _ID,
+    )
+    corpus_path = StrictString(
+        load_default=None,
+        validate=length(1, MAX_NAME_LENGTH),
+        metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
+    )
+    tokenizer_id = StrictString(
+        load_default=None,
+        validate=length(1, 128),
+        metadata=about(
+            "A finished tokenizer. Families that train their own where there is none: "
+            + ", ".join(OWN_TOKENIZERS)
+        )
+        | _ID,
+    )
+    holdout_fraction = StrictNumber(
+        load_default=DEFAULTS["holdout_fraction"],
+        validate=between(0, 0.5),
+        metadata=about("Of the corpus, for validation; 0: none."),
+    )
+    test_split_ratio = StrictNumber(
+        load_default=DEFAULTS["test_split_ratio"],
+        validate=between(0, 0.5),
+        metadata=about("Of the corpus, for the test at the end; 0: none."),
+    )
+    seed = StrictInteger(
+        load_default=DEFAULTS["seed"],
+        validate=between(0, UINT32_MAX),
+        metadata=about("Of all that is random."),
+    )
+    device = StrictString(
+        load_default=DEFAULTS["device"],
+        validate=one_of(DEVICES),
+        metadata=about("Where to train; auto: CUDA where there is one."),
+    )
+    precision = StrictString(
+        load_default=DEFAULTS["precision"],
+        validate=one_of(PRECISIONS),
+        metadata=about("auto: fp16 on CUDA, fp32 on a CPU, which has no other."),
+    )
+    data_num_workers = StrictInteger(
+        load_default=None,
+        validate=between(0, 256),
+        metadata=about("Processes that read data; null: as the device needs."),
+    )
+    data_pin_memory = StrictBoolean(
+        load_default=None, metadata=about("Pinned memory for data; null: as the device needs.")
+    )
+    eval_steps = StrictInteger(
+        load_default=None,
+        validate=between(1, _COUNT),
+        metadata=about("Steps between evaluations; null: at the end of each epoch."),
+    )
+    logging_steps = StrictInteger(
+        load_default=DEFAULTS["logging_steps"],
+        validate=between(1, _COUNT),
+        metadata=about("Steps between points of the curve."),
+    )
+    early_stopping_patience = StrictInteger(
+        load_default=DEFAULTS["early_stopping_patience"],
+        validate=between(0, _COUNT),
+        metadata=about("Evaluations without improvement before it stops; 0: off."),
+    )
+    pretrained_run_id = StrictString(
+        load_default=None,
+        validate=length(1, 128),
+        metadata=about("A completed run to start from: same architecture and tokenizer.") | _ID,
+    )
+    freeze_embed = StrictBoolean(
+        load_default=DEFAULTS["freeze_embed"],
+        metadata=about("Keep the token embedding as it is."),
+    )
+    finetune_lr_cap = StrictNumber(
+        load_default=DEFAULTS["finetune_lr_cap"],
+        validate=between(0, 1_000),
+        metadata=about("The highest learning rate when fine-tuning."),
+    )
+    sample_prompts = fields.List(
+        StrictString(validate=length(1, 2_000)),
+        load_default=list,
+        validate=length(0, 16),
+        metadata=about("Continued at each evaluation, into the log.", ["Once upon a time"]),
+    )
+    user_id = StrictInteger(
+        load_default=DEFAULTS["user_id"],
+        validate=between(0, INT64_MAX),
+        metadata=about("Whose run it is; a label."),
+    )
+    queue = StrictString(
+        load_default=None,
+        validate=length(1, 255),
+        metadata=about("One worker's own queue, to pin the run to its device."),
+    )
+    priority = StrictInteger(
+        load_default=DEFAULTS["priority"],
+        validate=between(0, 9),
+        metadata=about("Higher first."),
+    )
+    tags = fields.List(
+        StrictString(validate=length(1, 64)),
+        load_default=list,
+        validate=length(0, 16),
+        metadata=about("Words to find the run by.", ["baseline"]),
+    )
+
+    @validates_schema
+    def check(self, data: Mapping[str, object], **_: object) -> None:
+        """What two fields must agree on; each message is at the field to change."""
+        family, size = str(data["model_family"]), data["model_size"]
+        wrong: dict[str, list[str]] = {}
+        if size not in MODEL_SIZES[family]:
+            wrong["model_size"] = [f"{family} has the sizes {', '.join(MODEL_SIZES[family])}"]
+        if (data["corpus_file_id"] is None) == (data["corpus_path"] is None):
+            wrong["corpus_file_id"] = ["exactly one of corpus_file_id and corpus_path is needed"]
+        if data["tokenizer_id"] is None and family not in OWN_TOKENIZERS:
+            wrong["tokenizer_id"] = [f"is needed for {family}"]
+        if data["device"] == "cpu" and data["precision"] in {"fp16", "bf16"}:
+            wrong["precision"] = [f"{data['precision']} needs CUDA; a CPU trains in fp32"]
+        held = data["holdout_fraction"], data["test_split_ratio"]
+        if held == (0.5, 0.5):
+            wrong["test_split_ratio"] = ["with holdout_fraction it leaves nothing to train on"]
+        if wrong:
+            raise ValidationError(wrong)
+
+    @post_load
+    def to_spec(self, data: dict[str, object], **_: object) -> TrainSpec:
+        """The spec; its corpus_sha256 is known once the corpus has been read."""
+        return TrainSpec.from_json(json.dumps({**data, "corpus_sha256": ""}))

@@ -1,0 +1,132 @@
+"""A corpus from a request's body to its file: streamed, written once, named by its digest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.sansio.multipart import (
+    Data,
+    Epilogue,
+    Event,
+    Field,
+    File,
+    MultipartDecoder,
+    NeedData,
+)
+
+from trainer_app.api.body import check_encoding, check_framing, read_blocks
+from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.fields import shown
+from trainer_app.api.text_scan import Text, TextScan
+from trainer_app.core.files import disk_full_named, fsync_directory, temporary_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flask import Request
+
+    from trainer_app.store.corpora import Corpus
+
+FIELD: Final = "file"
+RAW_TYPES: Final = ("text/plain", "application/octet-stream")
+# Of a multipart body beside the file: boundaries and headers.
+_OVERHEAD: Final = 65_536
+
+
+def store_upload(
+    request: Request, folder: Path, limit: int, record: Callable[[Text], Corpus]
+) -> Corpus:
+    """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
+
+    Raises the HTTP exceptions 400, 413 and 415, CorpusEmpty, CorpusNotText, DiskFull. Whatever
+    it raises, no temporary file stays behind.
+    """
+    check_framing(request)
+    check_encoding(request)
+    blocks = _limited(_content(request, limit), limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder / "upload")
+    try:
+        text = _write(temporary, blocks)
+        with exclusive(folder):
+            temporary.rename(folder / f"{text.sha256}.txt")
+            fsync_directory(folder)
+            return record(text)
+    finally:
+        temporary.unlink(missing_ok=True)  # not there once renamed
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep a file and its row together: no upload between the two halves of a deletion."""
+    with (folder / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, blocks: Iterator[bytes]) -> Text:
+    scan = TextScan()
+    with disk_full_named(path), path.open("xb") as file:
+        for block in blocks:
+            scan.update(block)
+            file.write(block)
+        text = scan.finish()
+        file.flush()
+        os.fsync(file.fileno())
+    return text
+
+
+def _limited(blocks: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    for block in blocks:
+        size += len(block)
+        if size > limit:
+            raise RequestEntityTooLarge(f"a corpus must not be larger than {limit} bytes")
+        yield block
+
+
+def _content(request: Request, limit: int) -> Iterator[bytes]:
+    if (request.content_length or 0) > limit + _OVERHEAD:
+        raise RequestEntityTooLarge(f"a corpus must not be larger than {limit} bytes")
+    if request.mimetype in RAW_TYPES:
+        return read_blocks(request, limit)
+    boundary = request.mimetype_params.get("boundary", "")
+    if request.mimetype == "multipart/form-data" and boundary:
+        return _file_of(_parts(request, boundary.encode("latin-1", "replace"), limit))
+    raise UnsupportedMediaType(
+        f"a corpus is sent as {', '.join(RAW_TYPES)}, or as the field {FIELD!r} of a "
+        "multipart/form-data body with a boundary"
+    )
+
+
+def _parts(request: Request, boundary: bytes, limit: int) -> Iterator[Event]:
+    """The events of a multipart body, parsed block by block without a temporary file."""
+    decoder = MultipartDecoder(boundary, _OVERHEAD + 65_536, max_parts=8)
+    blocks = read_blocks(request, limit + _OVERHEAD)
+    try:
+        while not isinstance(event := decoder.next_event(), Epilogue):
+            if isinstance(event, NeedData):
+                decoder.receive_data(next(blocks, None))
+            else:
+                yield event
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadRequest("the multipart body is cut off or malformed") from error
+
+
+def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
+    """The bytes of the one field that there may be."""
+    found = False
+    for event in events:
+        if isinstance(event, (Field, File)):
+            if found or event.name != FIELD:
+                raise InvalidInput([Detail(shown(event.name), f"one {FIELD!r} alone is taken")])
+            found = True
+        elif isinstance(event, Data):
+            yield event.data
+    if not found:
+        raise InvalidInput([Detail(FIELD, "is missing")])

@@ -1,0 +1,70 @@
+"""Puts the web application together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from flask import Flask, redirect
+from flask.json.provider import DefaultJSONProvider
+
+from trainer_app.api import (
+    artifacts,
+    corpora,
+    current,
+    errors,
+    gate,
+    generate,
+    headers,
+    health,
+    logs,
+    metrics,
+    openapi,
+    request_id,
+    runs,
+    tokenizers,
+)
+from trainer_app.api.corpus_choice import Digests
+from trainer_app.api.streams import Followers
+from trainer_app.queue import Queue
+from trainer_app.settings import Settings, load_settings
+from trainer_app.store.database import Database
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+# A request that finds the database locked or away is answered within 5 s, Redis' 2 s included.
+_DATABASE_WAIT_SECONDS: Final = 3.0
+_RESOURCES: Final = (health, corpora, tokenizers, runs, generate, artifacts, logs, metrics)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application; raises SettingsError where it would stand open to the network."""
+    settings = settings or load_settings()
+    gate.check_exposure(settings)
+    app = Flask("trainer_app", static_folder=None)
+    app.json = OrderedJson(app)
+    app.url_map.merge_slashes = False  # a redirect is an answer without our error body
+    database = Database(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
+    followers = Followers(database, settings.api.threads)
+    current.install(app, settings, database, Queue(settings), followers, Digests())
+    request_id.install(app)
+    gate.install(app)
+    headers.install(app)
+    api = openapi.install(app)
+    errors.install(app)  # after flask-smorest's own handler, which it replaces
+    for resource in _RESOURCES:
+        api.register_blueprint(resource.blueprint)
+    openapi.publish(app, api)
+    app.add_url_rule("/", view_func=_home)
+    return app
+
+
+class OrderedJson(DefaultJSONProvider):
+    """JSON as short as it gets, fields in the order of their schema."""
+
+    sort_keys = False
+    compact = True
+
+
+def _home() -> Response:
+    return redirect("/docs")

@@ -1,0 +1,9 @@
+"""What a WSGI server loads: ``gunicorn wsgi:app``."""
+
+from trainer_app import log
+from trainer_app.factory import create_app
+from trainer_app.settings import load_settings
+
+settings = load_settings()
+log.configure(settings)
+app = create_app(settings)
