@@ -4,6 +4,8 @@ DATABASE__URL.
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from alembic import context
 from sqlalchemy import Connection
 
@@ -30,5 +32,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
-    with Database(load_settings().database_url).write() as session:
+    with closing(Database(load_settings().database_url)) as db, db.write() as session:
         migrate(session.connection())

