@@ -1,0 +1,97 @@
+"""From a corpus to the token streams of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from backends.loading import load_tokenizer, tokenizer_kind
+from trainer_app.core.corpus import read_units
+from trainer_app.core.encode import OnMessage, encode_corpus
+from trainer_app.core.files import sha256_file
+from trainer_app.core.splits import ByteHistogram, Split, SplitRule
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.core.streams import Streams, split_streams
+
+if TYPE_CHECKING:
+    from backends.contracts import Tokenizer
+    from trainer_app.core.spec import TrainSpec
+
+ALL_CHARACTERS: Final = 0x110000 + 4  # no bound on a character vocabulary but Unicode's own
+TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What a run reads: its tokenizer and its three streams."""
+
+    tokenizer: Tokenizer
+    tokenizer_sha256: str
+    streams: Streams
+
+
+def prepare_data(
+    spec: TrainSpec,
+    *,
+    corpus: Path,
+    tokenizer_directory: Path | None,
+    scratch: Path,
+    tokens: Path,
+    on_message: OnMessage,
+    should_stop: ShouldStop,
+) -> Data:
+    """Tokenize, or find tokenized, and split the corpus.
+
+    Without a tokenizer one token a character is learnt from the training split, under
+    ``scratch``. Raises the errors of ``read_units``, CorpusTooShort, StopRequested, DiskFull.
+    """
+    rule = SplitRule(
+        seed=spec.seed,
+        validation_fraction=spec.holdout_fraction,
+        test_fraction=spec.test_split_ratio,
+    )
+    if tokenizer_directory is None:
+        on_message("reading the corpus's characters")
+        texts = training_texts(corpus, rule, sha256=spec.corpus_sha256, should_stop=should_stop)
+        trained = tokenizer_kind("char").train(texts, vocab_size=ALL_CHARACTERS, min_frequency=1)
+        scratch.mkdir(parents=True, exist_ok=True)
+        trained.save(scratch)
+        tokenizer_directory = scratch
+    tokenizer = load_tokenizer(tokenizer_directory)
+    tokenizer_sha256 = tokenizer_digest(tokenizer_directory)
+    on_message("tokenizing")
+    encoded = encode_corpus(
+        corpus,
+        tokenizer,
+        tokens,
+        corpus_sha256=spec.corpus_sha256,
+        tokenizer_sha256=tokenizer_sha256,
+        on_message=on_message,
+        should_stop=should_stop,
+    )
+    streams = split_streams(encoded, rule, should_stop=should_stop)
+    return Data(tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256, streams=streams)
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """The SHA-256 of the file that defines a tokenizer."""
+    path = next(path for name in TOKENIZER_FILES if (path := directory / name).exists())
+    return sha256_file(path)
+
+
+def training_texts(
+    corpus: Path, rule: SplitRule, *, sha256: str, should_stop: ShouldStop
+) -> Iterator[str]:
+    """The units of the training split, in order; the file is read twice."""
+    histogram = ByteHistogram(rule)
+    for block in read_units(corpus, sha256=sha256):
+        raise_if_stopped(should_stop)
+        histogram.add(block.hashes, block.sizes)
+    plan = histogram.plan()
+    for block in read_units(corpus, sha256=sha256):
+        raise_if_stopped(should_stop)
+        for text, split in zip(block.texts, plan.assign(block.hashes).tolist(), strict=True):
+            if split == Split.TRAIN:
+                yield text

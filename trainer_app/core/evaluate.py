@@ -1,0 +1,90 @@
+"""The loss on a split: a mean over its tokens, whatever the batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.errors import LossNotFinite
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer_app.core.streams import TokenStream
+
+LARGEST_EXPONENT: Final = 700.0  # exp of more is infinite, and JSON has no infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How well a model predicts a text."""
+
+    loss: float  # mean nats per predicted token
+    perplexity: float  # its exponential
+    bits_per_byte: float  # comparable across tokenizers
+    tokens: int  # predicted
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a loss in nats, kept finite."""
+    return math.exp(min(loss, LARGEST_EXPONENT))
+
+
+def bits_per_byte(total_nats: float, total_bytes: int) -> float:
+    """Bits per byte of UTF-8 text: comparable across tokenizers, unlike loss per token."""
+    return total_nats / (math.log(2) * total_bytes)
+
+
+def evaluate(
+    model: nn.Module,
+    stream: TokenStream,
+    *,
+    seq_len: int,
+    batch_size: int,
+    device: str,
+    should_stop: ShouldStop,
+) -> Evaluation:
+    """Evaluate a LanguageModelLoss on all of a stream, in windows of ``seq_len`` tokens.
+
+    Every token but the first is predicted once; the last window may be shorter. Draws no random
+    number and leaves the model in the mode in which it was. Raises StopRequested and
+    LossNotFinite.
+    """
+    was_training = model.training
+    model.eval()
+    total_nats = 0.0
+    tokens = len(stream) - 1
+    try:
+        with torch.inference_mode():
+            for first, rows, columns in _batches_of(tokens, seq_len, batch_size):
+                raise_if_stopped(should_stop)
+                places = first + np.arange(rows)[:, None] * seq_len + np.arange(columns + 1)
+                window = torch.from_numpy(stream.ids[places].astype(np.int64)).to(device)
+                loss = model(window[:, :-1], window[:, 1:])
+                total_nats += float(loss) * rows * columns
+    finally:
+        model.train(was_training)
+    loss = total_nats / tokens
+    if not math.isfinite(loss):
+        raise LossNotFinite("the loss on held-out text is not finite: the model's weights are not")
+    return Evaluation(
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_byte=bits_per_byte(total_nats, stream.bytes),
+        tokens=tokens,
+    )
+
+
+def _batches_of(tokens: int, seq_len: int, batch_size: int) -> list[tuple[int, int, int]]:
+    """(first token, rows, columns) of each batch: full windows, then what is left."""
+    windows, left = divmod(tokens, seq_len)
+    full = [
+        (start * seq_len, min(batch_size, windows - start), seq_len)
+        for start in range(0, windows, batch_size)
+    ]
+    return [*full, (windows * seq_len, 1, left)] if left else full

@@ -1,0 +1,263 @@
+"""A whole training run, from the corpus to a model that is ready to be published."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.loading import model_family
+from trainer_app.core.batches import Batches
+from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.data import Data, prepare_data
+from trainer_app.core.device import (
+    data_loading,
+    fingerprint,
+    fresh_accelerator,
+    out_of_memory_named,
+    resolve_device,
+    resolve_precision,
+    use_threads,
+    versions,
+)
+from trainer_app.core.evaluate import Evaluation, perplexity
+from trainer_app.core.feed import Feed
+from trainer_app.core.files import fsync_tree, sha256_file
+from trainer_app.core.loop import Loop, Place
+from trainer_app.core.loss import LanguageModelLoss
+from trainer_app.core.model import initial_model
+from trainer_app.core.observer import Observer, StartReport, StopReason
+from trainer_app.core.optim import make_optimizer
+from trainer_app.core.stopping import StopRequested
+
+if TYPE_CHECKING:
+    from trainer_app.core.spec import TrainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Files that a run reads."""
+
+    corpus: Path
+    tokenizer: Path | None = None  # directory of a finished one; None: the base model's, or char
+    base_model: Path | None = None  # directory of a finished model to start from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Places that a run writes."""
+
+    run: Path  # private to this run: checkpoints, staging
+    tokens: Path  # cache shared by all runs: token ids by digest
+    attempt: int  # fencing token: names of everything written under run carry it
+    checkpoint_seconds: float  # between checkpoints
+    max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A model, ready to be published, and the figures of its manifest. Losses are in nats."""
+
+    directory: Path
+    steps: int
+    epochs: int  # begun
+    early_stopped: bool
+    final_loss: float  # of the last training step
+    final_perplexity: float
+    best_val_loss: float | None  # of the weights in directory; None: no validation split
+    test_loss: float | None  # of the weights in directory; None: no test split
+    test_perplexity: float | None
+    bits_per_byte: float | None  # on the test split
+    training_seconds: float  # of all attempts
+    device: str
+    device_name: str
+    precision: str
+    threads: int
+    corpus_sha256: str
+    tokenizer_sha256: str
+    weights_sha256: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """The run was asked to stop before its end."""
+
+    reason: StopReason
+    step: int  # optimizer steps done
+    checkpoint: Path | None  # None: nothing was written
+
+
+def fit(
+    spec: TrainSpec, inputs: Inputs, workspace: Workspace, observer: Observer
+) -> Finished | Stopped:
+    """Train one model, going on from the newest checkpoint of the run where there is one.
+
+    Equal specs, corpora and tokenizers give equal bytes within a device fingerprint, however
+    often the run is interrupted. Raises TrainerError: what is wrong with corpus, model, device,
+    memory or disk.
+    """
+    try:
+        return _Attempt(spec, inputs, workspace, observer).fit()
+    except StopRequested as stop:  # before there was anything to keep
+        return Stopped(reason=stop.reason, step=0, checkpoint=None)
+
+
+class _Attempt:
+    def __init__(
+        self, spec: TrainSpec, inputs: Inputs, workspace: Workspace, observer: Observer
+    ) -> None:
+        self._spec = spec
+        self._inputs = inputs
+        self._workspace = workspace
+        self._observer = observer
+        self._device = resolve_device(spec.device)
+        self._precision = resolve_precision(spec.precision, self._device)
+        self._checkpoints = Checkpoints(workspace.run / "checkpoints", attempt=workspace.attempt)
+        self._staging = workspace.run / f"staging-{workspace.attempt}"
+
+    def fit(self) -> Finished | Stopped:
+        spec = self._spec
+        found = self._checkpoints.load_newest(self._observer.on_message)
+        threads = found[0].fingerprint.threads if found else self._workspace.max_threads
+        threads = use_threads(threads)
+        data = prepare_data(
+            spec,
+            corpus=self._inputs.corpus,
+            tokenizer_directory=self._inputs.tokenizer or self._inputs.base_model,
+            scratch=self._staging / "tokenizer",
+            tokens=self._workspace.tokens,
+            on_message=self._observer.on_message,
+            should_stop=self._observer.should_stop,
+        )
+        batches = Batches(
+            data.streams.train.ids,
+            seq_len=spec.max_seq_len,
+            batch_size=spec.batch_size,
+            accumulation=spec.gradient_accumulation_steps,
+            seed=spec.seed,
+        )
+        loading = data_loading(spec.data_num_workers, spec.data_pin_memory, self._device)
+        what = (
+            f"{spec.model_family} {spec.model_size} with batch_size {batches.batch_size} "
+            f"and max_seq_len {spec.max_seq_len}"
+        )
+        with (
+            Feed(batches, device=self._device, loading=loading) as feed,
+            out_of_memory_named(what, self._device),
+        ):
+            place = self._place(data, feed, threads)
+            loop = Loop(
+                spec=spec,
+                data=data,
+                place=place,
+                observer=self._observer,
+                checkpoints=self._checkpoints,
+                checkpoint_seconds=self._workspace.checkpoint_seconds,
+            )
+            self._begin(loop, place, data, found)
+            return self._run(loop, place, data)
+
+    def _place(self, data: Data, feed: Feed, threads: int) -> Place:
+        """Model, optimizer and Accelerate on the device."""
+        spec = self._spec
+        accelerator = fresh_accelerator(self._device, self._precision, feed.batches.accumulation)
+        model = initial_model(spec, data, self._inputs.base_model).to(accelerator.device)
+        prepared, optimizer = accelerator.prepare(
+            LanguageModelLoss(model), make_optimizer(model, spec)
+        )
+        return Place(
+            accelerator=accelerator,
+            model=model,
+            prepared=prepared,
+            optimizer=optimizer,
+            feed=feed,
+            fingerprint=fingerprint(self._device, self._precision, threads),
+        )
+
+    def _begin(
+        self, loop: Loop, place: Place, data: Data, found: tuple[Snapshot, Path] | None
+    ) -> None:
+        """Take up the checkpoint, if any, and announce the start."""
+        spec = self._spec
+        if found is not None:
+            snapshot, path = found
+            loop.restore(snapshot)
+            self._observer.on_message(f"resuming at step {loop.state.step} from {path.name}")
+            if snapshot.fingerprint != place.fingerprint:
+                self._observer.on_message(
+                    f"the checkpoint was made on {snapshot.fingerprint}, this is "
+                    f"{place.fingerprint}: the result may differ in its last digits"
+                )
+        self._observer.on_start(
+            StartReport(
+                model_family=spec.model_family,
+                model_size=spec.model_size,
+                parameters=sum(parameter.numel() for parameter in place.model.parameters()),
+                total_epochs=1 + loop.batches.epoch(loop.total_steps - 1),
+                total_steps=loop.total_steps,
+                first_step=loop.state.step,
+                batch_size=loop.batches.batch_size,
+                learning_rate=spec.peak_learning_rate,
+                max_seq_len=spec.max_seq_len,
+                train_tokens=len(data.streams.train),
+                validation_tokens=len(data.streams.validation),
+                test_tokens=len(data.streams.test),
+                device=place.fingerprint.device,
+                device_name=place.fingerprint.device_name,
+                precision=place.fingerprint.precision,
+                threads=place.fingerprint.threads,
+                resumed_from=None if found is None else found[1].name,
+            )
+        )
+
+    def _run(self, loop: Loop, place: Place, data: Data) -> Finished | Stopped:
+        try:
+            self._observer.on_message("training")
+            loop.run()
+            loop.adopt_best()
+            test = None
+            if len(data.streams.test):
+                self._observer.on_message("evaluating on the test split")
+                test = loop.evaluate(data.streams.test)
+        except StopRequested as stop:
+            fenced = stop.reason is StopReason.FENCED
+            return Stopped(
+                reason=stop.reason,
+                step=loop.state.step,
+                checkpoint=None if fenced else loop.checkpoint(),
+            )
+        self._observer.on_message("saving the model")
+        return self._finished(loop, place, data, test)
+
+    def _finished(self, loop: Loop, place: Place, data: Data, test: Evaluation | None) -> Finished:
+        """Write the model that is to be published."""
+        directory = self._staging / "model"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        model_family(self._spec.model_family).save(place.model, directory)
+        data.tokenizer.save(directory)
+        fsync_tree(directory)
+        state = loop.state
+        return Finished(
+            directory=directory,
+            steps=state.step,
+            epochs=1 + loop.batches.epoch(state.step - 1),
+            early_stopped=state.early_stopped,
+            final_loss=state.last_loss,
+            final_perplexity=perplexity(state.last_loss),
+            best_val_loss=state.best_val_loss,
+            test_loss=test.loss if test else None,
+            test_perplexity=test.perplexity if test else None,
+            bits_per_byte=test.bits_per_byte if test else None,
+            training_seconds=state.training_seconds,
+            device=place.fingerprint.device,
+            device_name=place.fingerprint.device_name,
+            precision=place.fingerprint.precision,
+            threads=place.fingerprint.threads,
+            corpus_sha256=self._spec.corpus_sha256,
+            tokenizer_sha256=data.tokenizer_sha256,
+            weights_sha256=sha256_file(directory / "model.safetensors"),
+            versions=versions(),
+        )

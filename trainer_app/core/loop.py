@@ -1,0 +1,220 @@
+"""The loop: steps, evaluations and checkpoints, in an order that a resume takes up anywhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.device import (
+    Fingerprint,
+    random_states,
+    restore_random_states,
+)
+from trainer_app.core.evaluate import Evaluation, evaluate
+from trainer_app.core.observer import CheckpointReport, EvaluationReport, Observer
+from trainer_app.core.run_state import RunState
+from trainer_app.core.samples import continue_prompts
+from trainer_app.core.step import TrainingStep
+from trainer_app.core.step_log import StepLog
+from trainer_app.core.stopping import raise_if_stopped
+from trainer_app.core.tensors import (
+    Tensors,
+    copied_to_cpu,
+    load_model_tensors,
+    load_optimizer_tensors,
+    model_tensors,
+    optimizer_tensors,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from backends.contracts import CausalModel
+    from trainer_app.core.batches import Batches
+    from trainer_app.core.data import Data
+    from trainer_app.core.feed import Feed
+    from trainer_app.core.spec import TrainSpec
+    from trainer_app.core.streams import TokenStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run computes and how it calls its prepared parts."""
+
+    accelerator: Accelerator
+    model: CausalModel
+    prepared: nn.Module  # its LanguageModelLoss after Accelerate
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    fingerprint: Fingerprint
+
+
+def steps_in_all(spec: TrainSpec, batches: Batches) -> int:
+    """Optimizer steps of a whole run."""
+    return spec.max_steps or spec.num_epochs * batches.steps_per_epoch
+
+
+class Loop:
+    """One attempt's way through a run."""
+
+    def __init__(
+        self,
+        *,
+        spec: TrainSpec,
+        data: Data,
+        place: Place,
+        observer: Observer,
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.state = RunState()
+        self.batches = place.feed.batches
+        self.total_steps = steps_in_all(spec, self.batches)
+        self._spec = spec
+        self._data = data
+        self._place = place
+        self._observer = observer
+        self._checkpoints = checkpoints
+        self._checkpoint_seconds = checkpoint_seconds
+        self._best: Tensors | None = None
+        self._started = time.monotonic()
+        self._step = TrainingStep(
+            accelerator=place.accelerator,
+            model=place.prepared,
+            optimizer=place.optimizer,
+            feed=place.feed,
+            spec=spec,
+            total_steps=self.total_steps,
+        )
+        self._log = StepLog(
+            observer=observer,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.batches.steps_per_epoch,
+            tokens_per_step=self.batches.tokens_per_step,
+            samples_per_step=self.batches.accumulation * self.batches.batch_size,
+            logging_steps=spec.logging_steps,
+            scaled=place.accelerator.scaler is not None,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a checkpoint."""
+        self.state = snapshot.state
+        self._best = snapshot.best
+        self._log.last_loss = snapshot.state.last_loss
+        load_model_tensors(self._place.model, snapshot.model)
+        load_optimizer_tensors(self._place.model, self._place.optimizer, snapshot.optimizer)
+        if self._place.accelerator.scaler is not None and snapshot.scaler is not None:
+            self._place.accelerator.scaler.load_state_dict(snapshot.scaler)  # pragma: needs cuda
+        restore_random_states(snapshot.random)
+
+    def run(self) -> None:
+        """Train to the last step or to an early stop.
+
+        Raises StopRequested, LossNotFinite, OutOfMemory, DiskFull.
+        """
+        self._log.restart_clock()
+        next_checkpoint = time.monotonic() + self._checkpoint_seconds
+        self._place.prepared.train()
+        while True:
+            # not only after a step: a resume may begin where a stop came before the evaluation
+            if self._evaluation_due() and self.state.evaluated_step != self.state.step:
+                self._evaluate()
+            if self.state.step >= self.total_steps or self.state.early_stopped:
+                self._read_losses()
+                return
+            raise_if_stopped(self._observer.should_stop)
+            if time.monotonic() >= next_checkpoint and self.state.step:
+                self.checkpoint()
+                next_checkpoint = time.monotonic() + self._checkpoint_seconds
+            result = self._step(self.state.step)
+            self.state.step += 1
+            self._log.add(self.state.step, result, notable=self._evaluation_due())
+
+    def checkpoint(self) -> Path:
+        """Write the present state durably."""
+        self._read_losses()
+        began = time.monotonic()
+        self.state.training_seconds += began - self._started
+        self._started = began
+        path = self._checkpoints.save(
+            Snapshot(
+                state=self.state,
+                fingerprint=self._place.fingerprint,
+                model=model_tensors(self._place.model),
+                optimizer=optimizer_tensors(self._place.model, self._place.optimizer),
+                random=random_states(self._place.fingerprint.device),
+                best=self._best,
+                scaler=scaler.state_dict() if (scaler := self._place.accelerator.scaler) else None,
+            )
+        )
+        seconds = time.monotonic() - began
+        self._log.restart_clock()
+        self._observer.on_checkpoint(
+            CheckpointReport(path=path, step=self.state.step, seconds=seconds)
+        )
+        return path
+
+    def adopt_best(self) -> None:
+        """Make the best weights the model's: nothing is trained after that.
+
+        A checkpoint taken afterwards is still right: its resume has no step left to take.
+        """
+        self.state.training_seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+        if self._best is not None:
+            load_model_tensors(self._place.model, self._best)
+
+    def evaluate(self, stream: TokenStream) -> Evaluation:
+        """The present weights on a split."""
+        return evaluate(
+            self._place.prepared,
+            stream,
+            seq_len=self._spec.max_seq_len,
+            batch_size=self._spec.batch_size,
+            device=self._place.fingerprint.device,
+            should_stop=self._observer.should_stop,
+        )
+
+    def _evaluation_due(self) -> bool:
+        step = self.state.step
+        every = self._spec.eval_steps or self.batches.steps_per_epoch
+        at_border = step == self.total_steps or step % every == 0
+        return step > 0 and at_border and len(self._data.streams.validation) > 0
+
+    def _evaluate(self) -> None:
+        self._read_losses()
+        val_loss = self.evaluate(self._data.streams.validation).loss
+        improved = self.state.record_evaluation(
+            val_loss, patience=self._spec.early_stopping_patience
+        )
+        if improved:
+            self._best = copied_to_cpu(model_tensors(self._place.model))
+        self._observer.on_evaluation(
+            EvaluationReport(
+                step=self.state.step,
+                epoch=self.batches.epoch(self.state.step - 1),
+                val_loss=val_loss,
+                best_val_loss=self.state.best_val_loss or 0.0,
+                improved=improved,
+                evaluations_without_improvement=self.state.evaluations_without_improvement,
+            )
+        )
+        continue_prompts(
+            self._place.model,
+            self._data.tokenizer,
+            prompts=self._spec.sample_prompts,
+            seed=self._spec.seed,
+            device=self._place.fingerprint.device,
+            observer=self._observer,
+        )
+        self._log.restart_clock()
+
+    def _read_losses(self) -> None:
+        self._log.flush()
+        self.state.last_loss = self._log.last_loss

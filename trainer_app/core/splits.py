@@ -1,0 +1,126 @@
+"""Which unit of a corpus belongs to which split.
+
+A unit's place is a function of its text, the seed and the fractions: the same text is never in
+two splits, and one file or another order of the same units gives the same answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from trainer_app.errors import CorpusTooShort
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BUCKETS: Final = 65_536  # of the keys' top 16 bits
+
+
+class Split(IntEnum):
+    """The three parts of a corpus."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+    @property
+    def label(self) -> str:
+        """The name as it stands in files and in the API."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRule:
+    """Seed and fractions, by bytes, of one way to split."""
+
+    seed: int
+    validation_fraction: float
+    test_fraction: float
+
+    @property
+    def name(self) -> str:
+        """Unique for the rule; fit for a directory's name."""
+        return f"split-{self.seed}-{self.validation_fraction!r}-{self.test_fraction!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """The rule and the thresholds that meet its fractions on one corpus."""
+
+    rule: SplitRule
+    validation_end: int  # buckets below: validation
+    test_end: int  # buckets from validation_end below this: test; all others: train
+
+    def assign(self, hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """The Split of each unit."""
+        buckets = _buckets(hashes, self.rule.seed)
+        splits = np.full(len(buckets), Split.TRAIN, dtype=np.uint8)
+        splits[buckets < self.test_end] = Split.TEST
+        splits[buckets < self.validation_end] = Split.VALIDATION
+        return splits
+
+
+class ByteHistogram:
+    """Bytes of a corpus by bucket: all that is needed to place the thresholds."""
+
+    def __init__(self, rule: SplitRule) -> None:
+        self._rule = rule
+        self._bytes = np.zeros(BUCKETS, dtype=np.int64)
+
+    def add(self, hashes: NDArray[np.uint64], sizes: NDArray[np.uint32]) -> None:
+        """Count some units."""
+        buckets = _buckets(hashes, self._rule.seed)
+        # float64 counts exactly up to 2^53 bytes
+        counted = np.bincount(buckets, weights=sizes.astype(np.float64), minlength=BUCKETS)
+        self._bytes += counted.astype(np.int64)
+
+    def plan(self) -> SplitPlan:
+        """Thresholds that come closest to the fractions with every wanted split non-empty.
+
+        Raises CorpusTooShort where the corpus has too few different units for that.
+        """
+        rule = self._rule
+        filled = np.flatnonzero(self._bytes)
+        wanted = 1 + (rule.validation_fraction > 0) + (rule.test_fraction > 0)
+        if len(filled) < wanted:
+            raise CorpusTooShort(
+                f"the corpus has {len(filled)} different lines or paragraphs, but {wanted} splits "
+                f"need at least one each: give more text, or set holdout_fraction "
+                f"({rule.validation_fraction}) or test_split_ratio ({rule.test_fraction}) to 0"
+            )
+        below = np.concatenate([[0], np.cumsum(self._bytes[filled])])  # bytes below each cut
+        total = int(below[-1])
+        kept = len(filled) - 1  # train has a bucket whatever the fractions
+        validation = test = 0  # filled buckets below the thresholds
+        if rule.validation_fraction > 0:
+            most = kept - (rule.test_fraction > 0)
+            validation = _closest(below, rule.validation_fraction * total, 1, most)
+        test = validation
+        if rule.test_fraction > 0:
+            target = float(below[validation]) + rule.test_fraction * total
+            test = _closest(below, target, validation + 1, kept)
+        return SplitPlan(
+            rule=rule, validation_end=int(filled[validation]), test_end=int(filled[test])
+        )
+
+
+def _closest(below: NDArray[np.int64], target: float, low: int, high: int) -> int:
+    """The cut in low..high that leaves most nearly ``target`` bytes below it."""
+    return low + int(np.argmin(np.abs(below[low : high + 1] - target)))
+
+
+def _buckets(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
+    keys = _splitmix64(hashes ^ _splitmix64(np.array([seed], dtype=np.uint64)))
+    return (keys >> np.uint64(48)).astype(np.int64)
+
+
+def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014), the finalizer."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

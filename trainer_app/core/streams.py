@@ -1,0 +1,118 @@
+"""The token streams of the three splits, made once for each way to split a tokenized corpus.
+
+``<tokenized corpus>/split-<seed>-<fractions>/`` holds train.bin, validation.bin and test.bin and
+meta.json. An [EOS] follows each run of units that are neighbours in the corpus too, so that the
+model is told where the text goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from backends.contracts import EOS_ID
+from trainer_app.core.encode import Encoded, TokenIds, map_ids, publish_first
+from trainer_app.core.files import disk_full_named, temporary_beside, write_atomically
+from trainer_app.core.splits import ByteHistogram, Split, SplitRule
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+
+if TYPE_CHECKING:
+    from trainer_app.core.splits import SplitPlan
+
+CHUNK_UNITS: Final = 1 << 16  # copied at once; at most 16 KiB characters each, 100 bytes as a rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStream:
+    """One split: ids in the order of the corpus."""
+
+    ids: TokenIds  # (tokens,), memory-mapped
+    bytes: int  # of the UTF-8 text behind them
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """The splits of a corpus; those with fraction 0 are empty."""
+
+    train: TokenStream
+    validation: TokenStream
+    test: TokenStream
+
+    def of(self, split: Split) -> TokenStream:
+        """The stream of one split."""
+        return {
+            Split.TRAIN: self.train,
+            Split.VALIDATION: self.validation,
+            Split.TEST: self.test,
+        }[split]
+
+
+def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop) -> Streams:
+    """The streams of a tokenized corpus under a rule.
+
+    Raises CorpusTooShort where a wanted split would be empty, StopRequested, DiskFull.
+    """
+    directory = encoded.directory / rule.name
+    if not directory.is_dir():
+        temporary = temporary_beside(directory)
+        temporary.mkdir()
+        try:
+            _write(encoded, rule, temporary, should_stop)
+            publish_first(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    split_bytes: dict[str, int] = json.loads((directory / "meta.json").read_text())
+    train, validation, test = (
+        TokenStream(
+            ids=map_ids(directory / f"{split.label}.bin", encoded.dtype),
+            bytes=split_bytes[split.label],
+        )
+        for split in Split
+    )
+    return Streams(train=train, validation=validation, test=test)
+
+
+def _write(encoded: Encoded, rule: SplitRule, directory: Path, should_stop: ShouldStop) -> None:
+    hashes, sizes = encoded.hashes(), encoded.sizes()
+    histogram = ByteHistogram(rule)
+    for start in range(0, encoded.units, CHUNK_UNITS):
+        histogram.add(hashes[start : start + CHUNK_UNITS], sizes[start : start + CHUNK_UNITS])
+    plan = histogram.plan()
+    split_bytes = {}
+    for split in Split:
+        path = directory / f"{split.label}.bin"
+        split_bytes[split.label] = _copy(encoded, plan, split, path, should_stop)
+    write_atomically(directory / "meta.json", json.dumps(split_bytes, sort_keys=True).encode())
+
+
+def _copy(
+    encoded: Encoded, plan: SplitPlan, split: Split, path: Path, should_stop: ShouldStop
+) -> int:
+    """Write the ids of one split; the bytes of text behind them."""
+    ids, hashes, sizes, counts = encoded.ids(), encoded.hashes(), encoded.sizes(), encoded.counts()
+    text_bytes = 0
+    first_token = 0
+    with disk_full_named(path), path.open("wb") as file:
+        for start in range(0, encoded.units, CHUNK_UNITS):
+            raise_if_stopped(should_stop)
+            end = min(start + CHUNK_UNITS, encoded.units)
+            # one unit more, to see whether the last run goes on in the next chunk
+            chosen = plan.assign(hashes[start : end + 1]) == split
+            goes_on = np.append(chosen[1:], False)[: end - start]
+            chosen = chosen[: end - start]
+            chunk_counts = counts[start:end].astype(np.int64)
+            last_token = first_token + int(chunk_counts.sum())
+            kept = ids[first_token:last_token][np.repeat(chosen, chunk_counts)]
+            ends = np.cumsum(np.where(chosen, chunk_counts, 0))[chosen & ~goes_on]
+            file.write(np.insert(kept, ends, EOS_ID).data)
+            text_bytes += int(sizes[start:end][chosen].sum(dtype=np.int64))
+            first_token = last_token
+    return text_bytes
