@@ -55,7 +55,7 @@ task_send_sent_event = True
 task_track_started = True
 
 # The tasks, and the modules whose signal handlers the pool's child needs.
-include = ["tasks.training", "tasks.tokenizers", "tasks.inference", "tasks.worker"]
+include = ["tasks.shells", "tasks.worker"]
 
 task_serializer = "json"
 accept_content = ["json"]

@@ -31,7 +31,7 @@ _TICK_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0  # between two looks for a cancellation in the database
 _NEWS_SECONDS: Final = 0.4  # between two looks into Redis
 _REDIS_PAUSE_SECONDS: Final = 5.0  # after Redis failed
-_STUCK_SECONDS: Final = 20.0  # a loop that does not stop when it must is ended with its process
+STUCK_SECONDS: Final = 20.0  # a loop that does not stop when it must is ended with its process
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class Held(Silent):
             self._end_soon()
 
     def _end_soon(self) -> None:
-        self._must_end_by = min(self._must_end_by, time.monotonic() + _STUCK_SECONDS)
+        self._must_end_by = min(self._must_end_by, time.monotonic() + STUCK_SECONDS)
 
     def _watch(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):

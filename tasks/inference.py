@@ -6,30 +6,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from celery import Task
-
 from tasks import process
-from tasks.app import app
-from tasks.perform import Done, Job, perform
+from tasks.perform import Done, Job
 from trainer_app import artifacts
 from trainer_app.core.device import resolve_device
 from trainer_app.core.generate import generate
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.observer import StopReason
-from trainer_app.queue import TASK_NAMES
-from trainer_app.store.lease import JobKind
 
 _KEPT_MODELS: Final = 4
 
 
-@app.task(name=TASK_NAMES[JobKind.GENERATE], bind=True)
-def complete(self: Task[[str], None], request_id: str) -> None:
-    """Continue one prompt while holding the request's lease."""
-    perform(request_id, hostname=self.request.hostname or "", work=generate_text)
-
-
-def generate_text(job: Job) -> Done | StopReason:
+def work(job: Job) -> Done | StopReason:
     """Continue the claimed request's prompt with its run's model."""
     assert job.claim.run_id is not None
     directory = artifacts.model_directory(process.settings(), job.claim.run_id)

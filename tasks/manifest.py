@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from trainer_app.core.tokenizer_training import TokenizerReport
+
 from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
-from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.events import perplexity
 
 
@@ -97,7 +98,7 @@ def model_card(run_id: str, spec: TrainSpec, finished: Finished) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")'
-        if finished.loads_in_transformers
+        if _loads_in_transformers(finished.directory)
         else "from pathlib import Path\n\n"
         "from trainer_app.core.loaded import load_model\n\n"
         'loaded = load_model(Path("."), device="cpu")'
@@ -131,6 +132,11 @@ Losses are means in nats per predicted token.
 {loader}
 ```
 """
+
+
+def _loads_in_transformers(directory: Path) -> bool:
+    # transformers finds its own class by this field; families of ours alone have none.
+    return "architectures" in json.loads((directory / "config.json").read_bytes())
 
 
 def metrics_file(finished: Finished) -> str:

@@ -14,10 +14,10 @@ from tasks import process
 from tasks.held import Held
 from trainer_app.core.observer import StopReason
 from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable, UserError
-from trainer_app.events import JobEvents
+from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease
-from trainer_app.store.lease import Claim
+from trainer_app.store.lease import Artifact, Claim, Status
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
 _LONGEST_PAUSE_SECONDS: Final = 10.0
@@ -32,6 +32,7 @@ class Done:
     result: str  # JSON
     result_id: str
     result_bytes: int = 0
+    artifact: Artifact | None = None
     final_metrics: Mapping[str, object] = field(default_factory=dict)  # empty: no such event
 
 
@@ -103,18 +104,26 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.DRAIN:
             _hand_back(job)
         case StopReason.CANCEL:
-            _fail(job, "cancelled", None, "cancelled", "user")
+            _fail(job, Status.CANCELLED, None, "cancelled", "user")
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
-            _fail(job, "failed", "TIMED_OUT", f"it ran for longer than {limit} s", "user")
+            _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
         case UserError():
-            _fail(job, "failed", outcome.code, outcome.message, "user")
+            _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case TrainerError():
             _retry_or_fail(job, outcome)
 
 
 def _complete(job: Job, done: Done) -> None:
-    _write(lambda: lease.finish(process.database(), job.claim, "completed", result=done.result))
+    _write(
+        lambda: lease.finish(
+            process.database(),
+            job.claim,
+            Status.COMPLETED,
+            result=done.result,
+            artifact=done.artifact,
+        )
+    )
     job.log.info("completed")
     job.events.completed(result_id=done.result_id, result_bytes=done.result_bytes)
     if done.final_metrics:
@@ -129,20 +138,20 @@ def _hand_back(job: Job) -> None:
         process.queue().publish(wakeup)
 
 
-def _fail(job: Job, status: str, code: str | None, message: str, kind: str) -> None:
+def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:
     _write(
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
         )
     )
     job.log.error(message, status=status, error_code=code)
-    job.events.failed("user" if kind == "user" else "system", message)
+    job.events.failed(kind, message)
 
 
 def _retry_or_fail(job: Job, error: TrainerError) -> None:
     jobs = process.settings().jobs
     if job.claim.retries >= jobs.retry_max:
-        _fail(job, "failed", error.code, error.message, "system")
+        _fail(job, Status.FAILED, error.code, error.message, "system")
         return
     waits = jobs.retry_intervals_seconds
     delay = waits[min(job.claim.retries, len(waits) - 1)]

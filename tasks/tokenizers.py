@@ -5,29 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 
-from celery import Task
+from trainer_app.core.tokenizer_training import train_tokenizer
 
 from tasks import process
-from tasks.app import app
 from tasks.corpora import corpus_file
 from tasks.manifest import Times, tokenizer_manifest
-from tasks.perform import Done, Job, perform
+from tasks.perform import Done, Job
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
-from trainer_app.core.tokenizer_training import train_tokenizer
-from trainer_app.queue import TASK_NAMES
 from trainer_app.store import lease
-from trainer_app.store.lease import JobKind
 
 
-@app.task(name=TASK_NAMES[JobKind.TOKENIZER], bind=True)
-def train(self: Task[[str], None], job_id: str) -> None:
-    """Train one tokenizer while holding the job's lease."""
-    perform(job_id, hostname=self.request.hostname or "", work=train_one)
-
-
-def train_one(job: Job) -> Done | StopReason:
+def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop and leave nothing behind."""
     settings = process.settings()
     spec = TokenizerSpec.from_json(job.claim.spec)

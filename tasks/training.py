@@ -7,13 +7,10 @@ import shutil
 import time
 from typing import Final
 
-from celery import Task
-
 from tasks import process
-from tasks.app import app
 from tasks.corpora import corpus_file
 from tasks.manifest import Times, figures, metrics_file, model_card, model_manifest
-from tasks.perform import Done, Job, perform
+from tasks.perform import Done, Job
 from tasks.reporting import EventReporter, LogReporter, RowReporter
 from trainer_app import artifacts
 from trainer_app.core.files import write_atomically
@@ -22,21 +19,13 @@ from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
-from trainer_app.queue import TASK_NAMES
 from trainer_app.settings import Settings
 from trainer_app.store import lease
-from trainer_app.store.lease import JobKind
 
 _WEIGHTS: Final = "model.safetensors"
 
 
-@app.task(name=TASK_NAMES[JobKind.TRAIN], bind=True)
-def train(self: Task[[str], None], run_id: str) -> None:
-    """Run one training job while holding its lease."""
-    perform(run_id, hostname=self.request.hostname or "", work=train_run)
-
-
-def train_run(job: Job) -> Done | StopReason:
+def work(job: Job) -> Done | StopReason:
     """Train the claimed run to its end, or to the point where it must stop."""
     settings = process.settings()
     spec = TrainSpec.from_json(job.claim.spec)
@@ -59,11 +48,11 @@ def train_run(job: Job) -> Done | StopReason:
 
 
 def _inputs(settings: Settings, spec: TrainSpec) -> Inputs:
+    tokenizer, base = spec.tokenizer_id, spec.pretrained_run_id
     return Inputs(
         corpus=corpus_file(settings, spec.corpus_file_id, spec.corpus_path),
-        tokenizer=spec.tokenizer_id and artifacts.tokenizer_directory(settings, spec.tokenizer_id),
-        base_model=spec.pretrained_run_id
-        and artifacts.model_directory(settings, spec.pretrained_run_id),
+        tokenizer=None if tokenizer is None else artifacts.tokenizer_directory(settings, tokenizer),
+        base_model=None if base is None else artifacts.model_directory(settings, base),
     )
 
 
@@ -89,11 +78,11 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, workspace: Workspace
     )
     # Checkpoints have served: a finished run is its artifact.
     shutil.rmtree(workspace.run, ignore_errors=True)
-    result = figures(finished) | {"sha256": sha256}
     return Done(
-        result=json.dumps(result),
+        result=json.dumps(figures(finished)),
         result_id=run_id,
         result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
+        artifact=lease.Artifact(storage="local", sha256=sha256),
         final_metrics={
             "test_loss": finished.test_loss,
             "test_ppl": None if finished.test_loss is None else perplexity(finished.test_loss),

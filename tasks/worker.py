@@ -30,6 +30,7 @@ from celery.signals import (
 from tasks import process
 from tasks.app import app
 from tasks.held import draining
+from tasks.shells import WORK
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
@@ -121,7 +122,7 @@ def prepare_the_child(**_: object) -> None:
     """Import all that a job needs, and listen for the order to hand back."""
     logs.configure(process.settings())
     signal.signal(_DRAIN_SIGNAL, _start_to_drain)
-    for module in ("trainer_app.core.fit", "trainer_app.core.generate"):
+    for module in WORK.values():
         import_module(module)
 
 

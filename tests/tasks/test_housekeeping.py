@@ -1,0 +1,158 @@
+"""Housekeeping: lost leases end, wake-up calls are sent again, old requests are forgotten."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import housekeeping, process
+from trainer_app import events
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import DataNotFound
+from trainer_app.settings import Settings
+from trainer_app.store import lease, requests, runs
+from trainer_app.store.lease import JobKind
+
+SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+
+
+@pytest.fixture
+def run_id(worker: Settings) -> str:
+    return runs.create(process.database(), SPEC, queue="trainer").run_id
+
+
+def waiting(queue: str) -> int:
+    """Messages in a queue: kombu keeps one list for each of its four priority steps."""
+    client = process.redis_client()
+    return sum(int(client.llen(key)) for key in client.scan_iter(match=f"{queue}*", _type="list"))
+
+
+def lose_the_worker(run_id: str) -> None:
+    claim = lease.claim(process.database(), run_id, "train-0@gone:1", lease_seconds=60)
+    assert claim is not None
+    lease.expire(process.database(), run_id, owner_prefix="train-0@gone:")
+
+
+def test_a_queued_run_is_published_once_until_its_wait_is_over(
+    worker: Settings, run_id: str
+) -> None:
+    for _ in range(3):
+        housekeeping.dispatch()
+
+    assert waiting("trainer") == 1
+
+
+def test_all_queued_runs_are_published_again_when_redis_was_wiped(
+    worker: Settings, run_id: str
+) -> None:
+    housekeeping.dispatch()
+
+    process.redis_client().flushall()
+    housekeeping.dispatch()
+
+    assert waiting("trainer") == 1
+
+
+def test_nothing_is_marked_as_published_while_redis_is_away(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS__URL", "redis://127.0.0.1:1/0")
+    process.settings.cache_clear()
+    process.redis_client.cache_clear()
+
+    housekeeping.dispatch()
+
+    assert [wakeup.job_id for wakeup in lease.due(process.database())] == [run_id]
+
+
+def test_a_run_whose_worker_was_lost_is_queued_again_and_says_so(
+    worker: Settings, run_id: str
+) -> None:
+    lose_the_worker(run_id)
+
+    housekeeping.reap()
+
+    run = runs.get(process.database(), run_id)
+    assert run.status == "queued"
+    assert run.message.startswith("attempt 1: worker lost")
+    log = Path(worker.paths.logs, f"{run_id}.jsonl").read_text()
+    assert json.loads(log)["event"] == run.message
+
+
+def test_a_run_that_loses_every_worker_fails_and_the_bot_hears_of_it(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
+    process.settings.cache_clear()
+    lose_the_worker(run_id)
+
+    housekeeping.reap()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", "WORKER_LOST")
+    process.publisher().close()
+    ((_, fields),) = process.redis_client().xrange(events.STREAM)
+    event = json.loads(fields["event"])
+    assert (event["type"], event["error_kind"]) == ("trainer.job.failed.v1", "system")
+
+
+def test_the_result_of_an_old_request_is_forgotten(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RESULT_TTL_SEC", "60")
+    process.settings.cache_clear()
+    spec = GenerateSpec(prompt_text="a").to_json()
+    request = requests.create(
+        process.database(), JobKind.GENERATE, run_id, spec, queue="q", user_id=0
+    )
+    claim = lease.claim(process.database(), request.request_id, "a:1", lease_seconds=60)
+    assert claim is not None
+    lease.finish(process.database(), claim, "completed", result="{}")
+
+    housekeeping.purge()
+    requests.get(process.database(), JobKind.GENERATE, run_id, request.request_id)
+    requests.purge(process.database(), completed_seconds=-1, failed_seconds=-1)
+
+    with pytest.raises(DataNotFound):
+        requests.get(process.database(), JobKind.GENERATE, run_id, request.request_id)
+
+
+def test_the_loop_waits_for_a_database_that_is_away(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
+    process.settings.cache_clear()
+    process.database.cache_clear()
+    stop = threading.Event()
+    loop = threading.Thread(target=housekeeping.run, args=(stop,))
+
+    loop.start()
+    time.sleep(0.5)
+    assert loop.is_alive()
+    stop.set()
+    loop.join(20)
+
+    assert not loop.is_alive()
+
+
+def test_the_process_dispatches_and_ends_on_sigterm(worker: Settings, run_id: str) -> None:
+    housekeeper = subprocess.Popen(
+        [sys.executable, "-m", "tasks.housekeeping"], env=os.environ, stderr=subprocess.DEVNULL
+    )
+    give_up_at = time.monotonic() + 30
+    while waiting("trainer") == 0:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+
+    housekeeper.send_signal(signal.SIGTERM)
+
+    assert housekeeper.wait(10) == 0

@@ -1,0 +1,291 @@
+"""How jobs end: each outcome is written once, by the attempt that holds the lease."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks import process
+from tasks.held import draining
+from tasks.perform import Done, Job, perform
+from trainer_app import events
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost
+from trainer_app.queue import cancelled_key, heartbeat_key
+from trainer_app.settings import Settings
+from trainer_app.store import lease, requests, runs
+from trainer_app.store.lease import JobKind
+
+SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+
+
+@pytest.fixture
+def run_id(worker: Settings) -> str:
+    return runs.create(process.database(), SPEC, queue="trainer").run_id
+
+
+def done(job: Job) -> Done:
+    return Done(result='{"final_loss": 1.0}', result_id=job.claim.job_id, result_bytes=3)
+
+
+def raising(error: BaseException) -> Callable[[Job], Done | StopReason]:
+    def work(job: Job) -> Done | StopReason:
+        raise error
+
+    return work
+
+
+def until_stopped(job: Job) -> Done | StopReason:
+    give_up_at = time.monotonic() + 20
+    while time.monotonic() < give_up_at:
+        reason = job.held.should_stop()
+        if reason is not None:
+            return reason
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+def logged(settings: Settings, run_id: str) -> list[dict[str, object]]:
+    path = Path(settings.paths.logs, f"{run_id}.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def sent() -> list[dict[str, object]]:
+    process.publisher().close()
+    stream = process.redis_client().xrange(events.STREAM)
+    return [json.loads(fields["event"]) for _, fields in stream]
+
+
+def test_a_finished_job_is_completed_with_its_result(worker: Settings, run_id: str) -> None:
+    perform(run_id, hostname="train-0@here", work=done)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt, run.progress) == ("completed", 1, 100)
+    assert [line["event"] for line in logged(worker, run_id)] == ["started", "completed"]
+    assert [event["type"] for event in sent()] == [
+        "trainer.job.started.v1",
+        "trainer.job.completed.v1",
+    ]
+
+
+def test_a_message_that_comes_twice_runs_the_job_once(worker: Settings, run_id: str) -> None:
+    ran: list[str] = []
+
+    def work(job: Job) -> Done:
+        ran.append(job.claim.job_id)
+        return done(job)
+
+    for _ in range(10):
+        perform(run_id, hostname="train-0@here", work=work)
+
+    assert ran == [run_id]
+
+
+def test_final_figures_are_announced_after_the_completion(worker: Settings, run_id: str) -> None:
+    def work(job: Job) -> Done:
+        return Done(result="{}", result_id=run_id, final_metrics={"test_loss": 2.0})
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert [event["type"] for event in sent()][-2:] == [
+        "trainer.job.completed.v1",
+        "trainer.metrics.completed.v1",
+    ]
+
+
+def test_a_users_error_fails_the_job_at_once_and_is_not_retried(
+    worker: Settings, run_id: str
+) -> None:
+    perform(run_id, hostname="train-0@here", work=raising(CorpusEmpty("the corpus holds no text")))
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", "CORPUS_EMPTY")
+    assert run.message == "the corpus holds no text"
+    failed = sent()[-1]
+    assert (failed["error_kind"], failed["message"]) == ("user", "the corpus holds no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DiskFull("no space left for model.safetensors"), "DISK_FULL"),
+        (ZeroDivisionError("division by zero"), "INTERNAL_ERROR"),
+    ],
+)
+def test_a_failure_of_the_system_is_retried_later_and_then_fails(
+    worker: Settings, run_id: str, error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+
+    perform(run_id, hostname="train-0@here", work=raising(error))
+    first = runs.get(process.database(), run_id)
+    perform(run_id, hostname="train-0@here", work=raising(error))
+    second = runs.get(process.database(), run_id)
+
+    assert (first.status, second.status) == ("queued", "failed")
+    assert first.message.startswith("attempt 1 failed: ")
+    assert second.error_code == code
+    assert sent()[-1]["error_kind"] == "system"
+
+
+def test_running_out_of_memory_fails_the_run_without_a_retry(worker: Settings, run_id: str) -> None:
+    perform(run_id, hostname="train-0@here", work=raising(MemoryError()))
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", "OUT_OF_MEMORY")
+
+
+def test_a_cancelled_run_ends_as_cancelled_within_two_seconds(
+    worker: Settings, run_id: str
+) -> None:
+    asked_at = 0.0
+
+    def work(job: Job) -> Done | StopReason:
+        nonlocal asked_at
+        lease.request_cancel(process.database(), run_id)
+        asked_at = time.monotonic()
+        return until_stopped(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert time.monotonic() - asked_at < 2.0
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    failed = sent()[-1]
+    assert (failed["type"], failed["error_kind"], failed["message"]) == (
+        "trainer.job.failed.v1",
+        "user",
+        "cancelled",
+    )
+
+
+def test_a_client_may_cancel_by_setting_the_key_in_redis(worker: Settings, run_id: str) -> None:
+    def work(job: Job) -> Done | StopReason:
+        process.redis_client().set(cancelled_key(run_id), "1")
+        return until_stopped(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert process.redis_client().get(cancelled_key(run_id)) is None
+
+
+def test_a_running_job_shows_a_heartbeat_in_redis_and_none_afterwards(
+    worker: Settings, run_id: str
+) -> None:
+    def work(job: Job) -> Done | StopReason:
+        give_up_at = time.monotonic() + 10
+        while (beat := process.redis_client().get(heartbeat_key(run_id))) is None:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        assert abs(float(beat) - time.time()) < 5
+        return done(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+    assert process.redis_client().get(heartbeat_key(run_id)) is None
+
+
+def test_a_worker_that_shuts_down_hands_its_job_back_uncharged(
+    worker: Settings, run_id: str
+) -> None:
+    def work(job: Job) -> Done | StopReason:
+        draining.set()
+        return until_stopped(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+    handed_back = runs.get(process.database(), run_id)
+    draining.clear()
+    perform(run_id, hostname="train-0@here", work=done)
+
+    assert handed_back.status == "queued"
+    assert runs.get(process.database(), run_id).attempt == 2
+
+
+def test_a_job_that_lost_its_lease_writes_nothing_more(worker: Settings, run_id: str) -> None:
+    def work(job: Job) -> Done | StopReason:
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.reap(process.database(), max_crashes=3)
+        assert until_stopped(job) is StopReason.FENCED
+        return done(job)  # a zombie that does not listen
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "queued"
+    assert "the lease was lost" in str(logged(worker, run_id)[-1]["event"])
+
+
+def test_a_lease_lost_inside_the_work_is_no_failure(worker: Settings, run_id: str) -> None:
+    def work(job: Job) -> Done | StopReason:
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.reap(process.database(), max_crashes=3)
+        raise LeaseLost("gone")
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "queued"
+
+
+def test_a_fenced_engine_ends_quietly(worker: Settings, run_id: str) -> None:
+    def work(job: Job) -> Done | StopReason:
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.reap(process.database(), max_crashes=3)
+        return StopReason.FENCED
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "queued"
+
+
+def test_a_job_ends_when_its_time_is_over(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__JOB_TIMEOUT_SEC", "1")
+    process.settings.cache_clear()
+
+    perform(run_id, hostname="train-0@here", work=until_stopped)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", "TIMED_OUT")
+
+
+def test_a_beating_job_outlives_its_lease(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS__LEASE_SEC", "2")
+    monkeypatch.setenv("JOBS__BEAT_SEC", "0.3")
+    process.settings.cache_clear()
+    reaped = []
+
+    def work(job: Job) -> Done | StopReason:
+        for _ in range(6):
+            time.sleep(0.5)
+            reaped.extend(lease.reap(process.database(), max_crashes=3))
+        return done(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert reaped == []
+    assert runs.get(process.database(), run_id).status == "completed"
+
+
+def test_a_request_is_logged_under_its_run(worker: Settings, run_id: str) -> None:
+    request = requests.create(
+        process.database(),
+        JobKind.GENERATE,
+        run_id,
+        GenerateSpec(prompt_text="a").to_json(),
+        queue="trainer.inference",
+        user_id=0,
+    )
+
+    perform(request.request_id, hostname="infer@here", work=done)
+
+    assert logged(worker, request.request_id)[0]["run_id"] == run_id

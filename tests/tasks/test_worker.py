@@ -1,0 +1,100 @@
+"""Workers: the tasks that they know, and what a child does when its worker is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tasks import process
+from tasks.app import app
+from tasks.held import Held
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.queue import TASK_NAMES
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs
+from trainer_app.store.lease import Claim, JobKind
+
+SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+
+
+@pytest.fixture
+def claim(worker: Settings) -> Claim:
+    run_id = runs.create(process.database(), SPEC, queue="trainer").run_id
+    claim = lease.claim(process.database(), run_id, "train-0@here:1", lease_seconds=60)
+    assert claim is not None
+    return claim
+
+
+def test_every_task_that_is_sent_is_registered_in_the_worker() -> None:
+    app.loader.import_default_modules()
+
+    assert set(TASK_NAMES.values()) <= set(app.tasks)
+    assert set(TASK_NAMES) == set(JobKind)
+
+
+def test_the_workers_parent_imports_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from tasks.app import app\n"
+        "app.loader.import_default_modules()\n"
+        "print(sorted({'torch', 'transformers', 'accelerate'} & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_job_that_does_not_stop_when_it_is_fenced_ends_with_its_process(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.held.STUCK_SECONDS", 0.5)
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        ended.set()
+
+    with Held(
+        process.database(),
+        process.redis_client(),
+        process.settings().jobs,
+        claim,
+        end_process=end,
+    ) as held:
+        lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here:")
+        lease.reap(process.database(), max_crashes=3)
+
+        assert ended.wait(10)
+        assert held.should_stop() is StopReason.FENCED
+
+
+def test_a_lost_lease_overrides_a_cancellation(claim: Claim) -> None:
+    held = Held(process.database(), process.redis_client(), process.settings().jobs, claim)
+
+    held.stop(StopReason.CANCEL)
+    held.stop(StopReason.DRAIN)
+    assert held.should_stop() is StopReason.CANCEL
+    held.stop(StopReason.FENCED)
+
+    assert held.should_stop() is StopReason.FENCED
+
+
+def test_work_goes_on_while_redis_and_the_database_are_away(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("REDIS__URL", "redis://127.0.0.1:1/0")
+    for make in (process.settings, process.database, process.redis_client):
+        make.cache_clear()
+
+    with Held(process.database(), process.redis_client(), process.settings().jobs, claim) as held:
+        time.sleep(2)
+
+        assert held.should_stop() is None
