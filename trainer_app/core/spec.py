@@ -84,15 +84,15 @@ class TrainSpec:
 class TokenizerSpec:
     """One tokenizer to train, as resolved."""
 
-    method: str
-    vocab_size: int
-    min_frequency: int = 2  # rarer pairs and words are left out
+    method: str  # of backends.registry.TOKENIZER_KINDS
+    vocab_size: int  # exactly; for char an upper bound
+    min_frequency: int = 2  # of a pair of tokens to be merged, of a character to be known
     corpus_file_id: str | None = None  # sha256 of an uploaded corpus
     corpus_path: str | None = None  # relative to the corpus root
-    corpus_sha256: str  # of the bytes that were meant when it was posted
-    holdout_fraction: float = 0.01  # of the corpus, by bytes, for its statistics
-    seed: int = 42
-    tokenizer_id: str | None = None  # None: that of its job
+    corpus_sha256: str  # of the bytes that were meant when the job was posted
+    holdout_fraction: float = 0.01  # of the corpus, by bytes, for the statistics; 0: none
+    seed: int = 42  # of the split
+    tokenizer_id: str = ""  # its name
     user_id: int = 0
 
     def to_json(self) -> str:

@@ -25,7 +25,7 @@ from trainer_app.store import metrics
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.metrics import MetricPoint
-from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
+from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import Reaped, Wakeup, due, mark_dispatched, reap
 
 # The whole life of a job is told here, whichever module holds the chapter.
@@ -195,6 +195,8 @@ def finish(
     artifact: Artifact | None = None,
 ) -> None:
     """End the job as completed, failed or cancelled. Raises LeaseLost."""
+    if status not in FINAL:
+        raise ValueError(f"status: a job ends as one of {', '.join(FINAL)}, not as {status}")
     with db.write() as session:
         hold(
             session,
