@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backends.loading import load_tokenizer, tokenizer_kind
-from trainer_app.core.corpus import read_units
 from trainer_app.core.encode import OnMessage, encode_corpus
 from trainer_app.core.files import sha256_file
-from trainer_app.core.splits import ByteHistogram, Split, SplitRule
-from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.core.split_texts import plan_split, split_texts
+from trainer_app.core.splits import Split, SplitRule
+from trainer_app.core.stopping import ShouldStop
 from trainer_app.core.streams import Streams, split_streams
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def prepare_data(
     )
     if tokenizer_directory is None:
         on_message("reading the corpus's characters")
-        texts = training_texts(corpus, rule, sha256=spec.corpus_sha256, should_stop=should_stop)
+        sha256 = spec.corpus_sha256
+        plan = plan_split(corpus, rule, sha256=sha256, should_stop=should_stop)
+        texts = split_texts(corpus, plan, Split.TRAIN, sha256=sha256, should_stop=should_stop)
         trained = tokenizer_kind("char").train(texts, vocab_size=ALL_CHARACTERS, min_frequency=1)
         scratch.mkdir(parents=True, exist_ok=True)
         trained.save(scratch)
@@ -79,19 +80,3 @@ def tokenizer_digest(directory: Path) -> str:
     """The SHA-256 of the file that defines a tokenizer."""
     path = next(path for name in TOKENIZER_FILES if (path := directory / name).exists())
     return sha256_file(path)
-
-
-def training_texts(
-    corpus: Path, rule: SplitRule, *, sha256: str, should_stop: ShouldStop
-) -> Iterator[str]:
-    """The units of the training split, in order; the file is read twice."""
-    histogram = ByteHistogram(rule)
-    for block in read_units(corpus, sha256=sha256):
-        raise_if_stopped(should_stop)
-        histogram.add(block.hashes, block.sizes)
-    plan = histogram.plan()
-    for block in read_units(corpus, sha256=sha256):
-        raise_if_stopped(should_stop)
-        for text, split in zip(block.texts, plan.assign(block.hashes).tolist(), strict=True):
-            if split == Split.TRAIN:
-                yield text

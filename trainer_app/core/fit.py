@@ -78,6 +78,7 @@ class Finished:
     tokenizer_sha256: str
     weights_sha256: str
     versions: dict[str, str]
+    loads_in_transformers: bool  # AutoModelForCausalLM reads the directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +237,8 @@ class _Attempt:
         directory = self._staging / "model"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        model_family(self._spec.model_family).save(place.model, directory)
+        family = model_family(self._spec.model_family)
+        family.save(place.model, directory)
         data.tokenizer.save(directory)
         fsync_tree(directory)
         state = loop.state
@@ -260,4 +262,5 @@ class _Attempt:
             tokenizer_sha256=data.tokenizer_sha256,
             weights_sha256=sha256_file(directory / "model.safetensors"),
             versions=versions(),
+            loads_in_transformers=family.loads_in_transformers,
         )

@@ -92,7 +92,7 @@ class TokenizerSpec:
     corpus_sha256: str  # of the bytes that were meant when the job was posted
     holdout_fraction: float = 0.01  # of the corpus, by bytes, for the statistics; 0: none
     seed: int = 42  # of the split
-    tokenizer_id: str = ""  # its name
+    tokenizer_id: str | None = None  # its name; None: the job's
     user_id: int = 0
 
     def to_json(self) -> str:
