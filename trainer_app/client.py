@@ -15,8 +15,8 @@ from trainer_app.replies import (
     Artifact,
     Cancelled,
     Corpus,
+    Curve,
     Generated,
-    MetricPoint,
     Page,
     Run,
     Tokenizer,
@@ -179,12 +179,12 @@ class Client:
                     raise
             time.sleep(0.25 * 2**failures)
 
-    def run_metrics(self, run_id: str, *, points: int | None = None) -> list[MetricPoint]:
-        """The curve of a run, thinned to at most ``points``."""
-        page: Page[MetricPoint] = self._transport.get(
+    def run_metrics(self, run_id: str, *, points: int | None = None) -> Curve:
+        """The curve of a run, thinned to about so many points."""
+        curve: Curve = self._transport.get(
             f"/runs/{_id(run_id)}/metrics", {"points": points}
         ).json()
-        return page["data"]
+        return curve
 
     def run_artifact(self, run_id: str) -> Artifact:
         """What the finished model of a run consists of."""

@@ -91,6 +91,13 @@ class MetricPoint(TypedDict):
     tokens_per_sec: float | None
 
 
+class Curve(TypedDict):
+    """A run's curve, in the order of its steps."""
+
+    run_id: str
+    points: list[MetricPoint]
+
+
 class ArtifactFile(TypedDict):
     """One file of an artifact."""
 

@@ -113,7 +113,9 @@ def metrics(
     session: Session,
     run_id: RunId,
     *,
-    points: Annotated[int | None, typer.Option(help="Thin the curve to so many points.")] = 20,
+    points: Annotated[
+        int | None, typer.Option(help="Thin the curve to about so many points.")
+    ] = 20,
 ) -> Exit:
     """Print a run's curve."""
     curve = session.client.run_metrics(run_id, points=points)
@@ -129,7 +131,7 @@ def metrics(
             point["grad_norm"],
             point["tokens_per_sec"],
         )
-        for point in curve
+        for point in curve["points"]
     ]
     names = ("step", "loss", "val", "learning rate", "grad norm", "tokens/s")
     session.out.print(table(names, rows))

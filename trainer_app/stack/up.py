@@ -55,7 +55,6 @@ def up(settings: Settings) -> int:
     Raises SettingsError, before anything is started, where it cannot be started like this, and
     Unavailable where a database or broker from outside does not answer.
     """
-    signals = _Signals()
     root = settings.paths.data_root
     _check_settings(settings)
     _check_data_root(root)
@@ -68,7 +67,7 @@ def up(settings: Settings) -> int:
         left = end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS)
         if left:
             output.say(f"ended what a killed stack had left running: {', '.join(left)}")
-        return _Stack(settings, output, signals).run(plan)
+        return _Stack(settings, output, _Signals()).run(plan)
 
 
 class _Stack:

@@ -1,0 +1,157 @@
+"""The broker that a stack starts for itself."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.stack import broker as brokers
+from trainer_app.stack.broker import Broker
+
+Start = Callable[[Broker], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a broker and waits until it answers."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(broker: Broker) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(broker.command, stdout=subprocess.DEVNULL)
+        running.append(process)
+        brokers.wait_until_it_answers(
+            broker.url, timeout_seconds=10, alive=lambda: process.poll() is None
+        )
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_it_answers_only_with_its_password(tmp_path: Path, start: Start) -> None:
+    broker = brokers.configure(tmp_path)
+    start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        assert client.ping()
+    with (
+        redis.Redis.from_url(brokers.without_password(broker.url)) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+    with pytest.raises(Unavailable, match="refuses the password"):
+        brokers.wait_until_it_answers(broker.url.replace("://:", "://:not"), timeout_seconds=5)
+
+
+def test_its_password_is_for_its_owner_alone(tmp_path: Path) -> None:
+    brokers.configure(tmp_path)
+    file = tmp_path / "run" / "broker.conf"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_it_is_set_up_to_keep_what_is_queued(tmp_path: Path, start: Start) -> None:
+    broker = brokers.configure(tmp_path)
+    start(broker)
+    with redis.Redis.from_url(broker.url, decode_responses=True) as client:
+        found = client.config_get("appendonly", "appendfsync", "maxmemory-policy", "save", "dir")
+    assert found == {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "dir": str(tmp_path / "broker"),
+    }
+
+
+def test_what_was_queued_survives_a_kill(tmp_path: Path, start: Start) -> None:
+    broker = brokers.configure(tmp_path)
+    process = start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        client.rpush("queue", *range(1_000))
+        time.sleep(1.2)  # everysec
+    process.kill()
+    process.wait()
+    start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        assert client.llen("queue") == 1_000
+
+
+def test_a_torn_end_of_its_file_is_cut_off(tmp_path: Path, start: Start) -> None:
+    broker = brokers.configure(tmp_path)
+    process = start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        client.rpush("queue", *range(100))
+        client.rpush("queue", "last")
+    process.terminate()
+    process.wait()
+    [written] = (tmp_path / "broker" / "appendonlydir").glob("*.incr.aof")
+    written.write_bytes(written.read_bytes()[:-5])
+    start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        assert client.llen("queue") == 100
+
+
+def test_its_url_outlives_a_restart(tmp_path: Path, start: Start) -> None:
+    first = brokers.configure(tmp_path)
+    assert brokers.configure(tmp_path).url == first.url
+    # A port that somebody else has taken meanwhile is given up, the password is not.
+    start(first)
+    second = brokers.configure(tmp_path)
+    assert second.url != first.url
+    assert second.url.rpartition("@")[0] == first.url.rpartition("@")[0]
+
+
+def test_a_file_that_it_cannot_read_is_set_aside(tmp_path: Path, start: Start) -> None:
+    broker = brokers.configure(tmp_path)
+    assert brokers.set_aside(broker) is None
+    process = start(broker)
+    process.terminate()
+    process.wait()
+    for file in (tmp_path / "broker" / "appendonlydir").iterdir():
+        file.write_bytes(b"nothing that a server would write")
+    with pytest.raises(Unavailable, match="does not answer"):
+        start(broker)
+    aside = brokers.set_aside(broker)
+    assert aside is not None
+    assert aside.is_dir()
+    start(broker)
+
+
+def test_a_folder_with_spaces_and_quotes_is_no_trouble(tmp_path: Path, start: Start) -> None:
+    root = tmp_path / 'my "own" \\ data'
+    start(brokers.configure(root))
+    assert (root / "broker" / "appendonlydir").is_dir()
+
+
+def test_a_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "bin" / "valkey-server"
+    own.parent.mkdir()
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert brokers.configure(tmp_path / "data").command[0] == str(own)
+
+
+def test_without_any_server_the_message_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "vax")
+    with pytest.raises(SettingsError, match="REDIS__URL: must name a running Redis"):
+        brokers.configure(tmp_path)
+
+
+def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:
+    url = f"redis://:secret@127.0.0.1:{brokers.free_port('127.0.0.1')}/0"
+    with pytest.raises(Unavailable) as refused:
+        brokers.wait_until_it_answers(url, timeout_seconds=0.1)
+    assert "secret" not in refused.value.message
+    assert "redis://127.0.0.1:" in refused.value.message
