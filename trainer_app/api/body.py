@@ -46,7 +46,7 @@ def read_json(request: Request, limit: int) -> object:
 
 def check_framing(request: Request) -> None:
     """Refuse a body of two lengths: servers and proxies would disagree on where it ends."""
-    if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
+    if request.headers.get("Content-Length") and request.headers.get("Transfer-Encoding"):
         raise BadRequest("a request cannot have both Content-Length and Transfer-Encoding")
 
 

@@ -39,9 +39,9 @@ def get(db: Database, file_id: str) -> Corpus:
     """The corpus of this id. Raises CorpusNotFound."""
     with db.read() as session:
         row = session.get(CorpusRow, file_id)
-    if row is None:
-        raise _missing(file_id)
-    return _corpus(row)
+        if row is None:
+            raise _missing(file_id)
+        return _corpus(row)
 
 
 def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Corpus]:
@@ -59,8 +59,9 @@ def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Co
             .where(*older)
             .order_by(CorpusRow.created_at.desc(), CorpusRow.file_id.desc())
             .limit(limit + 1)
-        ).all()
-    return pages.cut([_corpus(row) for row in rows], limit, lambda corpus: corpus.file_id)
+        )
+        found = [_corpus(row) for row in rows]
+    return pages.cut(found, limit, lambda corpus: corpus.file_id)
 
 
 def delete(db: Database, file_id: str) -> None:

@@ -1,0 +1,153 @@
+"""The application over a real database and a real Redis, and a client that checks every answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from trainer_app import artifacts
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.factory import create_app
+from trainer_app.queue import WORKER_KEY
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs, tokenizers
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim
+from trainer_app.store.tables import Status
+
+TALE = "Once upon a time there was a king.\nHe had three daughters.\n" * 40
+
+
+class CheckedClient(FlaskClient):
+    """A client that refuses answers that break what all answers promise."""
+
+    def open(self, *args: object, **kwargs: object) -> TestResponse:
+        response = super().open(*args, **kwargs)  # type: ignore[arg-type]
+        assert response.headers["X-Request-ID"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        if response.status_code >= 400 and "/readyz" not in response.request.path:
+            _check_error(response)
+        return response
+
+
+def _check_error(response: TestResponse) -> None:
+    assert response.mimetype == "application/json"
+    body = response.get_json()
+    if response.request.method == "HEAD":
+        return
+    assert set(body) - {"details"} == {"code", "message", "request_id"}
+    assert body["request_id"] == response.headers["X-Request-ID"]
+    assert body["message"]
+    assert "Traceback" not in response.text
+    for detail in body.get("details", ()):
+        assert set(detail) == {"field", "message"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What a test puts in place behind the API."""
+
+    settings: Settings
+    database: Database
+
+    def corpus(self, name: str = "tale.txt", text: str = TALE) -> str:
+        path = self.settings.paths.corpus / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return name
+
+    def tokenizer(
+        self, name: str = "words", method: str = "bpe", status: Status = Status.COMPLETED
+    ) -> str:
+        spec = TokenizerSpec(
+            method=method, vocab_size=300, corpus_sha256="0" * 64, tokenizer_id=name
+        )
+        job_id = tokenizers.create(self.database, spec, queue="trainer.light").job_id
+        self.end(job_id, status, result=json.dumps({"vocab_size": 300, "oov_rate": 0.5}))
+        return name
+
+    def run(self, status: Status = Status.QUEUED, **values: object) -> str:
+        spec = TrainSpec(corpus_sha256="0" * 64, corpus_path="tale.txt", tokenizer_id="words")
+        changed = replace(spec, **values)  # type: ignore[arg-type]
+        run_id = runs.create(self.database, changed, queue="trainer").run_id
+        self.end(run_id, status)
+        return run_id
+
+    def end(self, job_id: str, status: Status, result: str | None = None) -> None:
+        if status is Status.QUEUED:
+            return
+        claim = self.claim(job_id)
+        if status is not Status.RUNNING:
+            code = "TIMED_OUT" if status is Status.FAILED else None
+            lease.finish(
+                self.database, claim, status, result=result, error_code=code, message="over"
+            )
+
+    def claim(self, job_id: str) -> Claim:
+        claim = lease.claim(self.database, job_id, "worker", lease_seconds=60)
+        assert claim is not None
+        return claim
+
+    def model(self, run_id: str, **files: bytes) -> Path:
+        staging = self.settings.paths.runs / run_id / "staging"
+        staging.mkdir(parents=True)
+        for name, data in (files or {"weights": b"0123456789"}).items():
+            (staging / name).write_bytes(data)
+        final = artifacts.model_directory(self.settings, run_id)
+        artifacts.publish(staging, final, {"run_id": run_id})
+        return final
+
+    def log(self, run_id: str, text: bytes) -> Path:
+        path = self.settings.paths.logs / f"{run_id}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(text)
+        return path
+
+    def worker(self, *queues: str) -> None:
+        with redis.Redis.from_url(self.settings.redis.url) as client:
+            client.set(f"{WORKER_KEY}one", json.dumps(queues or ("trainer",)))
+
+
+@pytest.fixture
+def world(settings: Settings, sqlite_database: Database) -> World:
+    """The database and folders that the application under test reads."""
+    return World(settings=settings, database=sqlite_database)
+
+
+@pytest.fixture
+def make_client(settings: Settings) -> Iterator[Callable[[Settings], FlaskClient]]:
+    """A client of an application with settings of the test's choice."""
+    apps: list[Flask] = []
+
+    def make(changed: Settings) -> FlaskClient:
+        app = create_app(changed)
+        app.test_client_class = CheckedClient
+        apps.append(app)
+        return app.test_client()
+
+    yield make
+    for app in apps:
+        for service in app.extensions["trainer"].values():
+            if hasattr(service, "close"):
+                service.close()
+
+
+@pytest.fixture
+def client(settings: Settings, make_client: Callable[[Settings], FlaskClient]) -> FlaskClient:
+    """A client of an application as it comes."""
+    return make_client(settings)
+
+
+@pytest.fixture
+def body(world: World) -> dict[str, object]:
+    """A body of POST /runs/train that is accepted."""
+    return {"corpus_path": world.corpus(), "tokenizer_id": world.tokenizer(), "model_size": "tiny"}
