@@ -7,7 +7,6 @@ error of the disk is an OSError with its number.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,14 +51,12 @@ def size_name(sizes: Mapping[str, object], shape: object) -> str:
 def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Write model.safetensors: equal tensors give equal bytes. Raises OSError."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path = directory / WEIGHTS_FILE
     try:
-        save_file(on_cpu, path, metadata={"format": "pt"})
+        save_file(on_cpu, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     except SafetensorError as error:
-        # The library words an OSError as text: "... (os error 28)".
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(number[1]) if number else 0
-        raise OSError(code, os.strerror(code), str(path)) from error
+        # The library words an error of the disk as text: "... (os error 28)".
+        number = map(int, re.findall(r"\(os error (\d+)\)", str(error)))
+        raise OSError(*number, str(error)) from error
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

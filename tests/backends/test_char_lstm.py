@@ -1,0 +1,42 @@
+"""The recurrent family's own properties."""
+
+from __future__ import annotations
+
+import torch
+
+from backends.contracts import ModelConfig
+from backends.models.char_lstm import FAMILY
+
+
+def build() -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = ModelConfig(family="char_lstm", size="tiny", vocab_size=30, max_seq_len=8)
+    return FAMILY.build(config)
+
+
+@torch.inference_mode()
+def test_the_context_has_no_end() -> None:
+    model = build().eval()
+    ids_BT = torch.randint(30, (1, 100), generator=torch.Generator().manual_seed(1))
+    changed_BT = ids_BT.clone()
+    changed_BT[:, 0] = (changed_BT[:, 0] + 1) % 30
+    assert model(ids_BT).shape == (1, 100, 30)
+    early_BTV = model(ids_BT)[:, :20] - model(changed_BT)[:, :20]
+    assert (early_BTV.abs().amax(dim=(0, 2)) > 0).all()  # past its training length of 8 too
+
+
+def test_dropout_is_for_training_alone() -> None:
+    model = build()
+    ids_BT = torch.zeros(2, 8, dtype=torch.long)
+    assert not torch.equal(model(ids_BT), model(ids_BT))
+    model.eval()
+    assert torch.equal(model(ids_BT), model(ids_BT))
+
+
+def test_a_fresh_model_leans_to_remember() -> None:
+    weights = build().state_dict()
+    for layer in (0, 1):
+        biases = weights[f"lstm.bias_ih_l{layer}"] + weights[f"lstm.bias_hh_l{layer}"]
+        expected = torch.zeros(4, 256)
+        expected[1] = 1.0  # input, forget, cell, output
+        assert torch.equal(biases.view(4, 256), expected)

@@ -1,0 +1,183 @@
+"""What holds for the models of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends.contracts import CausalModel, ModelConfig
+from backends.loading import load_model, model_family
+from backends.models.files import WEIGHTS_FILE, write_weights
+from backends.registry import MODEL_FAMILIES, MODEL_SIZES
+from trainer_app.errors import FieldError, ModelIncompatible
+
+FAMILIES = sorted(MODEL_FAMILIES)
+VOCAB = 40
+CONTEXT = 24
+
+
+def config(family: str, size: str | None = None) -> ModelConfig:
+    return ModelConfig(
+        family=family,
+        size=size or MODEL_SIZES[family][0],
+        vocab_size=VOCAB,
+        max_seq_len=CONTEXT,
+    )
+
+
+def build(family: str, seed: int = 0) -> CausalModel:
+    torch.manual_seed(seed)
+    return model_family(family).build(config(family))
+
+
+def some_ids(batch: int = 2, tokens: int = CONTEXT) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Iterator[CausalModel]:
+    model = build(request.param).eval()
+    with torch.inference_mode():
+        yield model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_registry_names_the_sizes_that_a_family_has(family: str) -> None:
+    assert tuple(model_family(family).sizes) == MODEL_SIZES[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_size_is_refused_with_the_known_ones(family: str) -> None:
+    with pytest.raises(FieldError, match="model_size: 'huge' is not one of tiny, "):
+        model_family(family).build(config(family, "huge"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parameters_are_counted_without_building_the_model(family: str) -> None:
+    counted = model_family(family).parameter_count(config(family))
+    assert counted == sum(parameter.numel() for parameter in build(family).parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_seed_decides_the_weights(family: str) -> None:
+    first, again, other = (build(family, seed).state_dict() for seed in (7, 7, 8))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_model_expects_every_token_alike(family: str) -> None:
+    ids_BT = some_ids()
+    with torch.inference_mode():
+        logits_BTV = build(family).eval()(ids_BT)
+    loss = torch.nn.functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
+    )
+    assert loss.item() == pytest.approx(torch.tensor(VOCAB).log().item(), rel=0.05)
+
+
+def test_the_logits_of_a_token_do_not_depend_on_later_ones(model: CausalModel) -> None:
+    ids_BT = some_ids()
+    changed_BT = ids_BT.clone()
+    changed_BT[:, 10:] = (changed_BT[:, 10:] + 1) % VOCAB
+    before_BTV, after_BTV = model(ids_BT), model(changed_BT)
+    torch.testing.assert_close(before_BTV[:, :10], after_BTV[:, :10])
+    assert not torch.allclose(before_BTV[:, 10:], after_BTV[:, 10:])
+
+
+@pytest.mark.parametrize("parts", [(24,), (1,) * 24, (7, 1, 5, 11)])
+def test_reading_with_a_cache_gives_the_logits_of_reading_whole(
+    model: CausalModel, parts: tuple[int, ...]
+) -> None:
+    ids_BT = some_ids()
+    whole_BTV = model(ids_BT)
+    cache = model.new_cache(2, CONTEXT)
+    for part_BT in torch.split(ids_BT, list(parts), dim=1):
+        logits_BV = model.decode(part_BT, cache)
+        torch.testing.assert_close(logits_BV, whole_BTV[:, cache.length - 1], rtol=1e-4, atol=1e-5)
+    assert cache.length == CONTEXT
+
+
+def test_rows_of_a_cache_can_be_repeated_and_dropped(model: CausalModel) -> None:
+    ids_BT = some_ids(batch=3)
+    cache = model.new_cache(3, CONTEXT)
+    model.decode(ids_BT[:, :10], cache)
+    rows_B = torch.tensor([2, 0, 2, 2])
+    cache.reorder(rows_B)
+    logits_BV = model.decode(ids_BT[rows_B, 10:12], cache)
+    torch.testing.assert_close(logits_BV, model(ids_BT[rows_B, :12])[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_comes_back_the_same(family: str, tmp_path: Path) -> None:
+    saved = build(family).eval()
+    model_family(family).save(saved, tmp_path)
+    loaded = load_model(tmp_path).eval()
+    assert loaded.config == saved.config
+    with torch.inference_mode():
+        assert torch.equal(loaded(some_ids()), saved(some_ids()))
+    # and learns: nothing of it is left on the meta device or detached
+    loaded(some_ids()).sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_weights_give_equal_files(family: str, tmp_path: Path) -> None:
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        folder.mkdir()
+        model_family(family).save(build(family), folder)
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == ["config.json", "generation_config.json", "model.safetensors"]
+    assert all(
+        (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_token_embedding_can_be_frozen(family: str) -> None:
+    model = build(family)
+    (embedding,) = model_family(family).embedding_parameters(model)
+    assert embedding.shape[0] == VOCAB
+    embedding.requires_grad_(False)
+    model(some_ids()).sum().backward()
+    assert embedding.grad is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 100, None])
+def test_damaged_or_missing_weights_are_refused(
+    family: str, damage: bytes | None, tmp_path: Path
+) -> None:
+    model_family(family).save(build(family), tmp_path)
+    if damage is None:
+        (tmp_path / WEIGHTS_FILE).unlink()
+    else:
+        (tmp_path / WEIGHTS_FILE).write_bytes(damage)
+    with pytest.raises(ModelIncompatible, match=r"model\.safetensors cannot be read"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": "bert"}'])
+def test_a_folder_without_a_known_config_is_refused(
+    family: str, content: str | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    for load in (load_model, model_family(family).load):
+        with pytest.raises(ModelIncompatible, match=r"config\.json"):
+            load(tmp_path)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(FieldError, match="model_family: 'bert' is not one of gpt2, "):
+        model_family("bert")
+
+
+def test_an_error_of_the_disk_keeps_its_number(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        write_weights({"weight": torch.zeros(1)}, tmp_path / "absent")
