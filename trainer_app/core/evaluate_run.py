@@ -1,0 +1,59 @@
+"""Evaluate a finished run's model on one of its splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer_app.core.data import prepare_data
+from trainer_app.core.device import out_of_memory_named, resolve_device
+from trainer_app.core.evaluate import Evaluation, evaluate
+from trainer_app.core.loaded import load_model
+from trainer_app.core.loss import LanguageModelLoss
+from trainer_app.errors import CorpusTooShort
+
+if TYPE_CHECKING:
+    from trainer_app.core.encode import OnMessage
+    from trainer_app.core.spec import RequestedDevice, TrainSpec
+    from trainer_app.core.splits import Split
+    from trainer_app.core.stopping import ShouldStop
+
+
+def evaluate_run(
+    directory: Path,
+    split: Split,
+    *,
+    spec: TrainSpec,  # of the run
+    corpus: Path,
+    tokens: Path,  # the cache of token ids
+    device: RequestedDevice,
+    on_message: OnMessage,
+    should_stop: ShouldStop,
+) -> Evaluation:
+    """The loss of the model in ``directory`` on a split of the run's corpus, in float32.
+
+    Raises CorpusTooShort where the run has no such split, ModelIncompatible, CudaNotAvailable,
+    OutOfMemory, StopRequested and the errors of ``read_units``.
+    """
+    place = resolve_device(device)
+    data = prepare_data(
+        spec,
+        corpus=corpus,
+        tokenizer_directory=directory,
+        scratch=directory,
+        tokens=tokens,
+        on_message=on_message,
+        should_stop=should_stop,
+    )
+    stream = data.streams.of(split)
+    if not len(stream):
+        raise CorpusTooShort(f"the run has no {split.label} split: its fraction is 0")
+    with out_of_memory_named(f"evaluation with batch_size {spec.batch_size}", place):
+        return evaluate(
+            LanguageModelLoss(load_model(directory, device=place).model),
+            stream,
+            seq_len=spec.max_seq_len,
+            batch_size=spec.batch_size,
+            device=place,
+            should_stop=should_stop,
+        )
