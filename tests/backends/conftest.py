@@ -6,10 +6,14 @@ import argparse
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from backends.contracts import Tokenizer
 from backends.loading import tokenizer_kind
 from backends.registry import TOKENIZER_KINDS
+
+settings.register_profile("untimed", deadline=None)  # the machine may be busy
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
