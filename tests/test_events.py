@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from redis.client import PubSub
 
 from trainer_app import events
 from trainer_app.events import JobEvents, Publisher
@@ -20,7 +21,8 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def read_stream(client: redis.Redis) -> list[dict[str, object]]:
-    return [json.loads(fields["event"]) for _, fields in client.xrange(events.STREAM)]
+    entries = client.xrange(events.STREAM) or []
+    return [json.loads(fields["event"]) for _, fields in entries if fields]
 
 
 def job_events(publisher: Publisher) -> JobEvents:
@@ -28,7 +30,7 @@ def job_events(publisher: Publisher) -> JobEvents:
 
 
 def test_a_listener_hears_each_event_as_compact_json(client: redis.Redis) -> None:
-    listener = client.pubsub(ignore_subscribe_messages=True)
+    listener = PubSub(client.connection_pool, ignore_subscribe_messages=True)
     listener.subscribe(events.CHANNEL)
     listener.get_message(timeout=5)
     publisher = Publisher(client)

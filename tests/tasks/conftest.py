@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tasks import process
 from tasks.held import draining
+from trainer_app import events
 from trainer_app.settings import Settings
 
 
@@ -31,3 +33,15 @@ def worker(settings: Settings) -> Iterator[Settings]:
     process.database().close()
     for make in made:
         make.cache_clear()
+
+
+@pytest.fixture
+def sent_events(worker: Settings) -> Callable[[], list[dict[str, object]]]:
+    """What the process has announced, oldest first; nothing can be sent afterwards."""
+
+    def read() -> list[dict[str, object]]:
+        process.publisher().close()
+        entries = process.redis_client().xrange(events.STREAM) or []
+        return [json.loads(fields["event"]) for _, fields in entries if fields]
+
+    return read

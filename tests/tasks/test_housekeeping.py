@@ -9,18 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tasks import housekeeping, process
-from trainer_app import events
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DataNotFound
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs
 from trainer_app.store.lease import JobKind
+
+Sent = Callable[[], list[dict[str, object]]]
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 
@@ -89,7 +91,10 @@ def test_a_run_whose_worker_was_lost_is_queued_again_and_says_so(
 
 
 def test_a_run_that_loses_every_worker_fails_and_the_bot_hears_of_it(
-    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+    worker: Settings,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sent_events: Sent,
 ) -> None:
     monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
     process.settings.cache_clear()
@@ -99,9 +104,7 @@ def test_a_run_that_loses_every_worker_fails_and_the_bot_hears_of_it(
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.error_code) == ("failed", "WORKER_LOST")
-    process.publisher().close()
-    ((_, fields),) = process.redis_client().xrange(events.STREAM)
-    event = json.loads(fields["event"])
+    (event,) = sent_events()
     assert (event["type"], event["error_kind"]) == ("trainer.job.failed.v1", "system")
 
 

@@ -12,7 +12,6 @@ import pytest
 from tasks import process
 from tasks.held import draining
 from tasks.perform import Done, Job, perform
-from trainer_app import events
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
@@ -21,6 +20,8 @@ from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs
 from trainer_app.store.lease import JobKind
+
+Sent = Callable[[], list[dict[str, object]]]
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 
@@ -56,19 +57,15 @@ def logged(settings: Settings, run_id: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def sent() -> list[dict[str, object]]:
-    process.publisher().close()
-    stream = process.redis_client().xrange(events.STREAM)
-    return [json.loads(fields["event"]) for _, fields in stream]
-
-
-def test_a_finished_job_is_completed_with_its_result(worker: Settings, run_id: str) -> None:
+def test_a_finished_job_is_completed_with_its_result(
+    worker: Settings, run_id: str, sent_events: Sent
+) -> None:
     perform(run_id, hostname="train-0@here", work=done)
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.attempt, run.progress) == ("completed", 1, 100)
     assert [line["event"] for line in logged(worker, run_id)] == ["started", "completed"]
-    assert [event["type"] for event in sent()] == [
+    assert [event["type"] for event in sent_events()] == [
         "trainer.job.started.v1",
         "trainer.job.completed.v1",
     ]
@@ -87,27 +84,31 @@ def test_a_message_that_comes_twice_runs_the_job_once(worker: Settings, run_id: 
     assert ran == [run_id]
 
 
-def test_final_figures_are_announced_after_the_completion(worker: Settings, run_id: str) -> None:
+def test_final_figures_are_announced_after_the_completion(
+    worker: Settings, run_id: str, sent_events: Sent
+) -> None:
     def work(job: Job) -> Done:
         return Done(result="{}", result_id=run_id, final_metrics={"test_loss": 2.0})
 
     perform(run_id, hostname="train-0@here", work=work)
 
-    assert [event["type"] for event in sent()][-2:] == [
+    assert [event["type"] for event in sent_events()][-2:] == [
         "trainer.job.completed.v1",
         "trainer.metrics.completed.v1",
     ]
 
 
 def test_a_users_error_fails_the_job_at_once_and_is_not_retried(
-    worker: Settings, run_id: str
+    worker: Settings,
+    run_id: str,
+    sent_events: Sent,
 ) -> None:
     perform(run_id, hostname="train-0@here", work=raising(CorpusEmpty("the corpus holds no text")))
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.error_code) == ("failed", "CORPUS_EMPTY")
     assert run.message == "the corpus holds no text"
-    failed = sent()[-1]
+    failed = sent_events()[-1]
     assert (failed["error_kind"], failed["message"]) == ("user", "the corpus holds no text")
 
 
@@ -119,7 +120,12 @@ def test_a_users_error_fails_the_job_at_once_and_is_not_retried(
     ],
 )
 def test_a_failure_of_the_system_is_retried_later_and_then_fails(
-    worker: Settings, run_id: str, error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+    worker: Settings,
+    run_id: str,
+    error: Exception,
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
+    sent_events: Sent,
 ) -> None:
     monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
     process.settings.cache_clear()
@@ -132,7 +138,7 @@ def test_a_failure_of_the_system_is_retried_later_and_then_fails(
     assert (first.status, second.status) == ("queued", "failed")
     assert first.message.startswith("attempt 1 failed: ")
     assert second.error_code == code
-    assert sent()[-1]["error_kind"] == "system"
+    assert sent_events()[-1]["error_kind"] == "system"
 
 
 def test_running_out_of_memory_fails_the_run_without_a_retry(worker: Settings, run_id: str) -> None:
@@ -143,7 +149,9 @@ def test_running_out_of_memory_fails_the_run_without_a_retry(worker: Settings, r
 
 
 def test_a_cancelled_run_ends_as_cancelled_within_two_seconds(
-    worker: Settings, run_id: str
+    worker: Settings,
+    run_id: str,
+    sent_events: Sent,
 ) -> None:
     asked_at = 0.0
 
@@ -157,7 +165,7 @@ def test_a_cancelled_run_ends_as_cancelled_within_two_seconds(
 
     assert time.monotonic() - asked_at < 2.0
     assert runs.get(process.database(), run_id).status == "cancelled"
-    failed = sent()[-1]
+    failed = sent_events()[-1]
     assert (failed["type"], failed["error_kind"], failed["message"]) == (
         "trainer.job.failed.v1",
         "user",
