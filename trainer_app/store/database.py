@@ -49,9 +49,6 @@ def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object
 
 NOW: Final = Now()
 
-# What a statement of ours, or its values, can be blamed for; all else is the database's condition.
-_FAULTS_OF_THE_STATEMENT: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-
 
 class Database:
     """Connections to one database, made when first used, in each process anew.
@@ -119,9 +116,9 @@ class Database:
         try:
             with Session(self._engine(), execution_options=options) as session, session.begin():
                 yield session
-        except _FAULTS_OF_THE_STATEMENT:
-            raise
         except (DBAPIError, PoolTimeout) as error:
+            if _is_fault_of_the_statement(error):
+                raise
             # The driver's words name hosts, users and files: they are for the log, as the cause.
             raise Unavailable("the database is away or busy") from error
 
@@ -136,6 +133,19 @@ class Database:
         if self.file is not None:
             return _sqlite_engine(self._url, self._wait_seconds)
         return _postgresql_engine(self._url, self._wait_seconds)
+
+
+def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
+    """Whether a statement of ours, or its values, are to blame, not the database's condition."""
+    if isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError):
+        return True
+    # SQLite has one code for all that is wrong with a statement, and an exception that it shares
+    # with a locked file and a full disk.
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return (
+        isinstance(cause, sqlite3.OperationalError)
+        and cause.sqlite_errorcode == sqlite3.SQLITE_ERROR
+    )
 
 
 def _parse(url: str) -> URL:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, Integer, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from trainer_app.store.database import NOW, Database, insert
@@ -90,7 +90,7 @@ def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:
         select(
             MetricRow.step,
             row.label("row"),
-            (row * (points - 1) // func.nullif(rows - 1, 0)).label("bucket"),
+            (row * (points - 1) // func.nullif(rows - 1, 0, type_=Integer)).label("bucket"),
             case((row == 0, 0), (MetricRow.val_loss.is_not(None), 1), else_=2).label("rank"),
         )
         .where(*conditions)

@@ -1,0 +1,110 @@
+"""Requests to a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import func, select
+
+from trainer_app.errors import DataNotFound, FieldError
+from trainer_app.store import lease, requests, runs
+from trainer_app.store.database import Database
+from trainer_app.store.idempotency import IdempotencyKey
+from trainer_app.store.lease import Claim, JobKind, Status
+from trainer_app.store.requests import Request
+from trainer_app.store.tables import IdempotencyRow
+
+Elapse = Callable[[float], None]
+
+
+def _key(body: str = "a") -> IdempotencyKey:
+    return IdempotencyKey(endpoint="POST /generate", key="key", body_sha256=body * 64)
+
+
+@pytest.fixture
+def request_(database: Database, run_id: str) -> Request:
+    """A request that waits."""
+    return requests.create(
+        database,
+        JobKind.GENERATE,
+        run_id,
+        '{"prompt_text": "a"}',
+        queue="trainer.inference",
+        user_id=7,
+        http_request_id="request-1",
+        idempotency=_key(),
+    )
+
+
+def _claim(database: Database, request: Request) -> Claim:
+    claim = lease.claim(database, request.request_id, "worker:1", lease_seconds=60)
+    assert claim is not None
+    return claim
+
+
+def test_a_request_knows_its_run(database: Database, run_id: str, request_: Request) -> None:
+    assert request_ == requests.get(database, JobKind.GENERATE, run_id, request_.request_id)
+    assert (request_.run_id, request_.status, request_.result) == (run_id, Status.QUEUED, None)
+    claim = _claim(database, request_)
+    assert (claim.kind, claim.run_id, claim.user_id) == (JobKind.GENERATE, run_id, 7)
+    assert (claim.spec, claim.request_id) == ('{"prompt_text": "a"}', "request-1")
+
+
+def test_a_finished_request_has_its_result(
+    database: Database, run_id: str, request_: Request
+) -> None:
+    lease.finish(database, _claim(database, request_), "completed", result='{"outputs": []}')
+    done = requests.get(database, JobKind.GENERATE, run_id, request_.request_id)
+    assert (done.status, done.result) == (Status.COMPLETED, '{"outputs": []}')
+
+
+def test_a_request_is_found_under_its_own_run_alone(database: Database, request_: Request) -> None:
+    with pytest.raises(DataNotFound, match=request_.request_id):
+        requests.get(database, JobKind.GENERATE, "run-other", request_.request_id)
+
+
+def test_requests_are_not_runs(database: Database, run_id: str, request_: Request) -> None:
+    assert [run.run_id for run in runs.list_(database).items] == [run_id]
+
+
+def test_the_same_key_gives_the_same_request(
+    database: Database, run_id: str, request_: Request
+) -> None:
+    def post(key: IdempotencyKey) -> Request:
+        return requests.create(
+            database, JobKind.GENERATE, run_id, "{}", queue="q", user_id=7, idempotency=key
+        )
+
+    assert post(_key()) == request_
+    with pytest.raises(FieldError, match="another body"):
+        post(_key("b"))
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds"), [("completed", 100), ("failed", 200), ("cancelled", 200)]
+)
+def test_a_request_is_forgotten_some_time_after_its_end(
+    database: Database, run_id: str, request_: Request, elapse: Elapse, status: str, seconds: int
+) -> None:
+    def purge() -> int:
+        return requests.purge(database, completed_seconds=100, failed_seconds=200)
+
+    elapse(10_000)
+    assert purge() == 0  # it has not ended
+    lease.finish(database, _claim(database, request_), status)
+    elapse(seconds - 5)
+    assert purge() == 0
+    elapse(10)
+    assert purge() == 1
+    with pytest.raises(DataNotFound):
+        requests.get(database, JobKind.GENERATE, run_id, request_.request_id)
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
+
+
+def test_runs_are_never_forgotten(database: Database, claim: Claim, elapse: Elapse) -> None:
+    lease.finish(database, claim, "completed")
+    elapse(1e9)
+    assert requests.purge(database, completed_seconds=1, failed_seconds=1) == 0
+    assert runs.get(database, claim.job_id).status is Status.COMPLETED
