@@ -60,14 +60,12 @@ def _generate(
     sequences = [_Sequence(spec, loaded.tokenizer) for _ in range(spec.num_return_sequences)]
     growing = sequences
     logits_BV = reader.read_prompt(len(sequences))
-    for remaining in reversed(range(spec.max_new_tokens)):
-        if should_stop():
-            break
+    while not should_stop():
         ids_B = sampler.choose(logits_BV)
         for sequence, token_id in zip(growing, ids_B.tolist(), strict=True):
             sequence.append(token_id)
         rows = [row for row, sequence in enumerate(growing) if not sequence.finished]
-        if not rows or not remaining:
+        if not rows:
             break
         if len(rows) < len(growing):
             growing = [growing[row] for row in rows]
@@ -138,8 +136,7 @@ class _Sequence:
         self.ended = False  # by the model's end-of-text token
         self.finished = False
         self._ids: list[int] = []  # without special tokens
-        self._stop_on_eos = spec.stop_on_eos
-        self._stop_sequences = spec.stop_sequences
+        self._spec = spec
         self._tokenizer = tokenizer
         # A token holds a byte or more, a character takes four bytes at most: a stop string that
         # the newest token completes lies in the last so many tokens.
@@ -148,19 +145,19 @@ class _Sequence:
     def append(self, token_id: int) -> None:
         """Take the next token."""
         self.steps += 1
-        if token_id == EOS_ID and self._stop_on_eos:
-            self.ended = self.finished = True
+        self.ended = token_id == EOS_ID and self._spec.stop_on_eos
+        self.finished = self.ended or self.steps == self._spec.max_new_tokens
         if token_id < len(SPECIAL_TOKENS):
             return
         self._ids.append(token_id)
         if self._tail:
             tail = self._tokenizer.decode(self._ids[-self._tail :])
-            self.finished = any(stop in tail for stop in self._stop_sequences)
+            self.finished |= any(stop in tail for stop in self._spec.stop_sequences)
 
     def text(self) -> str:
         """The text before the first stop string, without an unfinished character at its end."""
         text = self._tokenizer.decode(self._ids)
         if self.ended:
             return text
-        found = [text.find(stop) for stop in self._stop_sequences if stop in text]
+        found = [text.find(stop) for stop in self._spec.stop_sequences if stop in text]
         return text[: min(found)] if found else text.removesuffix("\N{REPLACEMENT CHARACTER}")
