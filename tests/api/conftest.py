@@ -30,6 +30,7 @@ class CheckedClient(FlaskClient):
     """A client that refuses answers that break what all answers promise."""
 
     def open(self, *args: object, **kwargs: object) -> TestResponse:
+        kwargs.setdefault("buffered", True)  # streams ask for False
         response = super().open(*args, **kwargs)  # type: ignore[arg-type]
         assert response.headers["X-Request-ID"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -101,6 +102,9 @@ class World:
         staging.mkdir(parents=True)
         for name, data in (files or {"weights": b"0123456789"}).items():
             (staging / name).write_bytes(data)
+        return self.publish(run_id, staging)
+
+    def publish(self, run_id: str, staging: Path) -> Path:
         final = artifacts.model_directory(self.settings, run_id)
         artifacts.publish(staging, final, {"run_id": run_id})
         return final

@@ -11,7 +11,6 @@ from werkzeug.test import TestResponse
 
 from trainer_app.api.body import MAX_DEPTH, decode
 from trainer_app.settings import Settings
-from trainer_app.store import runs
 
 BAD_REQUESTS = {
     "not JSON": b"{",
@@ -177,8 +176,9 @@ def test_a_long_list_of_mistakes_is_answered_briefly(client: FlaskClient) -> Non
 def test_a_strange_key_is_repeated_in_a_printable_form(client: FlaskClient) -> None:
     fields = [
         detail["field"]
-        for detail in send(client, b'{"a\\nb": 1, "\\ud800": 1, "x' + b"x" * 99 + b'": 1}')
-        .get_json()["details"]
+        for detail in send(
+            client, b'{"a\\nb": 1, "\\ud800": 1, "x' + b"x" * 99 + b'": 1}'
+        ).get_json()["details"]
     ]
     assert r"'a\nb'" in fields
     assert r"'\ud800'" in fields
@@ -193,11 +193,3 @@ def test_brackets_inside_strings_are_not_depth() -> None:
 def test_nesting_is_allowed_up_to_the_limit() -> None:
     assert decode(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert len(decode(b"[" + b"{}," * 100 + b"{}]")) == 101  # type: ignore[arg-type]
-
-
-def test_a_refused_body_leaves_no_row(client: FlaskClient, settings: Settings) -> None:
-    send(client, b"{}")
-    with client.application.app_context():
-        from trainer_app.api import current
-
-        assert runs.list_(current.database()).items == []

@@ -94,7 +94,7 @@ def install(app: Flask) -> None:
 def _on_trainer_error(error: TrainerError) -> Response:
     status = STATUSES.get(error.code, 500)
     if status >= 500:
-        _log.error("a request failed", code=error.code, error=error.message)
+        _log.warning("a request failed", code=error.code, error=error.message)
     return _answer(status, error.code, error.message, _details(error))
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from flask import Flask, request
 
@@ -27,6 +27,9 @@ from trainer_app.settings import Settings
 KEY_HEADER: Final = "X-Api-Key"
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 _OPEN_FOLDER: Final = "/docs/"  # the files of the documentation page: no data in them
+_AUTHORITY: Final = re.compile(
+    r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[0-9a-z._-]+))(?::[0-9]{1,5})?"
+)
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -68,24 +71,23 @@ def _check() -> None:
 
 def _check_names(settings: Settings) -> None:
     names: frozenset[str] = frozenset({settings.api.host.strip("[]").lower()})
-    host = request.headers.get("Host", "")
+    host = request.headers.get("Host", "").lower()
     if is_loopback(settings.api.host):
         names |= _LOOPBACK_NAMES
-        if _hostname(f"//{host}") not in names:
+        if _name_in(host) not in names:
             raise Forbidden("this server does not answer to the name in Host")
     origin = request.headers.get("Origin")
-    if origin is None or _hostname(origin) in names:
+    if origin is None:
         return
-    if origin.partition("://")[2].lower() != host.lower():
+    source = origin.lower().partition("://")[2]
+    if source != host and _name_in(source) not in names:
         raise Forbidden("requests from pages of another origin are refused")
 
 
-def _hostname(url: str) -> str | None:
-    """The lower-case host of a URL; None where it cannot be read."""
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
+def _name_in(authority: str) -> str | None:
+    """The host in ``host``, ``host:port`` or ``[address]:port``; None for anything else."""
+    match = _AUTHORITY.fullmatch(authority)
+    return match and (match["address"] or match["name"])
 
 
 def _check_key(keys: tuple[str, ...]) -> None:

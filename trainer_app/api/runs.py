@@ -26,6 +26,7 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.store import idempotency, lease, runs
 from trainer_app.store.pages import Page
 from trainer_app.store.runs import Run
+from trainer_app.store.tables import JobKind
 
 blueprint = Blueprint("runs", __name__, description="Training runs.")
 
@@ -100,6 +101,6 @@ def get_run(run_id: str) -> Run:
 @blueprint.fails_with("RUN_NOT_FOUND", "ALREADY_FINISHED", "UNAVAILABLE")
 def cancel_run(run_id: str) -> dict[str, str]:
     """Ask for a run's cancellation; a queued run is cancelled at once."""
-    lease.request_cancel(current.database(), run_id)
+    lease.request_cancel(current.database(), run_id, kind=JobKind.TRAIN)
     current.queue().announce_cancel(run_id)
     return {"status": "cancellation-requested"}

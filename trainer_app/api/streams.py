@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from flask import Response, request
@@ -53,9 +54,11 @@ class Followers:
         """The answer that sends the events; raises Unavailable when all slots are taken."""
         if not self._slots.acquire(blocking=False):
             raise Unavailable("too many streams are open; try again later")
+        slot = ExitStack()  # gives back once, however often the answer is closed
+        slot.callback(self._slots.release)
         response = Response(events, mimetype="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"  # nginx would keep events back
-        response.call_on_close(self._slots.release)
+        response.call_on_close(slot.close)
         return response
 
     def is_over(self, run_id: str) -> bool:

@@ -1,0 +1,111 @@
+"""Downloading finished models."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+from flask.testing import FlaskClient
+
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from tests.api.conftest import World
+
+DATA = b"0123456789"
+
+
+@pytest.fixture
+def run_id(world: World) -> str:
+    """A completed run with a model of one file beside its manifest."""
+    run_id = world.run(Status.COMPLETED)
+    world.model(run_id)
+    return run_id
+
+
+def test_the_pointer_lists_every_file_with_its_digest(client: FlaskClient, run_id: str) -> None:
+    pointer = client.get(f"/runs/{run_id}/artifact").get_json()
+    assert (pointer["storage"], pointer["file_id"]) == ("local", None)
+    listed = {file["name"]: file for file in pointer["files"]}
+    assert set(listed) == {"manifest.json", "weights"}
+    assert listed["weights"]["sha256"] == hashlib.sha256(DATA).hexdigest()
+    assert pointer["sha256"] == listed["manifest.json"]["sha256"]
+
+
+def test_a_file_is_downloaded(client: FlaskClient, run_id: str) -> None:
+    response = client.get(f"/runs/{run_id}/artifact/weights")
+    assert response.data == DATA
+    assert response.headers["Content-Length"] == "10"
+    assert response.headers["ETag"] == f'"{hashlib.sha256(DATA).hexdigest()}"'
+    assert "attachment" in response.headers["Content-Disposition"]
+
+
+def test_a_file_of_a_folder_is_downloaded(client: FlaskClient, world: World) -> None:
+    run_id = world.run(Status.COMPLETED)
+    staging = world.settings.paths.runs / run_id / "staging"
+    (staging / "eval").mkdir(parents=True)
+    (staging / "eval" / "metrics.json").write_bytes(b"{}")
+    world.publish(run_id, staging)
+    assert client.get(f"/runs/{run_id}/artifact/eval/metrics.json").data == b"{}"
+
+
+def test_a_range_of_a_file_is_downloaded(client: FlaskClient, run_id: str) -> None:
+    response = client.get(f"/runs/{run_id}/artifact/weights", headers={"Range": "bytes=4-"})
+    assert (response.status_code, response.data) == (206, b"456789")
+    assert response.headers["Content-Range"] == "bytes 4-9/10"
+
+
+def test_a_range_behind_the_end_is_refused(client: FlaskClient, run_id: str) -> None:
+    response = client.get(f"/runs/{run_id}/artifact/weights", headers={"Range": "bytes=10-"})
+    assert (response.status_code, response.get_json()["code"]) == (416, "INVALID_INPUT")
+    assert response.headers["Content-Range"] == "bytes */10"
+
+
+def test_a_file_that_the_client_has_is_not_sent(client: FlaskClient, run_id: str) -> None:
+    path = f"/runs/{run_id}/artifact/weights"
+    etag = client.get(path).headers["ETag"]
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "../manifest.json",
+        "%2e%2e/%2e%2e/trainer.db",
+        "weights/",
+        "./weights",
+        "%00",
+        "a%0ab",
+        "/etc/passwd",
+        "WEIGHTS",
+    ],
+)
+def test_a_file_that_is_not_listed_is_not_there(
+    client: FlaskClient, run_id: str, name: str
+) -> None:
+    response = client.get(f"/runs/{run_id}/artifact/{name}")
+    assert response.status_code == 404
+    assert response.get_json()["code"] in {"DATA_NOT_FOUND", "NOT_FOUND"}
+
+
+def test_all_files_come_as_one_archive(client: FlaskClient, run_id: str) -> None:
+    response = client.get(f"/runs/{run_id}/artifact.tar.gz")
+    assert response.mimetype == "application/gzip"
+    assert f"{run_id}.tar.gz" in response.headers["Content-Disposition"]
+    with tarfile.open(fileobj=io.BytesIO(response.data), mode="r:gz") as archive:
+        assert sorted(archive.getnames()) == [f"{run_id}/manifest.json", f"{run_id}/weights"]
+        weights = archive.extractfile(f"{run_id}/weights")
+        assert weights is not None
+        assert weights.read() == DATA
+
+
+@pytest.mark.parametrize("path", ["artifact", "artifact/weights", "artifact.tar.gz"])
+def test_a_run_without_a_model_has_nothing_to_download(
+    client: FlaskClient, world: World, path: str
+) -> None:
+    response = client.get(f"/runs/{world.run()}/{path}")
+    assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")

@@ -1,0 +1,334 @@
+"""Uploading, listing and deleting texts."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from trainer_app.api.text_scan import TextScan
+from trainer_app.errors import CorpusEmpty, CorpusNotText
+from trainer_app.settings import Settings
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from tests.api.conftest import World
+
+Make = Callable[[Settings], FlaskClient]
+TEXT = "Es war einmal ein König.\nUnd dann?".encode()
+SHA256 = hashlib.sha256(TEXT).hexdigest()
+BOUNDARY = "----boundary"
+
+
+def upload(
+    client: FlaskClient, data: bytes = TEXT, content_type: str = "text/plain"
+) -> TestResponse:
+    return client.post("/corpora", data=data, content_type=content_type)
+
+
+def multipart(client: FlaskClient, data: bytes) -> TestResponse:
+    return upload(client, data, f"multipart/form-data; boundary={BOUNDARY}")
+
+
+def part(data: bytes, name: str = "file", filename: str | None = "a.txt") -> bytes:
+    named = f'; filename="{filename}"' if filename else ""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'
+    return head.encode() + data + b"\r\n"
+
+
+def end() -> bytes:
+    return f"--{BOUNDARY}--\r\n".encode()
+
+
+def files(settings: Settings) -> list[str]:
+    """What lies in the folder of uploads, the lock apart."""
+    folder = settings.paths.uploads
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return [name for name in found if name != ".lock"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/octet-stream"])
+def test_a_raw_body_becomes_a_corpus(
+    client: FlaskClient, settings: Settings, content_type: str
+) -> None:
+    response = upload(client, content_type=content_type)
+    assert response.status_code == 201
+    assert response.headers["Location"] == f"/corpora/{SHA256}"
+    body = response.get_json()
+    assert body.pop("created_at") > 0
+    assert body == {"file_id": SHA256, "bytes": len(TEXT), "lines": 2}
+    assert (settings.paths.uploads / f"{SHA256}.txt").read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("filename", ["a.txt", "../../etc/passwd", "", None])
+def test_a_form_becomes_the_same_corpus_whatever_the_file_is_called(
+    client: FlaskClient, settings: Settings, filename: str | None
+) -> None:
+    response = multipart(client, part(TEXT, filename=filename) + end())
+    assert response.status_code == 201
+    assert response.get_json()["file_id"] == SHA256
+    assert files(settings) == [f"{SHA256}.txt"]
+
+
+def test_what_browsers_send_is_understood(client: FlaskClient) -> None:
+    response = client.post("/corpora", data={"file": (io.BytesIO(TEXT), "a.txt")})
+    assert response.get_json()["file_id"] == SHA256
+
+
+def test_a_large_form_arrives_byte_for_byte(client: FlaskClient, settings: Settings) -> None:
+    text = b"\r\n--".join(b"line %d" % number for number in range(50_000))
+    response = multipart(client, part(text) + end())
+    digest = hashlib.sha256(text).hexdigest()
+    assert response.get_json()["file_id"] == digest
+    assert (settings.paths.uploads / f"{digest}.txt").read_bytes() == text
+
+
+def test_the_same_bytes_give_the_same_corpus(client: FlaskClient, settings: Settings) -> None:
+    assert upload(client).get_json() == upload(client).get_json()
+    assert len(client.get("/corpora").get_json()["data"]) == 1
+    assert files(settings) == [f"{SHA256}.txt"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b" \n\t\r\n "])
+def test_a_corpus_without_text_is_refused(
+    client: FlaskClient, settings: Settings, data: bytes
+) -> None:
+    response = upload(client, data)
+    assert (response.status_code, response.get_json()["code"]) == (422, "CORPUS_EMPTY")
+    assert files(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "offset"),
+    [
+        (b"fine\xff", 4),
+        (b"\x00", 0),
+        (b"text\x00more", 4),
+        ("ä".encode() * 40_000 + b"\xfe", 80_000),
+        (b"cut off \xe2\x82", 8),
+        (b"\xed\xa0\x80", 0),
+        (b"x" * 65_535 + b"\xe2\x82A", 65_535),
+    ],
+)
+def test_what_is_not_text_is_refused_and_the_offset_named(
+    client: FlaskClient, settings: Settings, data: bytes, offset: int
+) -> None:
+    response = upload(client, data)
+    assert (response.status_code, response.get_json()["code"]) == (422, "CORPUS_NOT_TEXT")
+    assert response.get_json()["message"].endswith(f"at byte {offset}")
+    assert files(settings) == []
+
+
+def test_a_character_may_lie_across_two_blocks() -> None:
+    scan = TextScan()
+    for byte in "König\n".encode():
+        scan.update(bytes([byte]))
+    text = scan.finish()
+    assert (text.bytes, text.lines) == (7, 1)
+
+
+def test_the_offset_counts_what_an_earlier_block_left_over() -> None:
+    scan = TextScan()
+    scan.update(b"abc\xe2")
+    with pytest.raises(CorpusNotText, match=r"byte 3$"):
+        scan.update(b"x")
+
+
+def test_a_text_may_end_in_an_empty_block() -> None:
+    scan = TextScan()
+    scan.update(b"a\n")
+    scan.update(b"")
+    assert scan.finish().lines == 1
+
+
+def test_an_empty_scan_is_an_empty_corpus() -> None:
+    with pytest.raises(CorpusEmpty):
+        TextScan().finish()
+
+
+def small(settings: Settings, limit: int) -> Settings:
+    return replace(settings, api=replace(settings.api, max_upload_bytes=limit))
+
+
+@pytest.mark.parametrize("size", [10, 70_000])
+def test_a_corpus_over_the_limit_is_refused(
+    settings: Settings, make_client: Make, size: int
+) -> None:
+    client = make_client(small(settings, size - 1))
+    assert upload(client, b"x" * size).status_code == 413
+    assert multipart(client, part(b"x" * size) + end()).status_code == 413
+    assert files(settings) == []
+
+
+def test_a_corpus_of_the_limit_is_taken(settings: Settings, make_client: Make) -> None:
+    client = make_client(small(settings, len(TEXT)))
+    assert upload(client).status_code == 201
+    assert multipart(client, part(TEXT) + end()).status_code == 201
+
+
+def test_a_corpus_that_claims_too_much_is_refused_unread(
+    settings: Settings, make_client: Make
+) -> None:
+    response = make_client(small(settings, 100)).post(
+        "/corpora",
+        data=b"x",
+        content_type="text/plain",
+        environ_overrides={"CONTENT_LENGTH": "100000"},
+    )
+    assert response.status_code == 413
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(client: FlaskClient, settings: Settings) -> None:
+    response = client.post(
+        "/corpora",
+        data=TEXT,
+        content_type="text/plain",
+        environ_overrides={"CONTENT_LENGTH": str(len(TEXT) + 1)},
+    )
+    assert response.status_code == 400
+    assert files(settings) == []
+
+
+class Broken(io.BytesIO):
+    """The input of a connection that breaks off."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise ConnectionResetError
+
+
+def test_a_connection_that_breaks_leaves_no_file(client: FlaskClient, settings: Settings) -> None:
+    response = client.post(
+        "/corpora",
+        data=TEXT,
+        content_type="text/plain",
+        environ_overrides={"wsgi.input": Broken(), "wsgi.input_terminated": True},
+    )
+    assert response.status_code == 400
+    assert files(settings) == []
+
+
+BAD_FORMS = {
+    "cut off": part(TEXT),
+    "cut off in a header": b"--" + BOUNDARY.encode() + b"\r\nContent-Dis",
+    "no disposition": b"--" + BOUNDARY.encode() + b"\r\nX: y\r\n\r\ntext\r\n" + end(),
+    "header not UTF-8": b"--" + BOUNDARY.encode() + b"\r\n\xff: y\r\n\r\ntext\r\n" + end(),
+    "a line break alone": b"\r\n",
+    "no boundary in it": b"text",
+}
+
+
+@pytest.mark.parametrize("data", BAD_FORMS.values(), ids=BAD_FORMS)
+def test_a_malformed_form_is_refused(client: FlaskClient, settings: Settings, data: bytes) -> None:
+    assert multipart(client, data).status_code == 400
+    assert files(settings) == []
+
+
+def test_a_header_without_end_is_refused(client: FlaskClient) -> None:
+    data = b"--" + BOUNDARY.encode() + b"\r\nX: " + b"y" * 300_000
+    assert multipart(client, data).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        end(),
+        part(TEXT, name="corpus") + end(),
+        part(TEXT) + part(TEXT) + end(),
+        part(TEXT) + part(b"x", name="title", filename=None) + end(),
+        part(TEXT).replace(b' name="file";', b"") + end(),
+    ],
+    ids=["no part", "another name", "two files", "another field", "no name"],
+)
+def test_a_form_has_the_field_file_and_no_other(
+    client: FlaskClient, settings: Settings, data: bytes
+) -> None:
+    response = multipart(client, data)
+    assert response.status_code == 422
+    assert response.get_json()["details"]
+    assert files(settings) == []
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "text/html", "", "multipart/form-data", "multipart/form-data; boundary="],
+)
+def test_a_corpus_of_another_media_type_is_refused(client: FlaskClient, content_type: str) -> None:
+    assert upload(client, content_type=content_type).status_code == 415
+
+
+def test_a_compressed_corpus_is_refused(client: FlaskClient) -> None:
+    response = client.post(
+        "/corpora", data=TEXT, content_type="text/plain", headers={"Content-Encoding": "gzip"}
+    )
+    assert response.status_code == 415
+
+
+def test_corpora_are_listed_newest_first_in_pages(client: FlaskClient) -> None:
+    made = [upload(client, f"text {n}".encode()).get_json()["file_id"] for n in range(3)]
+    first = client.get("/corpora?limit=2").get_json()
+    assert [item["file_id"] for item in first["data"]] == [made[2], made[1]]
+    assert first["has_more"]
+    second = client.get(f"/corpora?limit=2&after={first['next']}").get_json()
+    assert [item["file_id"] for item in second["data"]] == [made[0]]
+    assert (second["has_more"], second["next"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=-1", "limit=1.5", "limit=", "limit=%D9%A1", "after=none"],
+)
+def test_a_page_that_cannot_be_is_refused(client: FlaskClient, query: str) -> None:
+    assert client.get(f"/corpora?{query}").status_code == 422
+
+
+def test_one_corpus_can_be_asked_for(client: FlaskClient) -> None:
+    made = upload(client).get_json()
+    assert client.get(f"/corpora/{made['file_id']}").get_json() == made
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_unknown_corpus_is_not_found(client: FlaskClient, method: str) -> None:
+    response = client.open("/corpora/none", method=method)
+    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+
+
+def test_a_deleted_corpus_is_gone_with_its_file(client: FlaskClient, settings: Settings) -> None:
+    upload(client)
+    response = client.delete(f"/corpora/{SHA256}")
+    assert (response.status_code, response.data) == (204, b"")
+    assert client.get(f"/corpora/{SHA256}").status_code == 404
+    assert files(settings) == []
+    assert upload(client).status_code == 201
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
+def test_a_corpus_that_a_live_job_reads_stays(
+    client: FlaskClient, world: World, settings: Settings, status: Status
+) -> None:
+    upload(client)
+    world.run(status, corpus_file_id=SHA256, corpus_path=None)
+    response = client.delete(f"/corpora/{SHA256}")
+    assert (response.status_code, response.get_json()["code"]) == (409, "CONFLICT")
+    assert files(settings) == [f"{SHA256}.txt"]
+
+
+def test_a_corpus_whose_jobs_are_over_can_be_deleted(client: FlaskClient, world: World) -> None:
+    upload(client)
+    world.run(Status.COMPLETED, corpus_file_id=SHA256, corpus_path=None)
+    assert client.delete(f"/corpora/{SHA256}").status_code == 204
+
+
+def test_nothing_is_read_while_the_database_is_away(
+    settings: Settings, make_client: Make, tmp_path: Path
+) -> None:
+    client = make_client(replace(settings, database_url=f"sqlite:///{tmp_path}"))
+    response = upload(client)
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+    assert files(settings) == []

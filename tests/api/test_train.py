@@ -1,0 +1,458 @@
+"""Starting runs: what is accepted, what is refused, and what happens around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from werkzeug.test import TestResponse
+
+from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
+from trainer_app.core.spec import TrainSpec
+from trainer_app.settings import Settings
+from trainer_app.store import runs
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from tests.api.conftest import World
+    from tests.conftest import RedisServer
+
+Body = dict[str, object]
+Make = Callable[[Settings], FlaskClient]
+
+
+def train(client: FlaskClient, body: Body, **headers: str) -> TestResponse:
+    return client.post("/runs/train", json=body, headers=list(headers.items()))
+
+
+def refused(response: TestResponse, status: int, code: str, field: str) -> None:
+    """The answer has this status and code, and names the field."""
+    answer = response.get_json()
+    assert (response.status_code, answer["code"]) == (status, code)
+    assert field in answer["message"]
+
+
+def messages(world: World, queue: str = "trainer") -> int:
+    with redis.Redis.from_url(world.settings.redis.url) as client:
+        return sum(client.llen(key) for key in client.scan_iter(f"{queue}*", _type="list"))  # type: ignore[misc]
+
+
+def test_a_run_is_accepted_queued_and_announced(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    response = train(client, body)
+    assert response.status_code == 202
+    run_id = response.get_json()["run_id"]
+    assert response.get_json() == {"run_id": run_id, "job_id": run_id}
+    assert response.headers["Location"] == f"/runs/{run_id}"
+    assert client.get(response.headers["Location"]).get_json()["status"] == "queued"
+    assert messages(world) == 1
+
+
+def test_what_is_left_out_has_the_defaults_of_the_contract(client: FlaskClient, body: Body) -> None:
+    del body["model_size"]
+    run_id = train(client, body).get_json()["run_id"]
+    spec = client.get(f"/runs/{run_id}").get_json()["spec"]
+    wanted = {
+        "model_family": "gpt2",
+        "model_size": "small",
+        "max_seq_len": 512,
+        "num_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 0.0005,
+        "user_id": 0,
+        "device": "auto",
+        "precision": "auto",
+        "data_num_workers": None,
+        "data_pin_memory": None,
+        "holdout_fraction": 0.01,
+        "test_split_ratio": 0.15,
+        "seed": 42,
+        "pretrained_run_id": None,
+        "freeze_embed": False,
+        "gradient_clipping": 1.0,
+        "optimizer": "adamw",
+        "early_stopping_patience": 5,
+        "finetune_lr_cap": 0.00005,
+    }
+    assert {name: spec[name] for name in wanted} == wanted
+    assert len(spec["corpus_sha256"]) == 64
+
+
+def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: Body) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    asked = body | {
+        "max_seq_len": 64,
+        "num_epochs": 2,
+        "max_steps": 10,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.2,
+        "optimizer": "sgd",
+        "gradient_clipping": 0,
+        "holdout_fraction": 0.2,
+        "test_split_ratio": 0.1,
+        "seed": 2**32 - 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "data_num_workers": 1,
+        "data_pin_memory": True,
+        "eval_steps": 5,
+        "logging_steps": 1,
+        "early_stopping_patience": 0,
+        "freeze_embed": True,
+        "finetune_lr_cap": 0.1,
+        "sample_prompts": ["Once\nupon"],
+        "user_id": 2**63 - 1,
+        "queue": "trainer.host.gpu0",
+        "priority": 9,
+        "tags": ["x"],
+    }
+    run = runs.get(world.database, train(client, asked).get_json()["run_id"])
+    spec = asdict(run.spec)
+    assert {name: spec[name] for name in asked} == asked | {
+        "sample_prompts": ("Once\nupon",),
+        "tags": ("x",),
+    }
+    assert set(TrainSpec.__slots__) == set(asked) | {
+        "corpus_file_id",
+        "corpus_sha256",
+        "model_family",
+        "pretrained_run_id",
+    }
+    assert run.queue == "trainer.host.gpu0"
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_every_size_of_every_family_can_be_asked_for(
+    client: FlaskClient, world: World, body: Body, family: str
+) -> None:
+    world.tokenizer("fitting", OWN_TOKENIZERS.get(family, "bpe"))
+    for size in MODEL_SIZES[family]:
+        asked = body | {"model_family": family, "model_size": size, "tokenizer_id": "fitting"}
+        assert train(client, asked).status_code == 202
+
+
+def test_a_family_has_its_own_sizes(client: FlaskClient, body: Body) -> None:
+    asked = body | {"model_family": "char_lstm", "model_size": "xl"}
+    refused(train(client, asked), 422, "INVALID_INPUT", "model_size")
+
+
+def test_a_character_model_needs_no_tokenizer(client: FlaskClient, body: Body) -> None:
+    asked = body | {"model_family": "char_lstm", "tokenizer_id": None}
+    assert train(client, asked).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"tokenizer_id": None}, "tokenizer_id"),
+        ({"corpus_path": None}, "corpus_file_id"),
+        ({"corpus_file_id": "0" * 64}, "corpus_file_id"),
+        ({"device": "cpu", "precision": "fp16"}, "precision"),
+        ({"device": "cpu", "precision": "bf16"}, "precision"),
+        ({"holdout_fraction": 0.5, "test_split_ratio": 0.5}, "test_split_ratio"),
+        ({"holdout_fraction": 0.51}, "holdout_fraction"),
+        ({"queue": "trainer.host.gpu9"}, "queue"),
+        ({"queue": "trainer.light"}, "queue"),
+        ({"priority": 10}, "priority"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_and_the_field_named(
+    client: FlaskClient, world: World, body: Body, change: Body, field: str
+) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    response = train(client, body | change)
+    refused(response, 422, "INVALID_INPUT", field)
+    assert response.get_json()["details"][0]["field"] == field
+    assert client.get("/runs").get_json()["data"] == []
+    assert messages(world) == 0
+
+
+def test_an_unknown_queue_is_answered_with_those_there_are(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    message = train(client, body | {"queue": "x"}).get_json()["message"]
+    assert "trainer, trainer.host.gpu0" in message
+
+
+BAD_PATHS = [
+    "missing.txt",
+    "../outside.txt",
+    "sub/../../outside.txt",
+    "/etc/passwd",
+    "//etc/passwd",
+    "file:///etc/passwd",
+    "..\\outside.txt",
+    "C:\\tale.txt",
+    "CON",
+    "%2e%2e%2foutside.txt",
+    "%252e%252e/outside.txt",
+    "\uff0e\uff0e/outside.txt",
+    "./tale.txt",
+    "sub//tale.txt",
+    "tale.txt/",
+    "tale.txt/x",
+    ".",
+    "sub",
+    "link.txt",
+    "linked/tale.txt",
+    "inner-link.txt",
+    "fifo",
+    "zero",
+    "environ",
+    "secret.txt",
+    "x" * 1_000,
+    "x/" * 400 + "x",
+]
+
+
+@pytest.fixture
+def trap(world: World, tmp_path: Path) -> World:
+    """A corpus root with all that must not be opened in it."""
+    root = world.settings.paths.corpus
+    world.corpus()
+    world.corpus("sub/tale.txt")
+    (root.parent / "outside.txt").write_text("secret")
+    (root / "link.txt").symlink_to(root.parent / "outside.txt")
+    (root / "linked").symlink_to(root.parent)
+    (root / "inner-link.txt").symlink_to(root / "tale.txt")
+    os.mkfifo(root / "fifo")
+    (root / "zero").symlink_to("/dev/zero")
+    (root / "environ").symlink_to("/proc/self/environ")
+    world.corpus("secret.txt")
+    (root / "secret.txt").unlink()
+    (root / "secret.txt").mkdir(0)
+    return world
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_a_path_that_is_missing_or_forbidden_gets_one_answer(
+    client: FlaskClient, trap: World, body: Body, path: str
+) -> None:
+    response = train(client, body | {"corpus_path": path})
+    refused(response, 404, "CORPUS_NOT_FOUND", "there is no such file under the corpus root")
+    assert client.get("/runs").get_json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5_000, "\ud800"])
+def test_a_path_that_cannot_be_is_refused(client: FlaskClient, body: Body, path: str) -> None:
+    refused(train(client, body | {"corpus_path": path}), 422, "INVALID_INPUT", "corpus_path")
+
+
+def test_a_path_may_lead_through_folders(client: FlaskClient, world: World, body: Body) -> None:
+    world.corpus("a/b/c ä.txt")
+    assert train(client, body | {"corpus_path": "a/b/c ä.txt"}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"", "CORPUS_EMPTY"), (b"\x89PNG\r\n\x1a\n", "CORPUS_NOT_TEXT")]
+)
+def test_a_corpus_that_cannot_be_trained_on_is_refused(
+    client: FlaskClient, world: World, body: Body, data: bytes, code: str
+) -> None:
+    (world.settings.paths.corpus / "bad.txt").write_bytes(data)
+    response = train(client, body | {"corpus_path": "bad.txt"})
+    assert (response.status_code, response.get_json()["code"]) == (422, code)
+
+
+def test_a_corpus_that_has_changed_has_another_digest(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    def digest() -> str:
+        run_id = train(client, body).get_json()["run_id"]
+        return runs.get(world.database, run_id).spec.corpus_sha256
+
+    first, again = digest(), digest()
+    world.corpus(text="another text")
+    assert first == again != digest()
+
+
+def test_an_uploaded_corpus_is_its_own_digest(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    file_id = client.post("/corpora", data=b"text", content_type="text/plain").get_json()["file_id"]
+    asked = body | {"corpus_path": None, "corpus_file_id": file_id}
+    run_id = train(client, asked).get_json()["run_id"]
+    assert runs.get(world.database, run_id).spec.corpus_sha256 == file_id
+
+
+@pytest.mark.parametrize("file_id", ["0" * 64, "../x", "..", "a/b", "ä"])
+def test_an_unknown_corpus_is_not_found(client: FlaskClient, body: Body, file_id: str) -> None:
+    asked = body | {"corpus_path": None, "corpus_file_id": file_id}
+    response = train(client, asked)
+    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+
+
+@pytest.mark.parametrize("tokenizer_id", ["none", "../words", "..", "a/b"])
+def test_an_unknown_tokenizer_is_not_found(
+    client: FlaskClient, body: Body, tokenizer_id: str
+) -> None:
+    response = train(client, body | {"tokenizer_id": tokenizer_id})
+    assert (response.status_code, response.get_json()["code"]) == (404, "TOKENIZER_NOT_FOUND")
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])
+def test_a_tokenizer_must_be_finished(
+    client: FlaskClient, world: World, body: Body, status: Status
+) -> None:
+    asked = body | {"tokenizer_id": world.tokenizer("half", status=status)}
+    refused(train(client, asked), 409, "NOT_READY", "tokenizer_id")
+
+
+def test_a_character_model_takes_no_other_tokenizer(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    asked = body | {"model_family": "char_lstm"}
+    refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", "tokenizer_id")
+    asked["tokenizer_id"] = world.tokenizer("letters", "char")
+    assert train(client, asked).status_code == 202
+
+
+def test_a_transformer_takes_a_character_tokenizer(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    asked = body | {"tokenizer_id": world.tokenizer("letters", "char")}
+    assert train(client, asked).status_code == 202
+
+
+@pytest.mark.parametrize("base", ["run-none", "../x"])
+def test_an_unknown_base_run_is_not_found(client: FlaskClient, body: Body, base: str) -> None:
+    response = train(client, body | {"pretrained_run_id": base})
+    assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])
+def test_a_base_run_must_be_completed(
+    client: FlaskClient, world: World, body: Body, status: Status
+) -> None:
+    asked = body | {"pretrained_run_id": world.run(status, model_size="tiny")}
+    refused(train(client, asked), 409, "NOT_READY", "pretrained_run_id")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_size", "mini"), ("tokenizer_id", "others"), ("model_family", "char_lstm")],
+)
+def test_a_base_run_must_be_of_the_same_kind(
+    client: FlaskClient, world: World, body: Body, name: str, value: str
+) -> None:
+    world.tokenizer("others")
+    base = {"model_size": "tiny", name: value}
+    asked = body | {"pretrained_run_id": world.run(Status.COMPLETED, **base)}
+    refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", name)
+
+
+def test_a_completed_run_can_be_gone_on_from(client: FlaskClient, world: World, body: Body) -> None:
+    asked = body | {"pretrained_run_id": world.run(Status.COMPLETED, model_size="tiny")}
+    assert train(client, asked).status_code == 202
+
+
+def test_a_repeat_with_the_same_key_gets_the_first_answer(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    first = train(client, body, **{"Idempotency-Key": "one"})
+    world.corpus(text="")  # even where it could not be started any more
+    again = train(client, body, **{"Idempotency-Key": "one"})
+    assert (again.status_code, again.get_json()) == (202, first.get_json())
+    assert again.headers["Location"] == first.headers["Location"]
+    assert messages(world) == 1
+
+
+def test_the_same_key_with_another_body_is_refused(client: FlaskClient, body: Body) -> None:
+    train(client, body, **{"Idempotency-Key": "one"})
+    response = train(client, body | {"seed": 1}, **{"Idempotency-Key": "one"})
+    refused(response, 422, "INVALID_INPUT", "Idempotency-Key")
+    assert len(client.get("/runs").get_json()["data"]) == 1
+
+
+def test_another_key_starts_another_run(client: FlaskClient, body: Body) -> None:
+    ids = {train(client, body, **{"Idempotency-Key": key}).get_json()["run_id"] for key in "ab"}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ä"])
+def test_a_bad_key_is_refused(client: FlaskClient, body: Body, key: str) -> None:
+    response = client.post(
+        "/runs/train", json=body, environ_overrides={"HTTP_IDEMPOTENCY_KEY": key}
+    )
+    refused(response, 422, "INVALID_INPUT", "Idempotency-Key")
+
+
+def test_one_key_at_once_starts_one_run(client: FlaskClient, body: Body) -> None:
+    app = client.application
+    answers: list[str] = []
+
+    def post() -> None:
+        response = train(app.test_client(), body, **{"Idempotency-Key": "one"})
+        answers.append(response.get_json()["run_id"])
+
+    threads = [threading.Thread(target=post) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(answers) == 8
+    assert len(set(answers)) == 1
+
+
+def test_the_request_id_goes_with_the_job(client: FlaskClient, world: World, body: Body) -> None:
+    run_id = train(client, body, **{"X-Request-ID": "abc"}).get_json()["run_id"]
+    assert world.claim(run_id).request_id == "abc"
+
+
+@pytest.mark.parametrize("change", [{"url": "redis://127.0.0.1:1/0"}, {"enabled": False}])
+def test_nothing_is_written_while_redis_is_away(
+    world: World, make_client: Make, body: Body, change: dict[str, object]
+) -> None:
+    settings = replace(world.settings, redis=replace(world.settings.redis, **change))  # type: ignore[arg-type]
+    response = train(make_client(settings), body)
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+    assert response.headers["Retry-After"]
+    assert runs.list_(world.database).items == []
+
+
+def test_a_hung_redis_is_noticed_within_five_seconds(
+    client: FlaskClient, world: World, body: Body, redis_server: RedisServer
+) -> None:
+    redis_server.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        response = train(client, body)
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - began < 5
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+    assert runs.list_(world.database).items == []
+
+
+def test_a_locked_database_is_noticed_within_five_seconds(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    with world.database.write() as session:
+        session.execute(text("DELETE FROM metrics"))
+        began = time.monotonic()
+        response = train(client, body)
+        assert time.monotonic() - began < 5
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+
+
+def test_nothing_is_written_while_the_database_is_away(
+    settings: Settings, make_client: Make, body: Body, tmp_path: Path
+) -> None:
+    response = train(make_client(replace(settings, database_url=f"sqlite:///{tmp_path}")), body)
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
