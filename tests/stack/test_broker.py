@@ -14,6 +14,7 @@ import redis
 from trainer_app.errors import SettingsError, Unavailable
 from trainer_app.stack import broker as brokers
 from trainer_app.stack.broker import Broker
+from trainer_app.stack.ports import free_port
 
 Start = Callable[[Broker], subprocess.Popen[bytes]]
 
@@ -150,7 +151,7 @@ def test_without_any_server_the_message_says_what_to_set(
 
 
 def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:
-    url = f"redis://:secret@127.0.0.1:{brokers.free_port('127.0.0.1')}/0"
+    url = f"redis://:secret@127.0.0.1:{free_port('127.0.0.1')}/0"
     with pytest.raises(Unavailable) as refused:
         brokers.wait_until_it_answers(url, timeout_seconds=0.1)
     assert "secret" not in refused.value.message

@@ -26,7 +26,7 @@ def body_options(schema: Schema) -> list[Parameter]:
 
 
 def _option(name: str, field: fields.Field[object]) -> Parameter:
-    option = typer.Option(help=escape(_help(field)), show_default=False)
+    option = typer.Option(help=escape(_help(field)), show_default=False, rich_help_panel="Request")
     annotation = next(
         (chosen for kind, chosen in _PYTHON_TYPES if isinstance(field, kind)), str | None
     )

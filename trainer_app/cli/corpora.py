@@ -46,7 +46,7 @@ def list_(session: Session, *, limit: Limit = 50, after: After = None) -> Exit:
             (item["file_id"], item["bytes"], item["lines"], moment(item["created_at"]))
             for item in page["data"]
         ]
-        session.out.print(table(("file_id", "bytes", "lines", "created"), rows))
+        typer.echo(table(("file_id", "bytes", "lines", "created"), rows))
     return Exit.COMPLETED
 
 

@@ -173,7 +173,7 @@ class _Demo:
             ("after: this model", loss, math.exp(loss), bits),
         ]
         names = ("on held-out text", "loss (nats/token)", "perplexity", "bits per byte")
-        self._console.print(table(names, rows))
+        self._console.print(table(names, rows), markup=False)
 
     def _manifest(self, run_id: str) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:

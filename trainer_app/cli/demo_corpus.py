@@ -16,8 +16,7 @@ from trainer_app.errors import CorpusEmpty
 
 # Tests repeat themselves, and tables of character codes are no language.
 _LEFT_OUT: Final = frozenset(
-    {"__pycache__", "encodings", "idle_test", "pydoc_data", "test", "tests"}
-    | {"dist-packages", "site-packages"}
+    {"__pycache__", "encodings", "idle_test", "test", "tests"} | {"dist-packages", "site-packages"}
 )
 
 

@@ -26,7 +26,7 @@ RunId = Annotated[str, typer.Argument(help="The run's id.")]
 def train(
     session: Session,
     *,
-    watch: Annotated[bool, typer.Option(help="Follow it to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key starts the same run once.")
     ] = None,
@@ -62,7 +62,7 @@ def list_(session: Session) -> Exit:
         )
         for run in page["data"]
     ]
-    session.out.print(table(("run_id", "status", "model", "done", "val", "created"), rows))
+    typer.echo(table(("run_id", "status", "model", "done", "val", "created"), rows))
     return Exit.COMPLETED
 
 
@@ -134,7 +134,7 @@ def metrics(
         for point in curve["points"]
     ]
     names = ("step", "loss", "val", "learning rate", "grad norm", "tokens/s")
-    session.out.print(table(names, rows))
+    typer.echo(table(names, rows))
     return Exit.COMPLETED
 
 
@@ -161,7 +161,7 @@ def artifact(
         session.print_json(pointer)
     elif output is None:
         rows = [(file["name"], file["bytes"], file["sha256"][:12]) for file in pointer["files"]]
-        session.out.print(table(("file", "bytes", "sha256"), rows))
+        typer.echo(table(("file", "bytes", "sha256"), rows))
     return Exit.COMPLETED
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A plain table; None is a dash, numbers stand on the right.
+
+    Its lines are as long as they need to be: an id that was folded or cut could not be copied.
+    """
+    columns = [
+        _column(heading, [row[index] for row in rows]) for index, heading in enumerate(headings)
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A plain table; None is shown as a dash, numbers stand on the right."""
-    result = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings):
-        numeric = any(isinstance(row[index], int | float) for row in rows)
-        result.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        result.add_row(*(figure(value) for value in row))
-    return result
+def _column(heading: str, values: Sequence[object]) -> list[str]:
+    cells = [heading, *map(figure, values)]
+    width = max(map(len, cells))
+    numeric = any(isinstance(value, int | float) for value in values)
+    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
 
 
 def figure(value: object) -> str:
@@ -31,7 +35,7 @@ def moment(seconds: float | None) -> str | None:
     """Unix seconds as a local time."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ group = typer.Typer(help="Tokenizers: what turns text into numbers.", no_args_is
 def train(
     session: Session,
     *,
-    wait: Annotated[bool, typer.Option(help="Wait for its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 3_600.0,
 ) -> Exit:
     """Train a tokenizer on a corpus."""
@@ -49,7 +49,7 @@ def list_(session: Session, *, limit: Limit = 50, after: After = None) -> Exit:
             (item["tokenizer_id"], item["status"], item["bytes_per_token"], item["oov_rate"])
             for item in page["data"]
         ]
-        session.out.print(table(names, rows))
+        typer.echo(table(names, rows))
     return Exit.COMPLETED
 
 

@@ -92,9 +92,9 @@ def _devices(gpus: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _celery(name: str, *queues: str) -> tuple[str, ...]:
-    # Gossip and mingle only make noise at each reconnect; -E (events) feeds Flower.
-    worker = ("celery", "-A", "tasks.app", "worker", "--without-gossip", "--without-mingle", "-E")
-    rest = ("--concurrency", "1", "--hostname", f"{name}@%h", "--queues", ",".join(queues))
+    # -q: no banner. Gossip and mingle only make noise at each reconnect. -E (events) feeds Flower.
+    worker = ("celery", "-q", "-A", "tasks.app", "worker", "--without-gossip", "--without-mingle")
+    rest = ("-E", "--concurrency", "1", "--hostname", f"{name}@%h", "--queues", ",".join(queues))
     return _python(*worker, *rest)
 
 
