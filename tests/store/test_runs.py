@@ -78,13 +78,17 @@ def test_a_run_is_read_with_one_query(database: Database, run_id: str) -> None:
 def test_the_position_counts_who_is_older_or_more_urgent_in_the_same_queue(
     database: Database, spec: TrainSpec, another_run: AnotherRun
 ) -> None:
-    runs.create(database, spec, queue="another")
+    alone = runs.create(database, spec, queue="another").run_id
     first, second = another_run(), another_run()
     urgent = another_run(priority=5)
     positions = {name: runs.get(database, name).queue_position for name in (first, second, urgent)}
     assert positions == {urgent: 0, first: 1, second: 2}
+    listed = runs.list_(database).items
+    assert {run.run_id: run.queue_position for run in listed} == {**positions, alone: 0}
     lease.claim(database, urgent, "worker:1", lease_seconds=60)
     assert runs.get(database, second).queue_position == 1
+    listed = runs.list_(database).items
+    assert [run.queue_position for run in listed] == [None, 1, 0, 0]
 
 
 def test_runs_are_listed_newest_first_a_page_at_a_time(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, and_, case, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, insert, or_, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.orm import aliased
 
@@ -99,7 +99,7 @@ def create(
 def get(db: Database, run_id: str) -> Run:
     """The run of this id. Raises RunNotFound."""
     with db.read() as session:
-        row = session.execute(_runs().where(RunRow.id == run_id)).mappings().one_or_none()
+        row = session.execute(_runs(_COUNTED).where(RunRow.id == run_id)).mappings().one_or_none()
     if row is None:
         raise RunNotFound(f"{run_id}: there is no such run")
     return _run(row)
@@ -116,7 +116,11 @@ def list_(
     after: str | None = None,
 ) -> Page[Run]:
     """The runs that fit all that is given, newest first. Raises FieldError on an unknown cursor."""
-    statement = _runs().where(JobRow.kind == JobKind.TRAIN)
+    statement = (
+        _runs(_numbered.c.position)
+        .outerjoin(_numbered, _numbered.c.id == JobRow.id)
+        .where(JobRow.kind == JobKind.TRAIN)
+    )
     if status is not None:
         statement = statement.where(JobRow.status == status)
     if model_family is not None:
@@ -139,8 +143,9 @@ def list_(
     return pages.cut(runs, limit, lambda run: run.run_id)
 
 
+# The position of one job: those ahead of it are counted, and only while it is queued.
 _ahead: Final = aliased(JobRow)
-_QUEUE_POSITION: Final = case(
+_COUNTED: Final = case(
     (
         JobRow.status == Status.QUEUED,
         select(func.count())
@@ -163,8 +168,25 @@ _QUEUE_POSITION: Final = case(
     else_=None,
 )
 
+# The positions of many: to count for each of them would take queue times page.
+_queued: Final = aliased(JobRow)
+_numbered: Final = (
+    select(
+        _queued.id,
+        (
+            func.row_number().over(
+                partition_by=_queued.queue,
+                order_by=[_queued.priority.desc(), _queued.created_at, _queued.id],
+            )
+            - 1
+        ).label("position"),
+    )
+    .where(_queued.status == Status.QUEUED)
+    .subquery()
+)
 
-def _runs() -> Select[*tuple[object, ...]]:
+
+def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*tuple[object, ...]]:
     return select(
         JobRow.id.label("run_id"),
         JobRow.status,
@@ -195,7 +217,7 @@ def _runs() -> Select[*tuple[object, ...]]:
         RunRow.checkpoint_step,
         RunRow.artifact_storage,
         RunRow.artifact_sha256,
-        _QUEUE_POSITION.label("queue_position"),
+        position.label("queue_position"),
     ).join(RunRow, RunRow.id == JobRow.id)
 
 
