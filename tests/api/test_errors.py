@@ -16,18 +16,18 @@ from trainer_app.errors import FieldError, TrainerError
 
 
 @pytest.fixture
-def raising(client: FlaskClient) -> Callable[[Callable[[], object]], FlaskClient]:
+def raising(client: FlaskClient) -> Callable[[Callable[[], str]], FlaskClient]:
     """A client of an application with a view of the test's own at /raise."""
 
-    def make(view: Callable[[], object]) -> FlaskClient:
+    def make(view: Callable[[], str]) -> FlaskClient:
         client.application.add_url_rule("/raise", "raise", view)
         return client
 
     return make
 
 
-def raised(error: Exception) -> Callable[[], object]:
-    def view() -> object:
+def raised(error: Exception) -> Callable[[], str]:
+    def view() -> str:
         raise error
 
     return view
@@ -42,7 +42,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_every_error_of_the_project_has_a_status(
-    raising: Callable[[Callable[[], object]], FlaskClient], error: type[TrainerError]
+    raising: Callable[[Callable[[], str]], FlaskClient], error: type[TrainerError]
 ) -> None:
     response = raising(raised(error("what happened"))).get("/raise")
     assert response.status_code == STATUSES.get(error.code, 500)
@@ -51,7 +51,7 @@ def test_every_error_of_the_project_has_a_status(
 
 
 def test_a_field_error_names_its_field(
-    raising: Callable[[Callable[[], object]], FlaskClient],
+    raising: Callable[[Callable[[], str]], FlaskClient],
 ) -> None:
     response = raising(raised(FieldError("after", "is unknown"))).get("/raise")
     assert response.status_code == 422
@@ -59,7 +59,7 @@ def test_a_field_error_names_its_field(
 
 
 def test_what_is_away_may_be_asked_again(
-    raising: Callable[[Callable[[], object]], FlaskClient],
+    raising: Callable[[Callable[[], str]], FlaskClient],
 ) -> None:
     response = raising(raised(errors.Unavailable("away"))).get("/raise")
     assert response.status_code == 503
@@ -67,7 +67,7 @@ def test_what_is_away_may_be_asked_again(
 
 
 def test_a_bug_is_logged_with_its_traceback_and_answered_without(
-    raising: Callable[[Callable[[], object]], FlaskClient],
+    raising: Callable[[Callable[[], str]], FlaskClient],
 ) -> None:
     structlog.contextvars.clear_contextvars()
     with capture_logs() as logs:
@@ -80,7 +80,7 @@ def test_a_bug_is_logged_with_its_traceback_and_answered_without(
 
 
 def test_a_bug_that_calls_itself_a_server_error_is_a_bug(
-    raising: Callable[[Callable[[], object]], FlaskClient],
+    raising: Callable[[Callable[[], str]], FlaskClient],
 ) -> None:
     response = raising(lambda: abort(502)).get("/raise")
     assert (response.status_code, response.get_json()["code"]) == (500, "INTERNAL_ERROR")
@@ -90,7 +90,7 @@ def test_a_bug_that_calls_itself_a_server_error_is_a_bug(
     ("status", "code"), [(400, "INVALID_INPUT"), (401, "UNAUTHORIZED"), (418, "INVALID_INPUT")]
 )
 def test_errors_of_http_have_codes(
-    raising: Callable[[Callable[[], object]], FlaskClient], status: int, code: str
+    raising: Callable[[Callable[[], str]], FlaskClient], status: int, code: str
 ) -> None:
     response = raising(lambda: abort(status)).get("/raise")
     assert (response.status_code, response.get_json()["code"]) == (status, code)

@@ -44,7 +44,7 @@ def refused(response: TestResponse, status: int, code: str, field: str) -> None:
 
 def messages(world: World, queue: str = "trainer") -> int:
     with redis.Redis.from_url(world.settings.redis.url) as client:
-        return sum(client.llen(key) for key in client.scan_iter(f"{queue}*", _type="list"))  # type: ignore[misc]
+        return sum(client.llen(key) for key in client.scan_iter(f"{queue}*", _type="list"))
 
 
 def test_a_run_is_accepted_queued_and_announced(
