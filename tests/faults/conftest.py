@@ -1,0 +1,28 @@
+"""A stack of its own for each test that breaks it: short leases, frequent checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.victim import ENVIRONMENT, Victim
+from trainer_app.client import Client
+from trainer_app.stack.launch import running_stack
+
+
+@pytest.fixture
+def victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Victim]:
+    for name in list(os.environ):
+        if name.startswith(("REDIS__", "DATABASE__", "APP__", "JOBS__", "CELERY__")):
+            monkeypatch.delenv(name)
+    text = tmp_path / "text.txt"
+    text.write_bytes((Path(os.__file__).parent / "argparse.py").read_bytes())
+    with (
+        running_stack(tmp_path / "data", environment=ENVIRONMENT) as stack,
+        Client(stack.api_url) as client,
+    ):
+        corpus = client.upload_corpus(text)
+        yield Victim(stack=stack, client=client, corpus_file_id=corpus["file_id"])

@@ -1,0 +1,153 @@
+"""What may die while a run goes on, and what becomes of the run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.victim import ENVIRONMENT, Victim
+from trainer_app.client import Client
+from trainer_app.replies import Run
+from trainer_app.stack.launch import running_stack
+
+RunTest = Callable[[Run], bool]
+
+
+def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
+    """The step that an attempt began at, as the run's log tells it."""
+    log = victim.stack.data_root / "logs" / f"{run_id}.jsonl"
+    for line in log.read_text().splitlines():
+        entry: dict[str, object] = json.loads(line)
+        if entry["attempt"] == attempt and "first_step" in entry:
+            return int(str(entry["first_step"]))
+    raise AssertionError(log.read_text())
+
+
+def runs_as(attempt: int, beyond: int = 0) -> RunTest:
+    return lambda run: (
+        run["attempt"] == attempt and run["status"] == "running" and (run["step"] or 0) > beyond
+    )
+
+
+def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Victim) -> None:
+    run_id = victim.start_run()
+    saved = victim.checkpoint(run_id)
+
+    victim.child().kill()
+    killed_at = time.monotonic()
+    victim.until(run_id, lambda run: run["attempt"] == 2, seconds=10)
+    assert time.monotonic() - killed_at < 10
+    victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=30)
+
+    assert attempts_first_step(victim, run_id, 2) >= saved
+    victim.client.cancel_run(run_id)
+    asked_at = time.monotonic()
+    victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=5)
+    assert time.monotonic() - asked_at < 5
+
+
+def test_a_run_goes_on_when_its_worker_is_killed_and_leaves_no_orphan(victim: Victim) -> None:
+    run_id = victim.start_run()
+    saved = victim.checkpoint(run_id)
+    child = victim.child()
+
+    victim.worker().kill()
+    victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=75)
+
+    gone, alive = psutil.wait_procs([child], timeout=25)
+    assert (len(gone), alive) == (1, [])
+    assert attempts_first_step(victim, run_id, 2) >= saved
+
+
+def test_a_stack_that_is_stopped_and_started_goes_on_by_itself_at_the_same_step(
+    victim: Victim,
+) -> None:
+    run_id = victim.start_run()
+    victim.checkpoint(run_id)
+    asked_at = time.monotonic()
+
+    assert victim.stack.stop() == 0
+    assert time.monotonic() - asked_at < 30
+    drained = victim.checkpoint(run_id)
+
+    with (
+        running_stack(victim.stack.data_root, environment=ENVIRONMENT) as again,
+        Client(again.api_url) as client,
+    ):
+        second = Victim(stack=again, client=client, corpus_file_id=victim.corpus_file_id)
+        run = second.until(run_id, runs_as(attempt=2, beyond=drained), seconds=60)
+        assert attempts_first_step(second, run_id, 2) == drained
+        assert run["attempt"] == 2
+
+
+def test_a_run_that_kills_its_process_each_time_fails_in_the_end(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = victim.start_run()
+
+    for attempt in (1, 2, 3):
+        victim.until(run_id, runs_as(attempt), seconds=60)
+        victim.child().kill()
+    run = victim.until(run_id, lambda run: run["status"] == "failed", seconds=30)
+
+    assert run["error_code"] == "WORKER_LOST"
+    assert "3 times" in run["message"]
+
+
+def test_a_cancelled_run_in_the_queue_never_starts(victim: Victim) -> None:
+    first = victim.start_run()
+    victim.until(first, runs_as(attempt=1), seconds=60)
+    second = victim.start_run()
+
+    assert victim.client.cancel_run(second)["status"] == "cancellation-requested"
+    victim.client.cancel_run(first)
+    victim.until(first, lambda run: run["status"] == "cancelled", seconds=5)
+    third = victim.start_run(steps=2)
+    victim.until(third, lambda run: run["status"] == "completed", seconds=60)
+
+    run = victim.client.get_run(second)
+    assert (run["status"], run["attempt"]) == ("cancelled", 0)
+
+
+def test_training_goes_on_and_the_queue_drains_when_the_broker_is_killed(
+    victim: Victim,
+) -> None:
+    first = victim.start_run()
+    victim.until(first, runs_as(attempt=1), seconds=60)
+    second = victim.start_run(steps=2)
+    broker = victim.stack.state["pids"]["broker"]
+    assert broker is not None
+
+    psutil.Process(broker).kill()
+    step = victim.client.get_run(first)["step"] or 0
+    victim.until(first, runs_as(attempt=1, beyond=step + 5), seconds=30)
+    victim.client.cancel_run(first)
+
+    victim.until(first, lambda run: run["status"] == "cancelled", seconds=15)
+    run = victim.until(second, lambda run: run["status"] == "completed", seconds=75)
+    assert run["attempt"] == 1
+
+
+def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_ends_its_attempt(
+    victim: Victim,
+) -> None:
+    run_id = victim.start_run()
+    victim.checkpoint(run_id)
+    parent, child = victim.worker(), victim.child()
+
+    for frozen in (parent, child):
+        frozen.suspend()
+    victim.until(run_id, lambda run: run["status"] == "queued", seconds=30)
+    for frozen in (child, parent):
+        frozen.resume()
+    victim.until(run_id, runs_as(attempt=2), seconds=90)
+
+    log = Path(victim.stack.data_root, "logs", f"{run_id}.jsonl").read_text()
+    attempts = [json.loads(line)["attempt"] for line in log.splitlines()]
+    woken = attempts[attempts.index(2) :]
+    assert set(woken) == {2}
