@@ -61,27 +61,39 @@ def test_two_attempts_append_to_the_same_log(tmp_path: Path) -> None:
     assert [line["attempt"] for line in lines(tmp_path / "log")] == [1, 2]
 
 
-def test_processes_log_json_lines_to_stderr(tmp_path: Path) -> None:
-    program = (
-        "import logging, structlog\n"
-        "from trainer_app.log import configure\n"
-        "from trainer_app.settings import load_settings\n"
-        "configure(load_settings())\n"
-        "structlog.get_logger().info('ours', n=1)\n"
-        "structlog.get_logger().debug('hidden')\n"
-        "logging.getLogger('theirs').warning('from %s', 'a library')\n"
-    )
-    environment = os.environ | {"APP__DATA_ROOT": str(tmp_path), "LOGGING__LEVEL": "INFO"}
+PROGRAM = """
+import logging, structlog
+from trainer_app.log import configure
+from trainer_app.settings import load_settings
+configure(load_settings())
+structlog.get_logger().info('ours', n=1)
+structlog.get_logger().debug('hidden')
+logging.getLogger('theirs').warning('from %s', 'a library')
+"""
 
+
+def logged_as(form: str, tmp_path: Path) -> list[str]:
+    environment = {"APP__DATA_ROOT": str(tmp_path), "LOGGING__FORMAT": form}
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
+    return done.stderr.splitlines()
 
-    ours, theirs = (json.loads(line) for line in done.stderr.splitlines())
+
+def test_processes_log_json_lines_to_stderr(tmp_path: Path) -> None:
+    ours, theirs = (json.loads(line) for line in logged_as("json", tmp_path))
+
     assert (ours["event"], ours["n"], ours["level"]) == ("ours", 1, "info")
     assert (theirs["event"], theirs["level"]) == ("from a library", "warning")
+
+
+def test_processes_log_text_for_people(tmp_path: Path) -> None:
+    ours, theirs = logged_as("text", tmp_path)
+
+    assert ours.split() == ["[info", "]", "ours", "n=1"]
+    assert theirs.split() == ["[warning", "]", "from", "a", "library"]

@@ -61,6 +61,7 @@ BAD_VALUES = [
     ("APP__TOKENIZER_SAMPLE_MAX_LINES", "0"),
     ("LOGGING__LEVEL", "info"),
     ("LOGGING__LEVEL", "LOUD"),
+    ("LOGGING__FORMAT", "xml"),
     ("RQ__QUEUE_NAME", "a b"),
     ("RQ__RETRY_MAX", "none"),
     ("RQ__RETRY_INTERVALS_SEC", "soon"),

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 def configure(settings: Settings) -> None:
-    """Send structlog and the standard library's loggers to stderr, one JSON object a line."""
+    """Send structlog and the standard library's loggers to stderr: JSON objects, or text."""
     level = logging.getLevelNamesMapping()[settings.log_level]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-        structlog.processors.format_exc_info,
     ]
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if settings.log_format == "json"
+        else [_without_time, structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
+    )
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer()],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -35,10 +39,19 @@ def configure(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=shared
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            foreign_pre_chain=shared,
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _without_time(
+    _logger: object, _method: str, entry: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    # Whatever shows lines of text, a terminal or a journal, writes the time before them.
+    entry.pop("ts", None)
+    return entry
 
 
 def job_log_path(settings: Settings, job_id: str) -> Path:

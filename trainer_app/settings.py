@@ -89,6 +89,7 @@ class Settings:
     threads: int  # CPU threads of a training run; 0: all
     tokenizer_sample_max_lines: int  # held-out lines that a tokenizer's statistics read
     log_level: str
+    log_format: str  # "json" for machines, "text" for people
 
     @property
     def host_id(self) -> str:
@@ -144,6 +145,7 @@ def _read(env: Env) -> Settings:
         log_level=env.str(
             "LOGGING__LEVEL", "INFO", validate=OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
+        log_format=env.str("LOGGING__FORMAT", "json", validate=OneOf(["json", "text"])),
     )
 
 

@@ -78,7 +78,8 @@ class _Stack:
         self._output = output
         self._signals = signals
         self._redis_url = settings.redis.url
-        self._environment = dict(os.environ) | {
+        readable = {"LOGGING__FORMAT": "text"}  # unless the user chose otherwise
+        self._environment = readable | dict(os.environ) | {
             "APP__DATA_ROOT": str(settings.paths.data_root),
             "DATABASE__URL": settings.database_url,
             "API__HOST": settings.api.host,
