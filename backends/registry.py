@@ -33,3 +33,6 @@ OWN_TOKENIZERS: Final[Mapping[str, str]] = {"char_lstm": "char"}
 
 # kind -> the smallest vocabulary that can be asked for (byte-level: specials and all bytes)
 TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "char": 100}
+
+# kind -> the fewest tokens that such a tokenizer can have: the special ones and its alphabet
+MIN_VOCAB_SIZES: Final[Mapping[str, int]] = {"bpe": 260, "char": 5}

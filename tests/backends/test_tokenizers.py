@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from backends.contracts import SPECIAL_TOKENS, UNK_ID, Tokenizer
 from backends.loading import load_tokenizer, tokenizer_kind
-from backends.registry import TOKENIZER_KINDS
+from backends.registry import MIN_VOCAB_SIZES, TOKENIZER_KINDS
 from trainer_app.errors import FieldError, ModelIncompatible, TokenizerTrainFailed
 
 KINDS = sorted(TOKENIZER_KINDS)
@@ -111,6 +111,11 @@ def test_transformers_reads_the_same_ids_and_the_same_text(
 
     check()
     assert theirs(text)["input_ids"] == ours.encode(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_registry_knows_the_smallest_vocabulary(kind: str) -> None:
+    assert tokenizer_kind(kind).min_vocab_size == MIN_VOCAB_SIZES[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

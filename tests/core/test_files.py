@@ -28,6 +28,11 @@ def test_a_file_is_written_in_place_of_the_old_one(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["state.json"]  # noqa: PTH208 - hidden names count
 
 
+def test_a_secret_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "key", b"secret", mode=0o600)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.mkdir()
