@@ -90,13 +90,15 @@ class Bench:
         attempt: int = 1,
         checkpoint_seconds: float = 3600.0,
         base_model: Path | None = None,
+        own_tokenizer: bool = False,
     ) -> Finished | Stopped:
-        own_characters = spec.model_family == "char_lstm" or base_model is not None
+        """Train. char_lstm makes its own tokenizer, fine-tuning takes the base model's."""
+        found = own_tokenizer or (spec.model_family != "char_lstm" and base_model is None)
         return fit(
             spec,
             Inputs(
                 corpus=self.corpus,
-                tokenizer=None if own_characters else self.tokenizer,
+                tokenizer=self.tokenizer if found else None,
                 base_model=base_model,
             ),
             Workspace(

@@ -133,9 +133,7 @@ def test_several_at_once_end_with_one_result(
 ) -> None:
     written = write_corpus(story(100).encode())
     with ThreadPoolExecutor(4) as pool:
-        jobs = [
-            pool.submit(encoded, written, tokenizer, tmp_path / "tokens") for _ in range(4)
-        ]
+        jobs = [pool.submit(encoded, written, tokenizer, tmp_path / "tokens") for _ in range(4)]
         results = [job.result() for job in jobs]
     assert all(result == results[0] for result in results)
     assert len(list((tmp_path / "tokens").iterdir())) == 1
@@ -145,9 +143,7 @@ def test_a_stop_leaves_nothing_behind(
     write_corpus: Write, tokenizer: Counting, tmp_path: Path
 ) -> None:
     with pytest.raises(StopRequested):
-        encoded(
-            write_corpus(b"one\n"), tokenizer, tmp_path / "tokens", lambda: StopReason.CANCEL
-        )
+        encoded(write_corpus(b"one\n"), tokenizer, tmp_path / "tokens", lambda: StopReason.CANCEL)
     assert list((tmp_path / "tokens").iterdir()) == []
 
 
@@ -168,7 +164,7 @@ def test_progress_is_told_while_a_long_corpus_is_tokenized(
     monkeypatch.setattr(encode, "NEWS_SECONDS", 0.0)
     messages: list[str] = []
     encoded(write_corpus(b"one\n"), tokenizer, tmp_path / "tokens", on_message=messages.append)
-    assert messages == [f"tokenizing: 0.0 MB, {len(tokenizer.encode('one'  + chr(10)))} tokens"]
+    assert messages == [f"tokenizing: 0.0 MB, {len(tokenizer.encode('one' + chr(10)))} tokens"]
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 16])

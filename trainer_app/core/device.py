@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ ResolvedDevice = Literal["cpu", "cuda"]
 ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")
+CPU_INFORMATION: Final = Path("/proc/cpuinfo")
 RESIDENT_SHARE: Final = (
     8  # token ids that fill less than this part of a GPU's free memory live there
 )
@@ -129,12 +131,9 @@ def device_name(device: ResolvedDevice) -> str:
     """The model of the processor that computes."""
     if device == "cuda":
         return torch.cuda.get_device_name()  # pragma: needs cuda
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    information = CPU_INFORMATION.read_text() if CPU_INFORMATION.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", information, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

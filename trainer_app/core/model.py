@@ -54,11 +54,6 @@ def _check_base(
         )
     if tokenizer_digest(base) != data.tokenizer_sha256:
         raise ModelIncompatible("the base model was trained with another tokenizer")
-    if config.vocab_size != data.tokenizer.vocab_size:
-        raise ModelIncompatible(
-            f"the base model has a vocabulary of {config.vocab_size}, "
-            f"the tokenizer one of {data.tokenizer.vocab_size}"
-        )
     if bounded and spec.max_seq_len > config.max_seq_len:
         raise ModelIncompatible(
             f"max_seq_len {spec.max_seq_len} is beyond the base model's {config.max_seq_len}"

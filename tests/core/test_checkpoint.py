@@ -1,0 +1,210 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.device import fingerprint, random_states
+from trainer_app.core.run_state import RunState
+from trainer_app.core.tensors import (
+    load_model_tensors,
+    load_optimizer_tensors,
+    model_tensors,
+    optimizer_tensors,
+    save_tensors,
+)
+
+
+def snapshot(step: int, best_step: int = 0) -> Snapshot:
+    values = torch.full((3, 2), float(step))
+    return Snapshot(
+        state=RunState(step=step, best_step=best_step, best_val_loss=1.5 if best_step else None),
+        fingerprint=fingerprint("cpu", "fp32", 1),
+        model={"weight": values},
+        optimizer={"weight/step": torch.tensor(float(step))},
+        random=random_states("cpu"),
+        best={"weight": torch.full((3, 2), float(best_step))} if best_step else None,
+        scaler={"scale": 65536.0},
+    )
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", attempt=1)
+
+
+def fail(message: str) -> None:
+    pytest.fail(message)
+
+
+def test_what_is_saved_is_loaded(checkpoints: Checkpoints) -> None:
+    path = checkpoints.save(snapshot(7, best_step=3))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    loaded, where = found
+    assert where == path
+    assert path.name == "step-000000007-attempt-1"
+    assert loaded.state == snapshot(7, best_step=3).state
+    assert loaded.fingerprint == fingerprint("cpu", "fp32", 1)
+    assert loaded.scaler == {"scale": 65536.0}
+    assert loaded.model["weight"].tolist() == [[7.0, 7.0]] * 3
+    assert loaded.best is not None
+    assert loaded.best["weight"][0, 0] == 3.0
+    assert torch.equal(loaded.random["cpu"], torch.get_rng_state())
+
+
+def test_a_run_without_checkpoints_starts_afresh(checkpoints: Checkpoints) -> None:
+    assert checkpoints.load_newest(fail) is None
+
+
+def test_two_are_kept_and_the_last_written_is_the_newest(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3, 3):
+        checkpoints.save(snapshot(step))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000002-attempt-1", "step-000000003-attempt-1"]
+    # a later attempt may have had to go back further
+    path = Checkpoints(tmp_path / "checkpoints", attempt=2).save(snapshot(1))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[1] == path
+
+
+def test_best_weights_that_stay_the_best_are_written_once(checkpoints: Checkpoints) -> None:
+    first = checkpoints.save(snapshot(1, best_step=1))
+    second = checkpoints.save(snapshot(2, best_step=1))
+    assert (second / "best.safetensors").samefile(first / "best.safetensors")
+    third = checkpoints.save(snapshot(3, best_step=3))
+    assert not (third / "best.safetensors").samefile(second / "best.safetensors")
+
+
+def test_a_resumed_attempt_links_the_best_weights_too(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    first = Checkpoints(directory, attempt=1).save(snapshot(1, best_step=1))
+    resumed = Checkpoints(directory, attempt=2)
+    resumed.load_newest(fail)
+    second = resumed.save(snapshot(2, best_step=1))
+    assert (second / "best.safetensors").samefile(first / "best.safetensors")
+
+
+def test_best_weights_are_written_again_where_the_link_cannot_be(
+    checkpoints: Checkpoints,
+) -> None:
+    first = checkpoints.save(snapshot(1, best_step=1))
+    shutil.rmtree(first)  # by somebody's hand
+    second = checkpoints.save(snapshot(2, best_step=1))
+    assert (second / "best.safetensors").exists()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, zero, Path.unlink])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
+)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
+    checkpoints: Checkpoints, damage: Callable[[Path], None], name: str
+) -> None:
+    good = checkpoints.save(snapshot(1))
+    bad = checkpoints.save(snapshot(2))
+    damage(bad / name)
+    messages: list[str] = []
+    found = checkpoints.load_newest(messages.append)
+    assert found is not None
+    assert found[1] == good
+    (message,) = messages
+    assert bad.name in message
+    assert not bad.exists()
+
+
+def test_what_a_crash_left_half_written_is_removed(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    half = tmp_path / "checkpoints" / ".step-000000009-attempt-1.0123456789abcdef.tmp"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.load_newest(fail) is None
+    assert not half.exists()
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    good = checkpoints.save(snapshot(1))
+    before = {path.name: path.read_bytes() for path in good.iterdir()}
+    with pytest.raises(TypeError):
+        checkpoints.save(replace(snapshot(2), scaler={"scale": object()}))  # type: ignore[dict-item]
+    assert {path.name: path.read_bytes() for path in good.iterdir()} == before
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]
+
+
+def test_a_checkpoint_is_safetensors_and_json_with_a_digest_of_each(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1, best_step=1))
+    names = {entry.name for entry in path.iterdir()}
+    assert {Path(name).suffix for name in names} == {".safetensors", ".json"}
+    assert set(json.loads((path / "MANIFEST.json").read_text())) == names - {"MANIFEST.json"}
+
+
+def test_an_error_of_the_disk_keeps_its_number(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        save_tensors(tmp_path / "missing" / "file", {"a": torch.zeros(1)})
+
+
+class Tied(nn.Module):
+    """Two names for one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(4, 3)
+        self.head = nn.Linear(3, 4, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("scale", torch.ones(1))
+
+
+def test_a_tied_matrix_is_kept_once_and_buffers_are_kept() -> None:
+    model, other = Tied(), Tied()
+    assert set(model_tensors(model)) == {"embedding.weight", "scale"}
+    load_model_tensors(other, model_tensors(model))
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
+def test_an_optimizer_s_state_survives_by_name() -> None:
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+
+    def optimizer() -> torch.optim.Optimizer:
+        return torch.optim.AdamW([model.weight], lr=0.1, fused=True)
+
+    first, second = optimizer(), optimizer()
+    assert optimizer_tensors(model, first) == {}
+    model(torch.ones(1, 3)).sum().backward()
+    first.step()
+    tensors = optimizer_tensors(model, first)
+    assert set(tensors) == {f"weight/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+    load_optimizer_tensors(model, second, tensors)
+    for name, tensor in optimizer_tensors(model, second).items():
+        assert torch.equal(tensor, tensors[name])

@@ -1,0 +1,115 @@
+"""Devices, precision and what they imply. Rules for CUDA itself are tested in tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer_app.core import device
+from trainer_app.core.device import (
+    DataLoading,
+    available_cores,
+    data_loading,
+    fresh_accelerator,
+    out_of_memory_named,
+    recommended_batch_size,
+    recommended_batch_size_for,
+    resolve_device,
+    resolve_precision,
+    use_threads,
+    versions,
+)
+from trainer_app.errors import CudaNotAvailable, FieldError, OutOfMemory
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+
+
+@no_gpu
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_an_error() -> None:
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    with pytest.raises(CudaNotAvailable):
+        resolve_device("cuda")
+
+
+def test_auto_precision_is_fp32_on_a_cpu_and_fp16_on_cuda() -> None:
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("auto", "cuda") == "fp16"
+    assert resolve_precision("bf16", "cuda") == "bf16"
+    assert resolve_precision("fp32", "cpu") == "fp32"
+
+
+def test_half_precision_on_a_cpu_is_an_error() -> None:
+    for requested in ("fp16", "bf16"):
+        with pytest.raises(FieldError, match=f"precision: '{requested}' needs a GPU"):
+            resolve_precision(requested, "cpu")
+
+
+def test_batch_sizes_grow_on_cuda_alone() -> None:
+    assert recommended_batch_size(4, "cuda") == 8
+    assert recommended_batch_size(5, "cuda") == 5
+    assert recommended_batch_size(4, "cpu") == 4
+    sizes = {family: recommended_batch_size_for(family, 4, "cuda") for family in ("gpt2", "llama")}
+    assert sizes == {"gpt2": 32, "llama": 16}
+    assert recommended_batch_size_for("char_lstm", 1, "cuda") == 64
+    assert recommended_batch_size_for("gpt2", 5, "cuda") == 5
+    assert recommended_batch_size_for("gpt2", 4, "cpu") == 4
+
+
+def test_workers_and_pinned_memory_are_for_cuda() -> None:
+    assert data_loading(None, None, "cpu") == DataLoading(workers=0, pin_memory=False)
+    assert data_loading(None, None, "cuda") == DataLoading(
+        workers=min(4, available_cores()), pin_memory=True
+    )
+    assert data_loading(2, True, "cpu") == DataLoading(workers=2, pin_memory=False)
+    assert data_loading(0, False, "cuda") == DataLoading(workers=0, pin_memory=False)
+
+
+def test_threads_are_set_and_nought_means_all_cores() -> None:
+    try:
+        assert use_threads(1) == torch.get_num_threads() == 1
+        assert use_threads(0) == available_cores() >= 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(device.os, "sched_getaffinity")
+    assert available_cores() >= 1
+
+
+def test_a_second_job_in_one_process_gets_its_own_accumulation() -> None:
+    assert fresh_accelerator("cpu", "fp32", 4).gradient_accumulation_steps == 4
+    assert fresh_accelerator("cpu", "fp32", 1).gradient_accumulation_steps == 1
+
+
+def test_an_allocation_that_fails_is_out_of_memory_with_the_numbers() -> None:
+    with (
+        pytest.raises(OutOfMemory, match=r"^gpt2 xl does not fit into [\d.]+ GiB of memory"),
+        out_of_memory_named("gpt2 xl", "cpu"),
+    ):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory), out_of_memory_named("gpt2 xl", "cpu"):
+        raise torch.OutOfMemoryError
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_named("gpt2", "cpu"):
+        raise RuntimeError("shape")
+
+
+def test_the_versions_name_all_that_computes() -> None:
+    assert versions()["torch"].startswith(torch.__version__.split("+")[0])
+    assert set(versions()) == {"python", *device.LIBRARIES}
+
+
+def test_the_processor_has_a_name() -> None:
+    assert device.device_name("cpu")
+
+
+def test_the_processor_has_a_name_where_there_is_no_proc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "CPU_INFORMATION", device.Path("/nonexistent"))
+    assert device.device_name("cpu")

@@ -1,0 +1,57 @@
+"""The loss and its gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812 - the name that all of torch's users know
+
+from trainer_app.core import loss
+from trainer_app.core.loss import chunked_loss, next_token_loss
+
+
+def inputs(rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, 16, generator=generator)
+    weight = torch.randn(vocab, 16, generator=generator)
+    return hidden, weight, torch.randint(0, vocab, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("rows", [1, 512, 700])
+def test_made_in_chunks_the_loss_and_its_gradients_are_those_of_the_whole(rows: int) -> None:
+    hidden, weight, targets = inputs(rows, 4096)
+    gradients = []
+    for function in (chunked_loss, lambda h, w, t: F.cross_entropy(h @ w.t(), t)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+        value = function(*leaves, targets)
+        (value * 3).backward()
+        gradients.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [(True, False), (False, True)])
+def test_what_is_frozen_gets_no_gradient(trained: tuple[bool, bool]) -> None:
+    hidden, weight, targets = inputs(600, 4096)
+    hidden.requires_grad_(trained[0])
+    weight.requires_grad_(trained[1])
+    chunked_loss(hidden, weight, targets).backward()
+    assert ((hidden.grad is not None), (weight.grad is not None)) == trained
+
+
+def test_large_batches_are_made_in_chunks_and_small_ones_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden, weight, targets = inputs(600, 4096)
+    with torch.inference_mode():
+        large = next_token_loss(hidden, weight, targets)
+        monkeypatch.setattr(loss, "CHUNK_LOGITS", 1 << 30)
+        assert large.item() == pytest.approx(next_token_loss(hidden, weight, targets).item())
+
+
+def test_equal_logits_cost_the_logarithm_of_the_vocabulary() -> None:
+    hidden, weight, targets = inputs(40, 4096)
+    value = next_token_loss(hidden * 0, weight, targets)
+    assert value.item() == pytest.approx(math.log(4096), rel=1e-5)

@@ -1,0 +1,210 @@
+"""A run that is interrupted ends in the bytes of one that is not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from backends.registry import MODEL_FAMILIES
+from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import OPTIMIZERS, OptimizerName
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Bench, Recorder
+
+MakeRecorder = Callable[..., "Recorder"]
+
+
+def weights(finished: Finished) -> bytes:
+    return (finished.directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
+    bench: Bench, recorder: MakeRecorder, family: str
+) -> None:
+    spec = replace(
+        bench.spec, model_family=family, gradient_accumulation_steps=2, holdout_fraction=0.01
+    )
+    whole = bench.finish(spec, run="whole")
+    steps = []
+    # evaluations ask too, a few times each: stops fall between steps and within evaluations
+    for attempt, questions in enumerate((2, 3, 8, 0, 1, 9, 2)):
+        observer = recorder(stop_after=questions)
+        stopped = bench.fit(spec, observer, run="stopped", attempt=attempt)
+        assert isinstance(stopped, Stopped)
+        steps.append(stopped.step)
+    assert len(set(steps)) > 3, steps
+    outcome = bench.finish(spec, run="stopped", attempt=9)
+    assert weights(outcome) == weights(whole)
+    figures = ("final_loss", "best_val_loss", "test_loss", "bits_per_byte", "steps", "epochs")
+    for name in figures:
+        assert getattr(outcome, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_resumes_in_the_same_bytes(
+    bench: Bench, recorder: MakeRecorder, optimizer: OptimizerName
+) -> None:
+    spec = replace(bench.spec, optimizer=optimizer)
+    whole = bench.finish(spec, run="whole")
+    bench.fit(spec, recorder(stop_after=5), run="stopped")
+    assert weights(bench.finish(spec, run="stopped", attempt=2)) == weights(whole)
+
+
+def test_two_equal_runs_and_an_unrelated_one_between_give_the_same_bytes(bench: Bench) -> None:
+    spec = replace(bench.spec, model_family="char_lstm")
+    first = bench.finish(spec, run="first")
+    torch.rand(1000)
+    bench.finish(replace(bench.spec, seed=7, gradient_accumulation_steps=3), run="unrelated")
+    second = bench.finish(spec, run="second")
+    assert weights(first) == weights(second)
+    for file in first.directory.iterdir():
+        assert file.read_bytes() == (second.directory / file.name).read_bytes()
+    other = bench.finish(replace(spec, seed=43), run="other")
+    assert weights(other) != weights(first)
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_steps_since(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    whole = bench.finish(bench.spec, run="whole")
+    bench.fit(bench.spec, recorder(stop_after=6), run="killed", checkpoint_seconds=0.0)
+    checkpoints = sorted((bench.folder / "killed" / "checkpoints").iterdir())
+    shutil.rmtree(checkpoints[-1])  # the one of the stop: a kill would not have written it
+    observer = recorder()
+    outcome = bench.fit(bench.spec, observer, run="killed", attempt=2)
+    assert isinstance(outcome, Finished)
+    assert observer.starts[0].resumed_from == checkpoints[-2].name
+    assert 0 < observer.steps[0].step < 7
+    assert weights(outcome) == weights(whole)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_bytes(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    whole = bench.finish(bench.spec, run="whole")
+    stopped = bench.fit(bench.spec, recorder(stop_after=8), run="hurt", checkpoint_seconds=0.0)
+    assert isinstance(stopped, Stopped)
+    assert stopped.checkpoint is not None
+    (stopped.checkpoint / "optimizer.safetensors").write_bytes(b"")
+    observer = recorder()
+    outcome = bench.fit(bench.spec, observer, run="hurt", attempt=2)
+    assert isinstance(outcome, Finished)
+    assert any("is damaged" in message for message in observer.messages)
+    assert observer.starts[0].first_step > 0
+    assert weights(outcome) == weights(whole)
+
+
+def test_a_stop_during_the_last_evaluations_takes_no_step_twice(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    spec = replace(bench.spec, eval_steps=None, max_steps=3)
+    whole = bench.finish(spec, run="whole")
+    # questions: one a step, then within the validation and the test evaluation
+    for stop_after in (3, 4, 8, 12):
+        run = f"stopped-{stop_after}"
+        stopped = bench.fit(spec, recorder(stop_after=stop_after), run=run)
+        assert isinstance(stopped, Stopped)
+        assert stopped.step == 3
+        resumed = recorder()
+        outcome = bench.fit(spec, resumed, run=run, attempt=2)
+        assert isinstance(outcome, Finished)
+        assert resumed.steps == []
+        assert weights(outcome) == weights(whole)
+        assert outcome.final_loss == whole.final_loss
+        assert outcome.test_loss == whole.test_loss
+
+
+def test_a_resume_keeps_the_threads_of_the_checkpoint_and_the_time_of_all_attempts(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    stopped = bench.fit(bench.spec, recorder(stop_after=6))
+    assert isinstance(stopped, Stopped)
+    assert stopped.checkpoint is not None
+    observer = recorder()
+    torch.set_num_threads(2)
+    outcome = bench.fit(bench.spec, observer, attempt=2)
+    assert isinstance(outcome, Finished)
+    assert outcome.threads == torch.get_num_threads() == 1
+    assert not any("may differ" in message for message in observer.messages)
+
+
+def test_a_resume_on_another_device_says_that_the_bytes_may_differ(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.fit(bench.spec, recorder(stop_after=6))
+    monkeypatch.setattr(torch, "__version__", "2.0.0")
+    observer = recorder()
+    bench.fit(bench.spec, observer, attempt=2)
+    assert any("may differ" in message for message in observer.messages)
+
+
+def test_a_resume_keeps_count_of_evaluations_without_improvement(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    # nothing improves after the first evaluation, because nothing is learnt
+    spec = replace(bench.spec, learning_rate=0.0, early_stopping_patience=2, eval_steps=2)
+    stopped = bench.fit(spec, recorder(stop_after=40, reason=StopReason.CANCEL))
+    assert isinstance(stopped, Stopped)
+    assert 0 < stopped.step < 6
+    observer = recorder()
+    outcome = bench.fit(spec, observer, attempt=2)
+    assert isinstance(outcome, Finished)
+    assert (outcome.early_stopped, outcome.steps) == (True, 6)
+
+
+AUDITED = """
+import pickle, sys
+
+def refuse(event, arguments):
+    if event == "pickle.find_class" and armed:
+        raise SystemExit(f"pickle was read: {arguments}")
+
+armed = False
+sys.addaudithook(refuse)
+
+from pathlib import Path
+from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
+from trainer_app.core.observer import Silent, StopReason
+from trainer_app.core.spec import TrainSpec
+
+class Stop(Silent):
+    asked = 0
+    def should_stop(self):
+        self.asked += 1
+        return StopReason.DRAIN if self.asked > 40 else None
+
+armed = True
+import torch
+torch.save = torch.load = pickle.dump = pickle.dumps = None
+folder = Path(sys.argv[1])
+spec = TrainSpec.from_json(sys.argv[2])
+inputs = Inputs(corpus=folder / "story.txt")
+for attempt, observer in enumerate((Stop(), Silent())):
+    workspace = Workspace(run=folder / "audited", tokens=folder / "tokens", attempt=attempt,
+                          checkpoint_seconds=0.0, max_threads=1)
+    print(type(fit(spec, inputs, workspace, observer)).__name__)
+"""
+
+
+def test_no_pickle_is_read_or_written_by_a_run_and_its_resume(bench: Bench) -> None:
+    spec = replace(bench.spec, model_family="char_lstm")
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED, str(bench.folder), spec.to_json()],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.split() == ["Stopped", "Finished"], done.stderr
+    kinds = {path.suffix for path in bench.folder.rglob("*") if path.is_file()}
+    assert kinds == {".txt", ".bin", ".json", ".safetensors"}

@@ -1,0 +1,94 @@
+"""From losses on the device to reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from trainer_app.core import step_log
+from trainer_app.core.step import StepResult
+from trainer_app.core.step_log import StepLog
+from trainer_app.errors import LossNotFinite
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Recorder
+
+
+def result(loss: float, norm: float = 1.0) -> StepResult:
+    return StepResult(loss=torch.tensor(loss), grad_norm=torch.tensor(norm), learning_rate=0.001)
+
+
+def log(observer: Recorder, *, scaled: bool = False, logging_steps: int = 10) -> StepLog:
+    return StepLog(
+        observer=observer,
+        total_steps=25,
+        steps_per_epoch=10,
+        tokens_per_step=64,
+        samples_per_step=4,
+        logging_steps=logging_steps,
+        scaled=scaled,
+    )
+
+
+def test_the_first_the_last_and_every_so_many_steps_are_reported(
+    recorder: Callable[[], Recorder],
+) -> None:
+    observer = recorder()
+    made = log(observer)
+    for step in range(1, 26):
+        made.add(step, result(loss=1 / step), notable=step == 13)
+    made.flush()
+    made.flush()  # nothing left to tell
+    assert [report.step for report in observer.steps] == [1, 10, 13, 20, 25]
+    assert [report.epoch for report in observer.steps] == [0, 0, 1, 1, 2]
+    assert observer.steps[-1].train_loss == pytest.approx(0.04)
+    assert made.last_loss == pytest.approx(0.04)
+    assert observer.steps[0].tokens_per_sec == pytest.approx(16 * observer.steps[0].samples_per_sec)
+
+
+def test_steps_are_read_when_their_time_has_come(
+    recorder: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = recorder()
+    made = log(observer, logging_steps=1)
+    made.add(1, result(1.0), notable=False)
+    assert observer.steps == []
+    monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
+    made.add(2, result(1.0), notable=False)
+    assert [report.step for report in observer.steps] == [1, 2]
+
+
+def test_nothing_to_report_is_not_reported(recorder: Callable[[], Recorder]) -> None:
+    made = log(recorder())
+    made.add(2, result(1.0), notable=False)
+    made.flush()
+    assert made.observer.steps == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_its_step(
+    recorder: Callable[[], Recorder], value: float
+) -> None:
+    for scaled in (False, True):
+        made = log(recorder(), scaled=scaled)
+        made.add(3, result(1.0), notable=False)
+        made.add(4, result(value), notable=False)
+        with pytest.raises(LossNotFinite, match=f"loss became {value} at step 4"):
+            made.flush()
+
+
+def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
+    recorder: Callable[[], Recorder],
+) -> None:
+    made = log(recorder())
+    made.add(5, result(1.0, math.inf), notable=False)
+    with pytest.raises(LossNotFinite, match="gradient norm became inf at step 5"):
+        made.flush()
+    scaled = log(recorder(), scaled=True)
+    scaled.add(10, result(1.0, math.inf), notable=False)
+    scaled.flush()
+    assert scaled.observer.steps[0].grad_norm == 0.0
