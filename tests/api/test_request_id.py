@@ -7,6 +7,7 @@ import uuid
 import pytest
 import structlog
 from flask.testing import FlaskClient
+from structlog.testing import capture_logs
 
 
 @pytest.mark.parametrize("given", ["a", "A.b_c-9", "x" * 64])
@@ -30,3 +31,12 @@ def test_each_request_has_an_id_of_its_own(client: FlaskClient) -> None:
 def test_log_lines_carry_the_id(client: FlaskClient) -> None:
     client.get("/healthz", headers={"X-Request-ID": "abc"})
     assert structlog.contextvars.get_contextvars()["request_id"] == "abc"
+
+
+def test_each_request_has_a_line_in_the_log_without_key_or_query(client: FlaskClient) -> None:
+    with capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+        client.get("/runs?tag=secret", headers={"X-Api-Key": "secret"})
+    (line,) = logs
+    assert (line["method"], line["path"], line["status"]) == ("GET", "/runs", 200)
+    assert line["milliseconds"] >= 0
+    assert "secret" not in str(line)

@@ -57,13 +57,19 @@ def check_encoding(request: Request) -> None:
 
 
 def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
-    """The body block by block; 413 as soon as it is longer than ``limit`` bytes."""
+    """The body block by block; 413 as soon as it is longer than ``limit`` bytes.
+
+    Raises ClientDisconnected where it ends before its Content-Length: the server's own stream
+    then just ends, and half a text would pass for a whole one.
+    """
     read = 0
     while block := _read(request):
         read += len(block)
         if read > limit:
             raise RequestEntityTooLarge(f"the body must not be larger than {limit} bytes")
         yield block
+    if read < (request.content_length or 0):
+        raise ClientDisconnected("the body is shorter than its Content-Length")
 
 
 def _read(request: Request) -> bytes:

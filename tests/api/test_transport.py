@@ -1,0 +1,162 @@
+"""The API behind its real server: what only a socket can show."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from tests.api.conftest import World
+
+ROOT = Path(__file__).parents[2]
+THREADS = 12  # of which 4 may be streams
+STREAMS = 4
+
+
+@pytest.fixture
+def server(world: World, tmp_path: Path) -> Iterator[int]:
+    """A server of its own; its port."""
+    port = _free_port()
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gunicorn", "wsgi:app"),
+                *("--config", "python:trainer_app.stack.gunicorn_conf"),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"API__PORT": str(port), "API__THREADS": str(THREADS)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        _wait_for(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int) -> None:
+    give_up_at = time.monotonic() + 20
+    while time.monotonic() < give_up_at:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError("the server does not start")
+
+
+def send(port: int, request: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(request)
+    return connection
+
+
+def status(connection: socket.socket) -> int:
+    return int(connection.recv(65_536).split(b" ")[1])
+
+
+def post(path: str, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def test_100_megabytes_are_refused_before_they_are_sent(server: int) -> None:
+    head = post("/runs/train", "Content-Type: application/json", "Content-Length: 100000000")
+    with closing(send(server, head + b"{")) as connection:
+        assert status(connection) == 413
+
+
+def test_two_lengths_are_refused(server: int) -> None:
+    lengths = ("Content-Length: 2", "Transfer-Encoding: chunked")
+    head = post("/runs/train", "Content-Type: application/json", *lengths)
+    with closing(send(server, head + b"2\r\n{}\r\n0\r\n\r\n")) as connection:
+        assert status(connection) == 400
+
+
+def test_a_chunked_upload_is_streamed(server: int, world: World) -> None:
+    blocks = [b"line %d\n" % number * 1_000 for number in range(50)]
+    response = httpx.post(
+        f"http://127.0.0.1:{server}/corpora",
+        content=iter(blocks),
+        headers={"Content-Type": "text/plain"},
+    )
+    assert (response.status_code, response.json()["lines"]) == (201, 50_000)
+    stored = world.settings.paths.uploads / f"{response.json()['file_id']}.txt"
+    assert stored.read_bytes() == b"".join(blocks)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_an_upload_whose_client_vanishes_leaves_no_file(
+    server: int, world: World, length: str
+) -> None:
+    head = post("/corpora", "Content-Type: text/plain", length)
+    send(server, head + b"3e8\r\n" + b"x" * 100).close()
+    folder = world.settings.paths.uploads
+    give_up_at = time.monotonic() + 5
+    while time.monotonic() < give_up_at and (not folder.exists() or list(folder.iterdir())):
+        time.sleep(0.05)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_key_of_7_kilobytes_is_answered(server: int) -> None:
+    response = httpx.get(f"http://127.0.0.1:{server}/runs", headers={"X-Api-Key": "k" * 7_000})
+    assert response.status_code == 200
+
+
+def test_streams_leave_room_and_a_client_that_vanishes_gives_its_place_back(
+    server: int, world: World
+) -> None:
+    run_id = world.run(Status.RUNNING)
+    world.log(run_id, b"one\n")
+    head = f"GET /runs/{run_id}/logs/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    followers = [send(server, head) for _ in range(STREAMS)]
+    assert [status(follower) for follower in followers] == [200] * STREAMS
+    with closing(send(server, head)) as refused:
+        assert status(refused) == 503
+    began = time.monotonic()
+    assert httpx.get(f"http://127.0.0.1:{server}/runs/{run_id}").status_code == 200
+    assert time.monotonic() - began < 1
+    followers.pop().close()
+    answered = 503
+    while answered == 503 and time.monotonic() - began < 20:
+        world.log(run_id, b"more\n")  # writing to a closed connection tells that it is closed
+        time.sleep(0.1)
+        with closing(send(server, head)) as again:
+            answered = status(again)
+    assert answered == 200
+    for follower in followers:
+        follower.close()
+
+
+def test_a_line_arrives_while_the_stream_is_open(server: int, world: World) -> None:
+    run_id = world.run(Status.RUNNING)
+    url = f"http://127.0.0.1:{server}/runs/{run_id}/logs/stream"
+    with httpx.stream("GET", url, timeout=10) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "retry: 2000"
+        world.log(run_id, b"hello\n")
+        began = time.monotonic()
+        assert next(line for line in lines if line.startswith("data")) == "data: hello"
+        assert time.monotonic() - began < 1
