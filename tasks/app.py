@@ -6,7 +6,7 @@ import warnings
 from typing import Final
 
 from celery import Celery
-from celery.platforms import SecurityWarning
+from celery.exceptions import SecurityWarning
 
 # Celery warns a superuser, as in a container, of pickled messages; celeryconfig takes JSON alone.
 warnings.filterwarnings("ignore", category=SecurityWarning)

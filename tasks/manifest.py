@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from trainer_app.core.tokenizer_training import TokenizerReport
-
 from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.events import perplexity
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 
-from trainer_app.core.tokenizer_training import train_tokenizer
-
 from tasks import process
 from tasks.corpora import corpus_file
 from tasks.manifest import Times, tokenizer_manifest
@@ -14,6 +12,7 @@ from tasks.perform import Done, Job
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
+from trainer_app.core.tokenizer_training import train_tokenizer
 from trainer_app.store import lease
 
 
