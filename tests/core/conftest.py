@@ -22,17 +22,15 @@ from trainer_app.core.observer import (
 )
 from trainer_app.core.spec import TrainSpec
 
-WORDS = (
-    "the river runs past a mill and under old stone bridge where children fish for trout "
-    "while evening light falls slowly on fields of barley wheat or rye before winter comes again"
-).split()
+TALE = """the river runs past a mill and under old stone bridge where children fish for trout
+while evening light falls slowly on fields of barley wheat or rye before winter comes again"""
 
 
 def story(paragraphs: int, seed: int = 0) -> str:
     """Paragraphs of words in random order: text, though without sense."""
     generator = random.Random(seed)
     return "\n\n".join(
-        " ".join(generator.choices(WORDS, k=generator.randint(8, 30))).capitalize() + "."
+        " ".join(generator.choices(TALE.split(), k=generator.randint(8, 30))).capitalize() + "."
         for _ in range(paragraphs)
     )
 
@@ -161,13 +159,13 @@ def bench(tmp_path: Path, tokenizer_directory: Path) -> Bench:
 
 
 @pytest.fixture
-def recorder() -> Callable[..., Recorder]:
+def recorder() -> type[Recorder]:
     """Makes observers that remember."""
     return Recorder
 
 
 @pytest.fixture(name="story")
-def story_fixture() -> Callable[..., str]:
+def story_fixture() -> Callable[[int], str]:
     """Makes texts of so many paragraphs."""
     return story
 

@@ -201,7 +201,7 @@ def test_an_optimizer_s_state_survives_by_name() -> None:
 
     first, second = optimizer(), optimizer()
     assert optimizer_tensors(model, first) == {}
-    model(torch.ones(1, 3)).sum().backward()
+    torch.autograd.backward(model(torch.ones(1, 3)).sum())
     first.step()
     tensors = optimizer_tensors(model, first)
     assert set(tensors) == {f"weight/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,7 +78,7 @@ def test_threads_are_set_and_nought_means_all_cores() -> None:
 def test_cores_are_counted_where_the_system_knows_no_affinity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(device.os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity")
     assert available_cores() >= 1
 
 
@@ -111,5 +114,5 @@ def test_the_processor_has_a_name() -> None:
 def test_the_processor_has_a_name_where_there_is_no_proc(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(device, "CPU_INFORMATION", device.Path("/nonexistent"))
+    monkeypatch.setattr(device, "CPU_INFORMATION", Path("/nonexistent"))
     assert device.device_name("cpu")

@@ -78,7 +78,7 @@ def encoded(
 
 
 def test_ids_on_disk_are_those_of_the_whole_text(
-    write_corpus: Write, tokenizer: Counting, story: Callable[..., str], tmp_path: Path
+    write_corpus: Write, tokenizer: Counting, story: Callable[[int], str], tmp_path: Path
 ) -> None:
     text = "def f(x):\n    return  x\n\n\n# ünï 日本\r\n\r\n" + story(40) + "\n    \n\tend"
     result = encoded(write_corpus(text.encode()), tokenizer, tmp_path / "tokens")
@@ -129,7 +129,7 @@ def test_a_large_vocabulary_takes_four_bytes_an_id(
 
 
 def test_several_at_once_end_with_one_result(
-    write_corpus: Write, tokenizer: Counting, tmp_path: Path, story: Callable[..., str]
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path, story: Callable[[int], str]
 ) -> None:
     written = write_corpus(story(100).encode())
     with ThreadPoolExecutor(4) as pool:

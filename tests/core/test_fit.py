@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from trainer_app.errors import (
 if TYPE_CHECKING:
     from tests.core.conftest import Bench, Recorder
 
-MakeRecorder = Callable[..., "Recorder"]
+MakeRecorder: TypeAlias = "type[Recorder]"
 
 
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
@@ -193,34 +192,30 @@ def test_a_corpus_edited_after_the_post_is_refused(bench: Bench, recorder: MakeR
 def test_a_loss_that_explodes_names_the_step(bench: Bench, recorder: MakeRecorder) -> None:
     observer = recorder()
     spec = replace(bench.spec, learning_rate=1e30, gradient_clipping=0.0, optimizer="sgd")
-    with pytest.raises(LossNotFinite, match="at step [1-9]"):
+    with pytest.raises(LossNotFinite, match=r"at step [1-9]"):
         bench.fit(spec, observer)
     assert observer.checkpoints == []
 
 
-def test_a_model_that_does_not_fit_is_out_of_memory(bench: Bench, recorder: MakeRecorder) -> None:
-    text = "one two three\n" * 8
-    other = bench.with_corpus("short.txt", text)
+def test_a_batch_larger_than_the_corpus_is_cut_to_it(bench: Bench, recorder: MakeRecorder) -> None:
+    other = bench.with_corpus("short.txt", "one two three\n" * 8)
     spec = replace(
-        other.spec, model_family="char_lstm", batch_size=1 << 40, max_seq_len=8, max_steps=1
+        other.spec, batch_size=1 << 40, max_seq_len=8, holdout_fraction=0.0, test_split_ratio=0.0
     )
-    outcome = other.fit(replace(spec, holdout_fraction=0.0, test_split_ratio=0.0), recorder())
-    assert isinstance(outcome, Finished)  # the batch is cut to what the corpus holds
-    with pytest.raises(OutOfMemory, match="gpt2 tiny with batch_size 2 and max_seq_len 16"):
-        bench.fit(replace(bench.spec, model_size="tiny"), _Hungry(recorder()))
+    observer = recorder()
+    assert isinstance(other.fit(spec, observer), Finished)
+    assert observer.starts[0].batch_size == (observer.starts[0].train_tokens - 1) // 8
 
 
-class _Hungry:
-    """An observer in whose call an allocation fails, as it may anywhere in training."""
-
-    def __init__(self, inner: Recorder) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
-    def on_start(self, start: object) -> None:
+def test_an_allocation_that_fails_anywhere_is_out_of_memory(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(_: Recorder, __: object) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(recorder, "on_start", allocate)
+    with pytest.raises(OutOfMemory, match="gpt2 tiny with batch_size 2 and max_seq_len 16"):
+        bench.fit(bench.spec, recorder())
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCEL, StopReason.DRAIN, StopReason.TIMEOUT])

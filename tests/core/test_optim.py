@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_every_optimizer_learns(name: OptimizerName) -> None:
     losses = []
     for _ in range(50):
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -58,7 +59,7 @@ def test_the_rate_rises_to_the_peak_and_then_never_rises_again(name: SchedulerNa
     rates = [learning_rate(spec, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(n + 1) / 11 for n in range(10)])
     assert rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == (1.0 if name == "constant" else pytest.approx(0.0, abs=0.02))
     assert rates[-1] > 0
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from trainer_app.core.spec import OPTIMIZERS, OptimizerName
 if TYPE_CHECKING:
     from tests.core.conftest import Bench, Recorder
 
-MakeRecorder = Callable[..., "Recorder"]
+MakeRecorder: TypeAlias = "type[Recorder]"
 
 
 def weights(finished: Finished) -> bytes:

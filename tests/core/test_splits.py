@@ -95,7 +95,7 @@ def test_no_fraction_holds_nothing_out(write_corpus: Write) -> None:
 
 
 def test_too_few_different_lines_are_refused_with_what_to_set(write_corpus: Write) -> None:
-    with pytest.raises(CorpusTooShort, match="has 2 different .* 3 splits .*test_split_ratio"):
+    with pytest.raises(CorpusTooShort, match=r"has 2 different .* 3 splits .*test_split_ratio"):
         divide(write_corpus(b"one\ntwo\none\ntwo\n"), rule(0.1, 0.1))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,7 +34,7 @@ def log(observer: Recorder, *, scaled: bool = False, logging_steps: int = 10) ->
 
 
 def test_the_first_the_last_and_every_so_many_steps_are_reported(
-    recorder: Callable[[], Recorder],
+    recorder: type[Recorder],
 ) -> None:
     observer = recorder()
     made = log(observer)
@@ -51,7 +50,7 @@ def test_the_first_the_last_and_every_so_many_steps_are_reported(
 
 
 def test_steps_are_read_when_their_time_has_come(
-    recorder: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observer = recorder()
     made = log(observer, logging_steps=1)
@@ -62,17 +61,16 @@ def test_steps_are_read_when_their_time_has_come(
     assert [report.step for report in observer.steps] == [1, 2]
 
 
-def test_nothing_to_report_is_not_reported(recorder: Callable[[], Recorder]) -> None:
-    made = log(recorder())
+def test_nothing_to_report_is_not_reported(recorder: type[Recorder]) -> None:
+    observer = recorder()
+    made = log(observer)
     made.add(2, result(1.0), notable=False)
     made.flush()
-    assert made.observer.steps == []
+    assert observer.steps == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_its_step(
-    recorder: Callable[[], Recorder], value: float
-) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(recorder: type[Recorder], value: float) -> None:
     for scaled in (False, True):
         made = log(recorder(), scaled=scaled)
         made.add(3, result(1.0), notable=False)
@@ -82,13 +80,14 @@ def test_a_loss_that_is_not_finite_names_its_step(
 
 
 def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
-    recorder: Callable[[], Recorder],
+    recorder: type[Recorder],
 ) -> None:
     made = log(recorder())
     made.add(5, result(1.0, math.inf), notable=False)
     with pytest.raises(LossNotFinite, match="gradient norm became inf at step 5"):
         made.flush()
-    scaled = log(recorder(), scaled=True)
+    observer = recorder()
+    scaled = log(observer, scaled=True)
     scaled.add(10, result(1.0, math.inf), notable=False)
     scaled.flush()
-    assert scaled.observer.steps[0].grad_norm == 0.0
+    assert observer.steps[0].grad_norm == 0.0

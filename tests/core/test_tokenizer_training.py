@@ -11,8 +11,8 @@ import pytest
 from backends.loading import load_tokenizer
 from backends.registry import TOKENIZER_KINDS
 from trainer_app.core.spec import TokenizerSpec
-from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.split_texts import plan_split, split_texts
+from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import never
 from trainer_app.core.tokenizer_training import TokenizerReport, measure, train_tokenizer
 from trainer_app.errors import TokenizerTrainFailed
@@ -53,7 +53,7 @@ def train(
 
 @pytest.mark.parametrize("method", TOKENIZER_KINDS)
 def test_a_tokenizer_is_written_and_measured(
-    write_corpus: Write, story: Callable[..., str], tmp_path: Path, method: str
+    write_corpus: Write, story: Callable[[int], str], tmp_path: Path, method: str
 ) -> None:
     report = train(write_corpus(story(60).encode()), tmp_path / "out", method=method)
     assert report is not None
@@ -70,7 +70,7 @@ def test_a_tokenizer_is_written_and_measured(
 
 @pytest.mark.parametrize("method", TOKENIZER_KINDS)
 def test_equal_specs_give_equal_bytes(
-    write_corpus: Write, story: Callable[..., str], tmp_path: Path, method: str
+    write_corpus: Write, story: Callable[[int], str], tmp_path: Path, method: str
 ) -> None:
     written = write_corpus(story(60).encode())
     for name in ("one", "two"):
@@ -115,7 +115,7 @@ def test_without_held_out_text_there_are_no_figures(write_corpus: Write, tmp_pat
 
 @pytest.mark.parametrize("questions", [0, 1, 2])
 def test_a_stop_ends_it_at_any_stage(
-    write_corpus: Write, story: Callable[..., str], tmp_path: Path, questions: int
+    write_corpus: Write, story: Callable[[int], str], tmp_path: Path, questions: int
 ) -> None:
     written = write_corpus(story(60).encode())
     assert train(written, tmp_path / "out", stop_after=questions) is None

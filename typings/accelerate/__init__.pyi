@@ -7,6 +7,7 @@ from torch import Tensor, nn
 class Accelerator:
     device: torch.device
     sync_gradients: bool
+    gradient_accumulation_steps: int
     scaler: torch.amp.GradScaler | None
 
     def __init__(
