@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from backends.contracts import ModelConfig
@@ -33,10 +34,9 @@ def test_dropout_is_for_training_alone() -> None:
     assert torch.equal(model(ids_BT), model(ids_BT))
 
 
-def test_a_fresh_model_leans_to_remember() -> None:
+def test_the_weights_start_as_torch_draws_them_but_for_the_biases() -> None:
     weights = build().state_dict()
-    for layer in (0, 1):
-        biases = weights[f"lstm.bias_ih_l{layer}"] + weights[f"lstm.bias_hh_l{layer}"]
-        expected = torch.zeros(4, 256)
-        expected[1] = 1.0  # input, forget, cell, output
-        assert torch.equal(biases.view(4, 256), expected)
+    assert weights["embedding.weight"].std().item() == pytest.approx(1.0, rel=0.05)
+    for name in ("lstm.weight_hh_l1", "head.weight"):
+        assert weights[name].abs().max().item() == pytest.approx(1 / 256**0.5, rel=0.01)
+    assert not any(tensor.any() for name, tensor in weights.items() if "bias" in name)
