@@ -97,7 +97,7 @@ def model_card(run_id: str, spec: TrainSpec, finished: Finished) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")'
-        if _loads_in_transformers(finished.directory)
+        if finished.loads_in_transformers
         else "from pathlib import Path\n\n"
         "from trainer_app.core.loaded import load_model\n\n"
         'loaded = load_model(Path("."), device="cpu")'
@@ -131,11 +131,6 @@ Losses are means in nats per predicted token.
 {loader}
 ```
 """
-
-
-def _loads_in_transformers(directory: Path) -> bool:
-    # transformers finds its own class by this field; families of ours alone have none.
-    return "architectures" in json.loads((directory / "config.json").read_bytes())
 
 
 def metrics_file(finished: Finished) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that all of torch's users know
+from torch.nn import functional as F
 
 from backends.contracts import BOS_ID, EOS_ID, PAD_ID, Cache, CausalModel, ModelConfig
 from backends.models import files

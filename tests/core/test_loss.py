@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name that all of torch's users know
+from torch.nn import functional as F
 
 from trainer_app.core import loss
 from trainer_app.core.loss import chunked_loss, next_token_loss

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812 - the name that all of torch's users know
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
