@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,30 +18,33 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from trainer_app.cli.demo_corpus import write_corpus
 from trainer_app.cli.exits import Exit
-from trainer_app.cli.tables import duration, printable, size, table
+from trainer_app.cli.tables import duration, printable, short, size, table
 from trainer_app.cli.watch import follow, summary
 from trainer_app.client import Client
 from trainer_app.errors import TrainerError
-from trainer_app.replies import Run, Tokenizer
+from trainer_app.replies import Corpus, Run, Tokenizer
 from trainer_app.stack.launch import RunningStack, start_stack
 from trainer_app.transport import ApiError
 
 VOCAB_SIZE: Final = 4_096
-STEPS_PER_MINUTE: Final = 400  # on 2 CPU cores, measured
-# Chosen by the validation loss that two minutes on 2 CPU cores reach.
+SEQ_LEN: Final = 64  # tokens
+BATCH_SIZE: Final = 16  # sequences
+PROBE_STEPS: Final = 40  # to learn how fast this machine is
+MAX_EPOCHS: Final = 4.0  # a fast machine needs no two minutes to see the text this often
+# Of 24 tried (tiny and mini; 32 to 256 tokens; 4 to 32 sequences; 2e-3 to 8e-3), the one with the
+# lowest validation loss after two minutes on 2 CPU cores, but for a context of 32 tokens.
 RECIPE: Final = {
     "model_family": "gpt2",
     "model_size": "tiny",
-    "max_seq_len": 128,
-    "batch_size": 16,
-    "learning_rate": 3e-3,
+    "max_seq_len": SEQ_LEN,
+    "batch_size": BATCH_SIZE,
+    "learning_rate": 4e-3,
     "warmup_ratio": 0.05,
     "num_epochs": 1_000,  # max_steps ends it
-    "holdout_fraction": 0.01,
+    "holdout_fraction": 0.005,
     "test_split_ratio": 0.01,
     "early_stopping_patience": 0,
     "seed": 42,
-    "tags": ["demo"],
 }
 PROMPTS: Final = (
     "def read_file(path):\n",
@@ -60,6 +64,7 @@ _OTHERS: Final = (
     "SECURITY__API_KEY",
 )
 _TOKENIZER_SECONDS: Final = 600.0
+_PROBE_SECONDS: Final = 600.0
 
 
 class _Failed(TrainerError):
@@ -101,18 +106,23 @@ class _Demo:
         self._client = client
         self._console = console
         self._data_root = data_root
-        self._steps = max(1, round(STEPS_PER_MINUTE * minutes))
+        self._minutes = minutes
 
     def run(self) -> Run:
         """All that needs the stack."""
-        file_id = self._upload()
-        tokenizer = self._train_tokenizer(file_id)
-        run = self._train(file_id, tokenizer)
+        corpus = self._upload()
+        tokenizer = self._train_tokenizer(corpus["file_id"])
+        inputs = {
+            "corpus_file_id": corpus["file_id"],
+            "tokenizer_id": tokenizer["tokenizer_id"],
+        }
+        steps = self._plan(inputs, corpus, tokenizer)
+        run = self._train(inputs, steps)
         self._compare(run, tokenizer)
         self._complete(run)
         return run
 
-    def _upload(self) -> str:
+    def _upload(self) -> Corpus:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "stdlib.txt")
             with _step(self._console, "gather the source of Python's standard library"):
@@ -127,7 +137,7 @@ class _Demo:
                 )
         figures = f"{text.files:,} files, {size(corpus['bytes'])}, {corpus['lines']:,} lines"
         self._console.print(f"  {figures}", style="dim")
-        return corpus["file_id"]
+        return corpus
 
     def _train_tokenizer(self, file_id: str) -> Tokenizer:
         with _step(self._console, f"train a byte-level BPE of {VOCAB_SIZE:,} entries"):
@@ -141,23 +151,31 @@ class _Demo:
             raise _Failed(f"the tokenizer: {tokenizer['error']}")
         return tokenizer
 
-    def _train(self, file_id: str, tokenizer: Tokenizer) -> Run:
-        eval_steps = max(1, self._steps // 5)
-        accepted = self._client.train_run(
-            {
-                **RECIPE,
-                "corpus_file_id": file_id,
-                "tokenizer_id": tokenizer["tokenizer_id"],
-                "max_steps": self._steps,
-                "eval_steps": eval_steps,
-            }
-        )
-        self._console.print(f"train a GPT-2 ({self._steps:,} steps): {accepted['run_id']}")
+    def _plan(self, inputs: Mapping[str, str], corpus: Corpus, tokenizer: Tokenizer) -> int:
+        """How many steps the given minutes are on this machine, found out by a short run."""
+        fields = {"max_steps": PROBE_STEPS, "logging_steps": 5, "tags": ["demo-probe"]}
+        with _step(self._console, "tokenize the text, and see how fast this machine trains"):
+            accepted = self._client.train_run({**RECIPE, **inputs, **fields})
+            probe = self._client.wait_for_run(accepted["run_id"], timeout=_PROBE_SECONDS)
+        _check(probe)
+        points = self._client.run_metrics(probe["run_id"])["points"]
+        # The first steps are slower: memory is laid out, caches are cold.
+        late = points[len(points) // 2 :]
+        rate = statistics.median(point["tokens_per_sec"] or 0.0 for point in late)
+        assert tokenizer["bytes_per_token"] is not None
+        enough = MAX_EPOCHS * corpus["bytes"] / tokenizer["bytes_per_token"]
+        tokens = min(rate * 60 * self._minutes, enough)
+        self._console.print(f"  {short(rate)} tokens/s", style="dim")
+        return max(1, round(tokens / (SEQ_LEN * BATCH_SIZE)))
+
+    def _train(self, inputs: Mapping[str, str], steps: int) -> Run:
+        fields = {"max_steps": steps, "eval_steps": max(1, steps // 4), "tags": ["demo"]}
+        accepted = self._client.train_run({**RECIPE, **inputs, **fields})
+        self._console.print(f"train a GPT-2: {accepted['run_id']}")
         run = follow(self._client, accepted["run_id"], self._console)
+        _check(run)
         for line in summary(run):
             self._console.print(f"  {line}", markup=False)
-        if run["status"] != "completed":
-            raise _Failed(f"training ended as {run['status']}: {run['message']}")
         return run
 
     def _compare(self, run: Run, tokenizer: Tokenizer) -> None:
@@ -193,6 +211,12 @@ class _Demo:
             self._console.print(prompt, style="bold cyan", end="", markup=False)
             self._console.print(printable(generated["outputs"][0]), markup=False)
             self._console.rule(style="dim")
+
+
+def _check(run: Run) -> None:
+    if run["status"] != "completed":
+        where = f"its log: {run['run_id']}.jsonl"
+        raise _Failed(f"training ended as {run['status']}: {run['message']} ({where})")
 
 
 @contextmanager

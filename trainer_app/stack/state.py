@@ -98,8 +98,10 @@ def read_state(data_root: Path) -> StackState | None:
 
 
 def remove_state(data_root: Path) -> None:
-    """Say that no stack runs here any more."""
-    state_file(data_root).unlink(missing_ok=True)
+    """Say that this process's stack no longer runs; another's state stays."""
+    state = read_state(data_root)
+    if state is not None and state["pid"] == os.getpid():
+        state_file(data_root).unlink()
 
 
 def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
@@ -112,7 +114,7 @@ def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
         return []
     left = [entry for entry in state["processes"] if _is_same(entry)]
     end_groups([entry["pid"] for entry in left], grace_seconds)
-    remove_state(data_root)
+    state_file(data_root).unlink()
     return [entry["name"] for entry in left]
 
 

@@ -79,13 +79,17 @@ class _Stack:
         self._signals = signals
         self._redis_url = settings.redis.url
         readable = {"LOGGING__FORMAT": "text"}  # unless the user chose otherwise
-        self._environment = readable | dict(os.environ) | {
-            "APP__DATA_ROOT": str(settings.paths.data_root),
-            "DATABASE__URL": settings.database_url,
-            "API__HOST": settings.api.host,
-            "API__PORT": str(settings.api.port),
-            "PYTHONUNBUFFERED": "1",  # lines are to be seen as they are written
-        }
+        self._environment = (
+            readable
+            | dict(os.environ)
+            | {
+                "APP__DATA_ROOT": str(settings.paths.data_root),
+                "DATABASE__URL": settings.database_url,
+                "API__HOST": settings.api.host,
+                "API__PORT": str(settings.api.port),
+                "PYTHONUNBUFFERED": "1",  # lines are to be seen as they are written
+            }
+        )
 
     def run(self, plan: list[Process]) -> int:
         supervisor = Supervisor(self._output, self._environment)
