@@ -145,6 +145,21 @@ def test_a_body_over_the_limit_is_refused_when_it_does_not_say_its_length(
     assert response.status_code == 413
 
 
+def test_a_body_that_breaks_off_is_refused_even_where_it_is_whole_json(
+    client: FlaskClient, body: dict[str, object]
+) -> None:
+    response = client.post(
+        "/runs/train",
+        data=json.dumps(body),
+        content_type="application/json",
+        environ_overrides={
+            "CONTENT_LENGTH": str(len(json.dumps(body)) + 1),
+            "wsgi.input_terminated": True,
+        },
+    )
+    assert response.status_code == 400
+
+
 def test_two_lengths_are_refused(client: FlaskClient) -> None:
     response = send(client, b"{}", **{"Transfer-Encoding": "chunked"})
     assert response.status_code == 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -185,15 +186,34 @@ def test_a_corpus_that_claims_too_much_is_refused_unread(
     assert response.status_code == 413
 
 
-def test_an_upload_that_breaks_off_leaves_no_file(client: FlaskClient, settings: Settings) -> None:
+@pytest.mark.parametrize("terminated", [False, True], ids=["wsgiref", "gunicorn"])
+def test_an_upload_that_breaks_off_leaves_no_file(
+    client: FlaskClient, settings: Settings, terminated: bool
+) -> None:
     response = client.post(
         "/corpora",
         data=TEXT,
         content_type="text/plain",
-        environ_overrides={"CONTENT_LENGTH": str(len(TEXT) + 1)},
+        environ_overrides={
+            "CONTENT_LENGTH": str(len(TEXT) + 1),
+            "wsgi.input_terminated": terminated,
+        },
     )
     assert response.status_code == 400
     assert files(settings) == []
+
+
+def test_what_a_killed_server_left_behind_is_removed_after_a_day(
+    client: FlaskClient, settings: Settings
+) -> None:
+    folder = settings.paths.uploads
+    folder.mkdir(parents=True)
+    old, new = folder / ".upload.1.tmp", folder / ".upload.2.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half a te")
+    os.utime(old, (0, 0))
+    upload(client)
+    assert files(settings) == [new.name, f"{SHA256}.txt"]
 
 
 class Broken(io.BytesIO):

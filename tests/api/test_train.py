@@ -18,6 +18,8 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
+from trainer_app.api.accept import wake
+from trainer_app.api.corpus_choice import Digests
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import runs
@@ -449,6 +451,23 @@ def test_a_locked_database_is_noticed_within_five_seconds(
         response = train(client, body)
         assert time.monotonic() - began < 5
     assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+
+
+def test_a_database_that_goes_away_after_the_row_does_no_harm(
+    settings: Settings, make_client: Make, tmp_path: Path
+) -> None:
+    client = make_client(replace(settings, database_url=f"sqlite:///{tmp_path}"))
+    with client.application.app_context():
+        wake("run-committed")
+
+
+def test_digests_are_remembered_within_bounds(world: World) -> None:
+    digests = Digests()
+    names = [world.corpus(f"{number}.txt", f"text {number}") for number in range(300)]
+    root = world.settings.paths.corpus
+    found = [digests.of(root, name) for name in names]
+    assert [digests.of(root, name) for name in names] == found
+    assert len(set(found)) == 300
 
 
 def test_nothing_is_written_while_the_database_is_away(

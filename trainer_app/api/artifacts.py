@@ -11,6 +11,7 @@ from trainer_app import artifacts
 from trainer_app.api import current
 from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import Pointer
 from trainer_app.store import runs
 
@@ -56,6 +57,7 @@ def download_artifact(run_id: str) -> Response:
     content_type="application/octet-stream",
     description="The part that Range asks for",
 )
+@blueprint.alt_response(416, schema=ErrorSchema, description="Range lies behind the end")
 @blueprint.doc(operationId="downloadArtifactFile")
 @blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
 def download_artifact_file(run_id: str, name: str) -> Response:

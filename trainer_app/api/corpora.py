@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from flask import Response, request
 
 from trainer_app.api import current, uploads
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpora_schema import CorpusPageSchema, CorpusSchema
-from trainer_app.api.schema import PageQuerySchema
+from trainer_app.api.schema import PageQuery, PageQuerySchema
 from trainer_app.api.text_scan import Text
 from trainer_app.store import corpora
 from trainer_app.store.corpora import Corpus
@@ -33,13 +31,6 @@ _BODY = {
         },
     },
 }
-
-
-class PageQuery(TypedDict):
-    """What PageQuerySchema loads."""
-
-    limit: int
-    after: str | None
 
 
 @blueprint.route("/corpora", methods=["POST"])

@@ -54,7 +54,7 @@ def install(app: Flask) -> Api:
 
 def publish(app: Flask, api: Api) -> None:
     """Serve the finished document at /openapi.json, and the page at /docs."""
-    text = json.dumps(complete(api.spec.to_dict()), indent=1)
+    text = json.dumps(complete(api.spec.to_dict()))
     pages = Blueprint("docs", __name__)
 
     @pages.get("/openapi.json")
@@ -144,8 +144,6 @@ def _error(status: str, codes: list[str]) -> _Document:
             "description": "Seconds after which to try again.",
             "schema": {"type": "integer", "example": RETRY_AFTER_SECONDS},
         }
-    if status == "405":
-        headers["Allow"] = {"description": "The methods.", "schema": {"type": "string"}}
     return {
         "description": ", ".join(sorted(codes)),
         "headers": headers,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import (
     KEY_PARAMETER,
@@ -21,6 +19,7 @@ from trainer_app.api.runs_schema import (
     RunQuerySchema,
     RunSchema,
 )
+from trainer_app.api.schema import PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
 from trainer_app.store import idempotency, lease, runs
@@ -31,15 +30,13 @@ from trainer_app.store.tables import JobKind
 blueprint = Blueprint("runs", __name__, description="Training runs.")
 
 
-class RunQuery(TypedDict):
+class RunQuery(PageQuery):
     """What RunQuerySchema loads."""
 
     status: str | None
     model_family: str | None
     user_id: int | None
     tag: str | None
-    limit: int
-    after: str | None
 
 
 @blueprint.route("/runs/train", methods=["POST"], parameters=[KEY_PARAMETER])

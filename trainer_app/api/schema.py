@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypedDict
 
 from marshmallow import RAISE, Schema, fields
 from marshmallow.schema import Schema as AnySchema
@@ -40,6 +40,13 @@ class PageQuerySchema(StrictSchema):
         validate=length(1, 128),
         metadata=about("The `next` of the page before.") | {"pattern": f"^{PATTERN}$"},
     )
+
+
+class PageQuery(TypedDict):
+    """What PageQuerySchema loads."""
+
+    limit: int
+    after: str | None
 
 
 def page_of(item: type[Schema]) -> type[Schema]:
@@ -103,7 +110,8 @@ def _flatten(messages: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[st
         for name, inner in messages.items():
             step = () if name == "_schema" else (_name(name),)
             yield from _flatten(inner, path + step)
-    elif isinstance(messages, list):
+    else:
+        assert isinstance(messages, list)
         for message in messages:
             yield path, str(message)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import (
@@ -15,7 +15,7 @@ from trainer_app.api.accept import (
 )
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpus_choice import corpus_sha256
-from trainer_app.api.schema import PageQuerySchema
+from trainer_app.api.schema import PageQuery, PageQuerySchema
 from trainer_app.api.tokenizers_schema import (
     TokenizerAcceptedSchema,
     TokenizerPageSchema,
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
     from trainer_app.store.tokenizers import Tokenizer
 
 blueprint = Blueprint("tokenizers", __name__, description="Tokenizers.")
-
-
-class PageQuery(TypedDict):
-    """What PageQuerySchema loads."""
-
-    limit: int
-    after: str | None
 
 
 @blueprint.route("/tokenizers/train", methods=["POST"], parameters=[KEY_PARAMETER])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
@@ -36,6 +37,8 @@ FIELD: Final = "file"
 RAW_TYPES: Final = ("text/plain", "application/octet-stream")
 # Of a multipart body beside the file: boundaries and headers.
 _OVERHEAD: Final = 65_536
+_NAME: Final = "upload"
+_ABANDONED_SECONDS: Final = 86_400.0
 
 
 def store_upload(
@@ -50,7 +53,8 @@ def store_upload(
     check_encoding(request)
     blocks = _limited(_content(request, limit), limit)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder / "upload")
+    _sweep(folder)
+    temporary = temporary_beside(folder / _NAME)
     try:
         text = _write(temporary, blocks)
         with exclusive(folder):
@@ -59,6 +63,14 @@ def store_upload(
             return record(text)
     finally:
         temporary.unlink(missing_ok=True)  # not there once renamed
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what uploads left behind whose process was killed; a live one writes all the time."""
+    for path in folder.glob(f".{_NAME}.*.tmp"):
+        with suppress(FileNotFoundError):  # finished or swept by another just now
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
 
 
 @contextmanager
