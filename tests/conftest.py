@@ -183,7 +183,10 @@ def settings(
 ) -> Settings:
     """Settings of a service with a folder, a database and a Redis of this test alone."""
     for name in [*os.environ]:
-        if "__" in name or name == "APP_ENV":  # the shape of all names that settings have
+        if "__" in name or name in {
+            "APP_ENV",
+            "API_GATEWAY_URL",
+        }:  # the shape of names of settings
             monkeypatch.delenv(name)
     monkeypatch.setenv("APP__DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.setenv("DATABASE__URL", sqlite_url)

@@ -59,6 +59,28 @@ BAD_VALUES = [
     ("APP__THREADS", "-1"),
     ("APP__THREADS", "all"),
     ("APP__TOKENIZER_SAMPLE_MAX_LINES", "0"),
+    ("APP__DATA_BANK_API_URL", "ftp://bank"),
+    ("APP__DATA_BANK_API_URL", "http://"),
+    ("APP__DATA_BANK_API_URL", "http://["),
+    ("APP__DATA_BANK_API_URL", "http://bank:port"),
+    ("APP__DATA_BANK_API_URL", "http://bank/a b"),
+    ("APP__DATA_BANK_API_URL", "http://user:pass@bank"),
+    ("APP__DATA_BANK_API_URL", "http://bank?key=1"),
+    ("API_GATEWAY_URL", "gateway"),
+    ("APP__DATA_BANK_API_KEY", "two words"),
+    ("APP__DATA_BANK_API_KEY", "line\n"),
+    ("APP__DATA_BANK_MAX_BYTES", "0"),
+    ("APP__DATA_BANK_RETRY_SEC", "-1"),
+    ("APP__CLEANUP__ENABLED", "perhaps"),
+    ("APP__CLEANUP__VERIFY_UPLOAD", "perhaps"),
+    ("APP__CLEANUP__GRACE_PERIOD_SECONDS", "-1"),
+    ("APP__CLEANUP__DRY_RUN", "perhaps"),
+    ("APP__CORPUS_CACHE_CLEANUP__ENABLED", "perhaps"),
+    ("APP__CORPUS_CACHE_CLEANUP__MAX_BYTES", "-1"),
+    ("APP__CORPUS_CACHE_CLEANUP__MIN_FREE_BYTES", "-1"),
+    ("APP__CORPUS_CACHE_CLEANUP__EVICTION_POLICY", "mru"),
+    ("APP__TOKENIZER_CLEANUP__ENABLED", "perhaps"),
+    ("APP__TOKENIZER_CLEANUP__MIN_UNUSED_DAYS", "-1"),
     ("LOGGING__LEVEL", "info"),
     ("LOGGING__LEVEL", "LOUD"),
     ("LOGGING__FORMAT", "xml"),
@@ -95,7 +117,7 @@ class RecordingEnviron(dict[str, str]):
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine that runs the tests reaches them."""
     for name in os.environ:
-        if "__" in name or name == "APP_ENV":
+        if "__" in name or name in {"APP_ENV", "API_GATEWAY_URL"}:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -235,6 +257,34 @@ def test_several_keys_are_separated_by_commas(
 def test_both_databases_are_taken_by_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE__URL", url)
     assert load_settings().database_url == url
+
+
+@pytest.mark.parametrize(
+    ("own", "gateway", "url"),
+    [
+        ("", "", None),
+        ("http://bank:81/", "", "http://bank:81"),
+        ("", "https://gate//", "https://gate/data-bank"),
+        ("https://bank/v1", "https://gate", "https://bank/v1"),
+    ],
+)
+def test_the_data_bank_has_an_address_of_its_own_or_one_behind_the_gateway(
+    own: str, gateway: str, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP__DATA_BANK_API_URL", own)
+    monkeypatch.setenv("API_GATEWAY_URL", gateway)
+    assert load_settings().data_bank.url == url
+
+
+def test_the_key_of_the_data_bank_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP__DATA_BANK_API_KEY", "bank-secret")
+    settings = load_settings()
+    assert settings.data_bank.api_key == "bank-secret"
+    assert "bank-secret" not in repr(settings)
+    monkeypatch.setenv("APP__DATA_BANK_API_KEY", "bank secret")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
 
 
 def test_a_beat_follows_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:

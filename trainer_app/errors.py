@@ -160,6 +160,18 @@ class DiskFull(TrainerError):
     code = "DISK_FULL"
 
 
+class DataBankUnavailable(TrainerError):
+    """The data bank does not answer, or not as it must."""
+
+    code = "DATA_BANK_UNAVAILABLE"
+
+
+class ArtifactUploadFailed(TrainerError):
+    """A finished model could not be stored in the data bank; it is whole where it was made."""
+
+    code = "ARTIFACT_UPLOAD_FAILED"
+
+
 class WorkerLost(TrainerError):
     """The run's worker died as often as it was allowed to."""
 

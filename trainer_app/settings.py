@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from environs import Env, EnvError
 from marshmallow.validate import OneOf, Range, Regexp
@@ -28,6 +29,7 @@ class Paths:
     corpus: Path  # what corpus_path, prompt_path, path may name
     uploads: Path  # corpora posted to /corpora, by digest
     tokens: Path  # memory-mapped token ids, by digest
+    corpus_cache: Path  # corpora fetched from the data bank, by their ids there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,44 @@ class Api:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataBank:
+    """A remote store of corpora and artifacts."""
+
+    url: str | None  # without a slash at its end; None: there is none
+    api_key: str = field(repr=False)
+    max_bytes: int  # of a file that is fetched
+    retry_seconds: float  # how long a transfer that gets nowhere is tried again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleanup:
+    """When the weights of models that lie in the data bank are deleted here."""
+
+    enabled: bool
+    verify_upload: bool  # ask the data bank for size and digest before
+    grace_seconds: float  # since the upload, and since the last use
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusCacheCleanup:
+    """When corpora from the data bank are deleted here."""
+
+    enabled: bool
+    max_bytes: int  # of the cache as a whole
+    min_free_bytes: int  # of its file system
+    eviction_policy: str  # "lru": the longest unused first; "oldest": the first fetched first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerCleanup:
+    """When tokenizers that no run names are deleted."""
+
+    enabled: bool
+    min_unused_days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one process."""
 
@@ -86,6 +126,10 @@ class Settings:
     jobs: Jobs
     security: Security
     api: Api
+    data_bank: DataBank
+    cleanup: Cleanup
+    corpus_cache_cleanup: CorpusCacheCleanup
+    tokenizer_cleanup: TokenizerCleanup
     threads: int  # CPU threads of a training run; 0: all
     tokenizer_sample_max_lines: int  # held-out lines that a tokenizer's statistics read
     log_level: str
@@ -138,6 +182,35 @@ def _read(env: Env) -> Settings:
             max_body_bytes=env.int("API__MAX_BODY_BYTES", 1_048_576, validate=Range(1_024)),
             max_upload_bytes=env.int("API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
         ),
+        data_bank=_read_data_bank(env),
+        cleanup=Cleanup(
+            enabled=env.bool("APP__CLEANUP__ENABLED", False),
+            verify_upload=env.bool("APP__CLEANUP__VERIFY_UPLOAD", True),
+            grace_seconds=env.float(
+                "APP__CLEANUP__GRACE_PERIOD_SECONDS", 86_400.0, validate=Range(0.0, 1e9)
+            ),
+            dry_run=env.bool("APP__CLEANUP__DRY_RUN", False),
+        ),
+        corpus_cache_cleanup=CorpusCacheCleanup(
+            enabled=env.bool("APP__CORPUS_CACHE_CLEANUP__ENABLED", False),
+            max_bytes=env.int(
+                "APP__CORPUS_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
+            ),
+            min_free_bytes=env.int(
+                "APP__CORPUS_CACHE_CLEANUP__MIN_FREE_BYTES", 10_737_418_240, validate=Range(0)
+            ),
+            eviction_policy=env.str(
+                "APP__CORPUS_CACHE_CLEANUP__EVICTION_POLICY",
+                "lru",
+                validate=OneOf(["lru", "oldest"]),
+            ),
+        ),
+        tokenizer_cleanup=TokenizerCleanup(
+            enabled=env.bool("APP__TOKENIZER_CLEANUP__ENABLED", False),
+            min_unused_days=env.float(
+                "APP__TOKENIZER_CLEANUP__MIN_UNUSED_DAYS", 30.0, validate=Range(0.0, 36_500.0)
+            ),
+        ),
         threads=env.int("APP__THREADS", 0, validate=Range(0, 1_024)),
         tokenizer_sample_max_lines=env.int(
             "APP__TOKENIZER_SAMPLE_MAX_LINES", 10_000, validate=Range(1)
@@ -159,6 +232,7 @@ def _read_paths(env: Env) -> Paths:
         corpus=env.path("APP__CORPUS_ROOT", root / "corpus").absolute(),
         uploads=root / "uploads",
         tokens=root / "tokens",
+        corpus_cache=root / "corpus_cache",
     )
 
 
@@ -168,6 +242,36 @@ def _read_redis(env: Env) -> Redis:
     if not url.startswith(("redis://", "rediss://")):
         raise SettingsError("REDIS__URL: must start with redis:// or rediss://")
     return Redis(url=url, given=bool(given), enabled=env.bool("REDIS__ENABLED", True))
+
+
+def _read_data_bank(env: Env) -> DataBank:
+    own = _read_http_url(env, "APP__DATA_BANK_API_URL")
+    gateway = _read_http_url(env, "API_GATEWAY_URL")
+    api_key = env.str("APP__DATA_BANK_API_KEY", "")
+    if not re.fullmatch(r"[!-~]*", api_key):  # not repeated: it is a secret
+        raise SettingsError("APP__DATA_BANK_API_KEY: must be visible ASCII characters")
+    return DataBank(
+        url=own or (f"{gateway}/data-bank" if gateway else None),
+        api_key=api_key,
+        max_bytes=env.int("APP__DATA_BANK_MAX_BYTES", 68_719_476_736, validate=Range(1)),
+        retry_seconds=env.float("APP__DATA_BANK_RETRY_SEC", 300.0, validate=Range(0.0, 86_400.0)),
+    )
+
+
+def _read_http_url(env: Env, name: str) -> str:
+    """An address without the slashes at its end. A refusal does not repeat it: see below."""
+    url = env.str(name, "").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        bad = parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0
+    except ValueError:  # a bracket without its partner, a port that is no number
+        raise SettingsError(f"{name}: must be an address of http:// or https://") from None
+    if url and (bad or not re.fullmatch(r"[!-~]+", url)):
+        raise SettingsError(f"{name}: must be an address of http:// or https://")
+    if parts.username is not None or parts.query or parts.fragment:
+        # A password in an address would be shown wherever the address is.
+        raise SettingsError(f"{name}: must hold no user, query or fragment")
+    return url
 
 
 def _read_jobs(env: Env) -> Jobs:
