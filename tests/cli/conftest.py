@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from threading import Thread
 
 import pytest
 import redis
+import structlog
+from sqlalchemy import select
 from werkzeug.serving import make_server
 
 from trainer_app import artifacts
@@ -24,7 +28,7 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim, MetricPoint, Progress
-from trainer_app.store.tables import Status
+from trainer_app.store.tables import JobRow, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,26 @@ class Server:
             self.database, claim, status, result=result, error_code=error_code, message=message
         )
 
+    def answer_soon(
+        self, status: Status = Status.COMPLETED, *, result: str | None = None, message: str = ""
+    ) -> None:
+        """Ends the next request to generate, as a worker would."""
+
+        def work() -> None:
+            waiting = select(JobRow.id).where(JobRow.status == Status.QUEUED)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                with self.database.read() as session:
+                    job_id = session.scalar(waiting)
+                if job_id is not None:
+                    code = None if status is Status.COMPLETED else "INTERNAL_ERROR"
+                    claim = self.claim(job_id)
+                    self.finish(claim, status, result=result, error_code=code, message=message)
+                    return
+                time.sleep(0.02)
+
+        Thread(target=work, daemon=True).start()
+
     def finished_run(self, status: Status = Status.COMPLETED, **options: str) -> str:
         run_id = self.run()
         claim = self.claim(run_id)
@@ -121,6 +145,8 @@ class Server:
 def make_server_of(sqlite_database: Database) -> Iterator[Callable[[Settings], Server]]:
     """Starts servers with settings of the test's choice."""
     running = []
+    # The server is in this process: what it logs would mix with what the command prints.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
     def start(settings: Settings) -> Server:
         app = create_app(settings)
@@ -132,6 +158,7 @@ def make_server_of(sqlite_database: Database) -> Iterator[Callable[[Settings], S
         return Server(url=url, settings=settings, database=sqlite_database)
 
     yield start
+    structlog.reset_defaults()
     for app, server, thread in running:
         server.shutdown()
         thread.join(10)

@@ -143,17 +143,18 @@ class _Lines:
         self._console = console
         self._said = ""
         self._due = 0.0
-        self._val_loss: float | None = None
+        self._shown: tuple[bool, float | None] = (False, None)
 
     def show(self, run: Run) -> None:
         moving = bool(run["step"])
         line = "  ".join(figures_of(run)) if moving else _waiting(run)
         now = time.monotonic()
         # A first line, an evaluation and a new message are worth a line at once.
-        news = (run["val_loss"] != self._val_loss) if moving else (line != self._said)
+        shown = moving, run["val_loss"]
+        news = not moving or shown != self._shown
         if line != self._said and (news or now >= self._due or run["status"] in FINAL):
             self._console.print(line, markup=False)
-            self._said, self._due, self._val_loss = line, now + LINE_SECONDS, run["val_loss"]
+            self._said, self._due, self._shown = line, now + LINE_SECONDS, shown
 
 
 def _waiting(run: Run) -> str:
