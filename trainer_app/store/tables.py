@@ -170,7 +170,12 @@ class RunRow(Table):
     tokens_per_sec: Mapped[float | None]
     eta_sec: Mapped[float | None]
     artifact_storage: Mapped[str | None] = mapped_column(String(16))  # "local", "data-bank"
-    artifact_sha256: Mapped[str | None] = mapped_column(String(64))
+    artifact_sha256: Mapped[str | None] = mapped_column(String(64))  # of manifest.json
+    # The tar.gz in the data bank.
+    artifact_file_id: Mapped[str | None] = mapped_column(String(_NAME))
+    archive_sha256: Mapped[str | None] = mapped_column(String(64))
+    archive_bytes: Mapped[int | None]
+    uploaded_at: Mapped[float | None]
 
 
 class RunTagRow(Table):
