@@ -46,10 +46,10 @@ def claim(database: Database, run_id: str) -> Claim:
 
 @pytest.fixture
 def stale(database: Database, claim: Claim, elapse: Elapse) -> Claim:
-    """A claim whose lease was over; the run has since been claimed by another worker."""
+    """A claim whose lease was over; the same worker has since claimed the run again."""
     elapse(61)
     lease.reap(database, max_crashes=3)
-    assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is not None
+    assert lease.claim(database, claim.job_id, claim.owner, lease_seconds=60) is not None
     return claim
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -201,7 +202,10 @@ def test_a_postgresql_that_stops_is_unavailable_until_it_is_back(
             with _unavailable(within=5):
                 corpora.add(database, "b" * 64, 1, 1)
         own_postgres.start()
-        assert [corpus.file_id for corpus in corpora.list_(database).items] == ["a" * 64]
+        corpora.add(database, "c" * 64, 1, 1)
+        own_postgres.stop()
+        own_postgres.start()  # a restart that nobody noticed breaks nothing
+        assert [corpus.file_id for corpus in corpora.list_(database).items] == ["c" * 64, "a" * 64]
 
 
 def test_a_host_that_nobody_answers_is_an_unavailable_database() -> None:
@@ -232,6 +236,41 @@ assert len(corpora.list_(database).items) == 3
 database.close()
 """
     assert _python(script, database_url).wait(60) == 0
+
+
+def test_a_forked_child_has_connections_of_its_own(postgres_url: str) -> None:
+    script = """
+import os, sys
+from sqlalchemy import text
+from trainer_app.store.database import Database
+
+def backend():
+    with database.read() as session:
+        return session.scalar(text("SELECT pg_backend_pid()"))
+
+database = Database(sys.argv[1])
+mine = backend()
+child = os.fork()
+if child == 0:
+    other = backend() != mine
+    database.close()
+    sys.exit(0 if other else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert backend() == mine
+database.close()
+"""
+    assert _python(script, postgres_url).wait(60) == 0
+
+
+def test_who_reads_before_writing_is_not_overtaken(sqlite_database: Database) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with sqlite_database.write() as session:
+            session.scalar(text("SELECT count(*) FROM corpora"))
+            other = pool.submit(corpora.add, sqlite_database, "b" * 64, 1, 1)
+            wait([other], timeout=0.2)
+            session.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
+        other.result(10)
+    assert len(corpora.list_(sqlite_database).items) == 2
 
 
 def test_four_processes_that_write_at_once_all_get_through(database_url: str) -> None:

@@ -23,10 +23,12 @@ def enqueue(
     corpus_file_id: str | None = None,
     tokenizer_id: str | None = None,
     request_id: str | None = None,
+    remote_corpora: bool = False,
 ) -> None:
     """Add a queued job within the caller's transaction.
 
-    Raises CorpusNotFound when the corpus that it is to read was deleted in the meantime.
+    Raises CorpusNotFound when the corpus that it is to read was deleted in the meantime, unless
+    ``remote_corpora``: one that is not here may be in the data bank.
     """
     if corpus_file_id is not None:
         # The lock keeps the corpus from being deleted before this job can be seen to use it.
@@ -35,7 +37,7 @@ def enqueue(
             .where(CorpusRow.file_id == corpus_file_id)
             .with_for_update(read=True, key_share=True)
         )
-        if found is None:
+        if found is None and not remote_corpora:
             raise CorpusNotFound(f"{corpus_file_id}: there is no such corpus")
     session.execute(
         insert(JobRow).values(

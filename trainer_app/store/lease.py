@@ -108,7 +108,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             started_at=func.coalesce(JobRow.started_at, NOW),
             message="",
             not_before=0.0,
-            dispatched_at=None,
+            dispatched_at=None,  # should it be queued again, it is due at once
             dispatches=0,
         )
         .returning(
@@ -303,8 +303,6 @@ def _requeue(db: Database, claim: Claim, values: Mapping[str, object]) -> Status
                 "completed_at": case((asked, NOW), else_=null()),
                 "owner": None,
                 "lease_until": None,
-                "dispatched_at": None,
-                "dispatches": 0,
                 **values,
             },
         ).status

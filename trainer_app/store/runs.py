@@ -53,6 +53,7 @@ class Run:
     result: str | None  # JSON
     artifact_storage: str | None
     artifact_sha256: str | None
+    artifact_file_id: str | None  # in the data bank
     spec: TrainSpec
 
 
@@ -62,6 +63,7 @@ def create(
     *,
     queue: str,
     request_id: str | None = None,
+    remote_corpora: bool = False,
     idempotency: IdempotencyKey | None = None,
 ) -> Run:
     """Queue a run; with a key that was used before, the run that was queued then.
@@ -84,6 +86,7 @@ def create(
                 corpus_file_id=spec.corpus_file_id,
                 tokenizer_id=spec.tokenizer_id,
                 request_id=request_id,
+                remote_corpora=remote_corpora,
             )
             session.execute(
                 insert(RunRow).values(
@@ -217,6 +220,7 @@ def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*t
         RunRow.checkpoint_step,
         RunRow.artifact_storage,
         RunRow.artifact_sha256,
+        RunRow.artifact_file_id,
         position.label("queue_position"),
     ).join(RunRow, RunRow.id == JobRow.id)
 

@@ -60,6 +60,7 @@ def create(
     *,
     queue: str,
     request_id: str | None = None,
+    remote_corpora: bool = False,
     idempotency: IdempotencyKey | None = None,
 ) -> Tokenizer:
     """Queue a tokenizer; with a key that was used before, the one that was queued then.
@@ -82,6 +83,7 @@ def create(
                 corpus_file_id=spec.corpus_file_id,
                 tokenizer_id=tokenizer_id,
                 request_id=request_id,
+                remote_corpora=remote_corpora,
             )
             _take_name(session, tokenizer_id, job_id, spec.method)
     return get(db, earlier or tokenizer_id)

@@ -96,8 +96,6 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                     message=fate.message,
                     completed_at=None if fate.status is Status.QUEUED else NOW,
                     not_before=NOW + fate.delay if fate.delay else 0.0,
-                    dispatched_at=None,
-                    dispatches=0,
                 )
             )
             reaped.append(
