@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import Protocol
 
 import pytest
 import redis
@@ -39,8 +40,8 @@ class Server:
     settings: Settings
     database: Database
 
-    def client(self, **options: str) -> Client:
-        return Client(self.url, timeout=20, **options)  # type: ignore[arg-type]
+    def client(self, api_key: str | None = None) -> Client:
+        return Client(self.url, api_key=api_key, timeout=20)
 
     def corpus(self) -> str:
         path = self.settings.paths.corpus / "tale.txt"
@@ -183,7 +184,10 @@ class Outcome:
     err: str
 
 
-Trainer = Callable[..., Outcome]
+class Trainer(Protocol):
+    """The ``trainer`` command; ``url`` is the server from then on."""
+
+    def __call__(self, *arguments: str, url: str | None = None) -> Outcome: ...
 
 
 @pytest.fixture

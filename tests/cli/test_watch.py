@@ -15,6 +15,7 @@ from trainer_app.cli import watch as watches
 from trainer_app.cli.exits import Exit
 from trainer_app.cli.watch import watch
 from trainer_app.client import Client
+from trainer_app.replies import Run
 from trainer_app.stack.ports import free_port
 from trainer_app.transport import NotReachable
 
@@ -87,7 +88,7 @@ def test_a_server_that_restarts_is_waited_for_but_not_for_ever(
     asked = []
 
     class Flaky(Client):
-        def get_run(self, run_id: str) -> watches.Run:
+        def get_run(self, run_id: str) -> Run:
             asked.append(run_id)
             run = super().get_run(run_id)
             if len(asked) == 1:
@@ -96,8 +97,8 @@ def test_a_server_that_restarts_is_waited_for_but_not_for_ever(
                 raise NotReachable("restarting")
             return run
 
-    with Flaky(server.url) as client:
-        assert watch(client, run_id, Console(file=io.StringIO()))[0] is Exit.COMPLETED
+    with Flaky(server.url) as flaky:
+        assert watch(flaky, run_id, Console(file=io.StringIO()))[0] is Exit.COMPLETED
     assert len(asked) == 3
     monkeypatch.setattr(watches, "PATIENCE_SECONDS", 0.0)
     gone = f"http://127.0.0.1:{free_port('127.0.0.1')}"

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from trainer_app.errors import Unavailable
 from trainer_app.stack.state import StackState, read_state
+from trainer_app.stack.up import READY_LINE
 
 READY_SECONDS: Final = 200.0
 STOP_SECONDS: Final = 35.0
@@ -103,19 +102,12 @@ def _merged(changes: Mapping[str, str | None]) -> dict[str, str]:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], data_root: Path, output: Path, deadline: float
 ) -> str:
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
-        while time.monotonic() < deadline and process.poll() is None:
-            state = read_state(data_root)
-            if state is not None and state["pid"] == process.pid and _ready(client, state):
-                return state["api_url"]
-            time.sleep(0.1)
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = output.read_text("utf-8", "replace").splitlines()
+        state = read_state(data_root)
+        if state is not None and any(line.startswith(READY_LINE) for line in lines):
+            return state["api_url"]
+        time.sleep(0.1)
     lines = output.read_text("utf-8", "replace").splitlines()
     last = lines[-1] if lines else "it printed nothing"
     raise Unavailable(f"the stack did not become ready: {last} (more in {output})")
-
-
-def _ready(client: httpx.Client, state: StackState) -> bool:
-    try:
-        return client.get(f"{state['api_url']}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -31,7 +31,9 @@ from trainer_app.store import migrate
 
 BROKER_SECONDS: Final = 60.0  # to read a long append-only file back
 READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import of torch is slow
+READY_LINE: Final = "ready  "  # starts the line that says so, with the URL after it
 _TICK_SECONDS: Final = 0.1
+_ASK_SECONDS: Final = 0.3  # between two looks at /readyz
 _HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
 _LEFTOVER_SECONDS: Final = 10.0
 
@@ -141,15 +143,16 @@ class _Stack:
         self._write_state(supervisor)
         url = api_url(self._settings)
         started = time.monotonic()
-        ready = False
+        ready, ask_at = False, started
         with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
             while not self._signals.count:
                 if supervisor.tick():
                     self._write_state(supervisor)
-                if not ready:
+                if not ready and time.monotonic() >= ask_at:
+                    ask_at = time.monotonic() + _ASK_SECONDS
                     ready, reason = _readiness(client)
                     if ready:
-                        self._output.plain(f"ready  {url}  (docs at /docs)")
+                        self._output.plain(f"{READY_LINE}{url}  (docs at /docs)")
                     elif why := self._hopeless(supervisor, time.monotonic() - started, reason):
                         self._output.say(why)
                         return 1

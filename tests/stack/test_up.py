@@ -1,0 +1,232 @@
+"""What stops ``trainer up`` before anything is started, and a whole stack from start to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.settings import Settings
+from trainer_app.stack.launch import RunningStack, running_stack, start_stack
+from trainer_app.stack.ports import free_port
+from trainer_app.stack.state import state_file
+from trainer_app.stack.up import api_url, up
+
+# The stack is to bring all that it needs, whatever this process's environment names.
+OWN = dict.fromkeys(("DATABASE__URL", "REDIS__URL", "SECURITY__API_KEY", "API__HOST"))
+
+
+def command(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``trainer up`` as a user calls it, for what ends at once."""
+    return subprocess.run(
+        [sys.executable, "-m", "trainer_app.cli.main", "up", *options],
+        check=False,
+        env={name: value for name, value in os.environ.items() if name not in OWN} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def refusal(finished: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says why it does not start."""
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stdout == ""
+    [line] = finished.stderr.splitlines()
+    return line
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = refusal(command("--port", str(port), "--data-root", str(tmp_path)))
+    assert line == f"error: API__PORT: {port} is in use; choose another one with --port"
+
+
+def test_a_data_root_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal(command("--data-root", str(tmp_path / "file")))
+    assert re.fullmatch(r"error: APP__DATA_ROOT: .*/file cannot be written to: .*", line)
+
+
+def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
+    line = refusal(command("--data-root", str(tmp_path), JOBS__LEASE_SEC="soon"))
+    assert line.startswith("error: JOBS__LEASE_SEC: ")
+
+
+def test_an_open_door_is_one_line(tmp_path: Path) -> None:
+    line = refusal(command("--host", "0.0.0.0", "--data-root", str(tmp_path)))
+    assert line.startswith("error: API__HOST: 0.0.0.0 can be reached from other machines")
+
+
+def test_a_second_stack_on_the_same_data_root_is_refused(settings: Settings) -> None:
+    run = settings.paths.data_root / "run"
+    run.mkdir(parents=True)
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
+            up(settings)
+        state_file(settings.paths.data_root).write_text('{"api_url": "http://127.0.0.1:8000"}')
+        with pytest.raises(SettingsError, match=r"that runs at http://127.0.0.1:8000$"):
+            up(settings)
+
+
+def test_an_address_of_another_machine_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(
+        settings,
+        api=replace(settings.api, host="192.0.2.1"),
+        security=replace(settings.security, allow_open=True),
+    )
+    with pytest.raises(SettingsError, match=r"^API__HOST: cannot listen on 192.0.2.1:8000"):
+        up(elsewhere)
+
+
+def test_a_stack_without_redis_is_refused(settings: Settings) -> None:
+    without = replace(settings, redis=replace(settings.redis, enabled=False))
+    with pytest.raises(SettingsError, match=r"^REDIS__ENABLED: "):
+        up(without)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("localhost", "http://localhost:8000"),
+    ],
+)
+def test_a_client_on_this_machine_finds_the_api(settings: Settings, host: str, url: str) -> None:
+    assert api_url(replace(settings, api=replace(settings.api, host=host))) == url
+
+
+def test_a_broker_from_outside_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
+    url = f"redis://:secret@127.0.0.1:{free_port('127.0.0.1')}/0"
+    finished = command("--port", "0", "--data-root", str(tmp_path), REDIS__URL=url)
+    assert finished.returncode == 4
+    assert "does not answer" in finished.stderr
+    assert "secret" not in finished.stdout + finished.stderr
+
+
+def test_a_database_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
+    url = f"postgresql://127.0.0.1:{free_port('127.0.0.1')}/none"
+    finished = command("--port", "0", "--data-root", str(tmp_path), DATABASE__URL=url)
+    assert finished.returncode == 4
+    assert finished.stderr.count("\n") == 1
+    assert not state_file(tmp_path).exists()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A whole stack."""
+    root = tmp_path_factory.mktemp("stack") / "data root"
+    with running_stack(root, environment=OWN) as started:
+        yield started
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestWholeStack:
+    def test_it_says_where_it_is(self, stack: RunningStack) -> None:
+        assert f"\nready  {stack.api_url}  (docs at /docs)\n" in stack.output.read_text()
+        assert httpx.get(f"{stack.api_url}/readyz").json() == {"status": "ready", "reason": None}
+        pids = stack.state["pids"]
+        assert all(psutil.pid_exists(pid) for pid in [pids["api"] or 0, *pids["worker"]])
+        with redis.Redis.from_url(stack.state["redis_url"]) as client:
+            assert client.ping()
+
+    def test_what_dies_comes_back_and_is_written_down(self, stack: RunningStack) -> None:
+        before = stack.state["pids"]["api"]
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while stack.state["pids"]["api"] == before or not _answers(stack.api_url):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def test_a_client_that_never_ends_its_headers_is_cut_off(self, stack: RunningStack) -> None:
+        host, _, port = stack.api_url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=40) as slow:
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+            started = time.monotonic()
+            assert slow.recv(1) == b""
+            assert time.monotonic() - started < 30
+
+    def test_a_second_one_names_the_first(self, stack: RunningStack) -> None:
+        with pytest.raises(Unavailable, match=f"in use by a stack that runs at {stack.api_url}"):
+            start_stack(stack.data_root, environment=OWN)
+        assert stack.process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_ends_with_all_that_it_started_and_starts_again(tmp_path: Path) -> None:
+    stack = start_stack(tmp_path, environment=OWN)
+    started = [psutil.Process(stack.process.pid), *_descendants(stack)]
+    asked = time.monotonic()
+    assert stack.stop() == 0
+    assert time.monotonic() - asked < 30
+    assert [process for process in started if _runs(process)] == []
+    with pytest.raises(Unavailable, match="no stack runs"):
+        assert stack.state
+    # An append-only file that cannot be read is set aside.
+    for file in (tmp_path / "broker" / "appendonlydir").iterdir():
+        file.write_bytes(b"nothing that a server would write")
+    again = start_stack(tmp_path, environment=OWN)
+    try:
+        assert "cannot read its file" in again.output.read_text()
+        # What a supervisor that is killed leaves is ended by its guard, or by the next start.
+        left = _descendants(again)
+        again.process.kill()
+        again.process.wait()
+        third = start_stack(tmp_path, environment=OWN)
+        third.stop()
+        assert [process for process in left if _runs(process)] == []
+    finally:
+        again.process.kill()
+
+
+@pytest.mark.slow
+def test_a_stack_that_never_gets_ready_ends_with_what_is_wrong(tmp_path: Path) -> None:
+    broken = {**OWN, "PYTHONPATH": str(tmp_path / "path")}
+    (tmp_path / "path" / "gunicorn").mkdir(parents=True)
+    (tmp_path / "path" / "gunicorn" / "__init__.py").touch()
+    (tmp_path / "path" / "gunicorn" / "__main__.py").write_text("raise SystemExit('broken')")
+    with pytest.raises(Unavailable) as failed:
+        start_stack(tmp_path / "data", environment=broken)
+    assert "did not become ready" in failed.value.message
+    assert "api does not stay up" in (tmp_path / "data/run/logs/up.log").read_text()
+
+
+def _descendants(stack: RunningStack) -> list[psutil.Process]:
+    return psutil.Process(stack.process.pid).children(recursive=True)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
