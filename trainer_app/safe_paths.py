@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import BinaryIO, Final
 from trainer_app.errors import CorpusNotFound
 
 MAX_NAME_LENGTH: Final = 1_024  # characters of a whole relative name
+
+ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_ID: Final = re.compile(ID_PATTERN)
 
 # What the kernel answers for names that lead nowhere or to what may not be read. All of them get
 # one answer, so that nobody can learn what exists outside the folder.
@@ -34,6 +38,11 @@ _REFUSALS: Final = frozenset(
 # O_NONBLOCK: opening a FIFO must not wait for a writer that never comes.
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def is_id(text: str) -> bool:
+    """Whether the text may name a run, a tokenizer, a corpus or a request: one path component."""
+    return _ID.fullmatch(text) is not None and ".." not in text
 
 
 def open_beneath(root: Path, name: str) -> BinaryIO:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from werkzeug.routing import BaseConverter, ValidationError
 
-PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-_WELL_FORMED: Final = re.compile(PATTERN)
+from trainer_app.safe_paths import ID_PATTERN, is_id
 
+__all__ = ["PATTERN", "IdConverter", "is_id"]
 
-def is_id(text: str) -> bool:
-    """Whether the text may name a run, a tokenizer, a corpus or a request."""
-    return _WELL_FORMED.fullmatch(text) is not None and ".." not in text
+PATTERN: Final = ID_PATTERN
 
 
 class IdConverter(BaseConverter):
