@@ -84,6 +84,14 @@ BAD_VALUES = [
     ("LOGGING__LEVEL", "info"),
     ("LOGGING__LEVEL", "LOUD"),
     ("LOGGING__FORMAT", "xml"),
+    ("WANDB__ENABLED", "maybe"),
+    ("WANDB__PROJECT", ""),
+    ("WANDB__PROJECT", "team/project"),
+    ("WANDB__PROJECT", "p" * 129),
+    ("FLOWER__PORT", "65536"),
+    ("FLOWER__BASIC_AUTH", "secret"),
+    ("FLOWER__BASIC_AUTH", "user:"),
+    ("FLOWER__BASIC_AUTH", "one:secret,"),
     ("RQ__QUEUE_NAME", "a b"),
     ("RQ__RETRY_MAX", "none"),
     ("RQ__RETRY_INTERVALS_SEC", "soon"),
@@ -98,6 +106,8 @@ FREE_TEXT = {
     "APP__CORPUS_ROOT",
     "API__HOST",
     "SECURITY__API_KEY",
+    "WANDB_DIR",
+    "FLOWER__HOST",
 }
 
 
@@ -203,6 +213,22 @@ def test_a_refused_url_is_not_repeated_since_it_may_hold_a_password(
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert "secret" not in str(refused.value)
+
+
+def test_a_refused_password_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWER__BASIC_AUTH", "one:fine,hunter2")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_tracking_keeps_its_files_with_the_data_unless_its_own_variable_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("APP__DATA_ROOT", "elsewhere")
+    assert load_settings().tracking.directory == tmp_path / "elsewhere"
+    monkeypatch.setenv("WANDB_DIR", "/var/lib/wandb")
+    assert load_settings().tracking.directory == Path("/var/lib/wandb")
 
 
 @pytest.mark.parametrize("prefix", ["CELERY__", "RQ__"])

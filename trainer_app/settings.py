@@ -116,6 +116,24 @@ class TokenizerCleanup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Weights & Biases. Its own variables, such as WANDB_MODE, are left to it."""
+
+    enabled: bool
+    project: str
+    directory: Path  # it keeps its files in a folder wandb in there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flower:
+    """The pages that show workers and tasks, with ``trainer up --flower``."""
+
+    host: str
+    port: int
+    basic_auth: str  # user:password, several comma-separated; empty: made up and kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one process."""
 
@@ -130,6 +148,8 @@ class Settings:
     cleanup: Cleanup
     corpus_cache_cleanup: CorpusCacheCleanup
     tokenizer_cleanup: TokenizerCleanup
+    tracking: Tracking
+    flower: Flower
     threads: int  # CPU threads of a training run; 0: all
     tokenizer_sample_max_lines: int  # held-out lines that a tokenizer's statistics read
     log_level: str
@@ -211,6 +231,8 @@ def _read(env: Env) -> Settings:
                 "APP__TOKENIZER_CLEANUP__MIN_UNUSED_DAYS", 30.0, validate=Range(0.0, 36_500.0)
             ),
         ),
+        tracking=_read_tracking(env, paths),
+        flower=_read_flower(env),
         threads=env.int("APP__THREADS", 0, validate=Range(0, 1_024)),
         tokenizer_sample_max_lines=env.int(
             "APP__TOKENIZER_SAMPLE_MAX_LINES", 10_000, validate=Range(1)
@@ -308,6 +330,29 @@ def _read_jobs(env: Env) -> Jobs:
         ),
         checkpoint_seconds=env.float("JOBS__CHECKPOINT_SEC", 60.0, validate=Range(0.0, 86_400.0)),
         max_crashes=env.int("JOBS__MAX_CRASHES", 3, validate=Range(1, 100)),
+    )
+
+
+def _read_tracking(env: Env, paths: Paths) -> Tracking:
+    # What W&B takes as the name of a project.
+    words = "Must be 1 to 128 characters, without slashes, backslashes, #, ?, % and :"
+    project = Regexp(r"[^/\\#?%:\n]{1,128}\Z", error=words)
+    return Tracking(
+        enabled=env.bool("WANDB__ENABLED", False),
+        project=env.str("WANDB__PROJECT", "model-trainer", validate=project),
+        directory=env.path("WANDB_DIR", paths.data_root).absolute(),
+    )
+
+
+def _read_flower(env: Env) -> Flower:
+    basic_auth = env.str("FLOWER__BASIC_AUTH", "")
+    if basic_auth and not all(re.fullmatch(r"[^:]+:.+", one) for one in basic_auth.split(",")):
+        # Not repeated: it is a password.
+        raise SettingsError("FLOWER__BASIC_AUTH: must be user:password, several comma-separated")
+    return Flower(
+        host=env.str("FLOWER__HOST", "127.0.0.1"),
+        port=env.int("FLOWER__PORT", 5555, validate=Range(0, 65_535)),
+        basic_auth=basic_auth,
     )
 
 
