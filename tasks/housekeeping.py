@@ -19,7 +19,7 @@ from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.events import JobEvents
 from trainer_app.log import JobLog, job_log_path
-from trainer_app.store import lease, requests
+from trainer_app.store import idempotency, lease, requests
 from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
@@ -57,11 +57,13 @@ def _tell(reaped: Reaped) -> None:
 def dispatch() -> None:
     """Publish the queued jobs that are due: all of them once Redis has lost its data."""
     try:
-        wiped = bool(process.redis_client().set(_SENTINEL, "1", nx=True))
+        wiped = not process.redis_client().exists(_SENTINEL)
+        for wakeup in lease.due(process.database(), all_queued=wiped):
+            process.queue().publish(wakeup)
+        # Only now: whoever is killed half-way leaves the rest to the next pass.
+        process.redis_client().set(_SENTINEL, "1")
     except (redis.RedisError, OSError):
-        return  # nothing can be published now
-    for wakeup in lease.due(process.database(), all_queued=wiped):
-        process.queue().publish(wakeup)
+        _log.debug("nothing can be published while Redis is away")
 
 
 def purge() -> None:
@@ -72,6 +74,7 @@ def purge() -> None:
         completed_seconds=jobs.result_ttl_seconds,
         failed_seconds=jobs.failure_ttl_seconds,
     )
+    idempotency.purge(process.database(), older_than_seconds=jobs.failure_ttl_seconds)
 
 
 def run(stop: threading.Event) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -21,6 +21,8 @@ from trainer_app.store.lease import Artifact, Claim, Status
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
 _LONGEST_PAUSE_SECONDS: Final = 10.0
+
+Written = TypeVar("Written")
 
 _log = structlog.get_logger(__name__)
 
@@ -132,7 +134,10 @@ def _complete(job: Job, done: Done) -> None:
 
 def _hand_back(job: Job) -> None:
     message = "handed back: its worker shuts down"
-    _write(lambda: lease.hand_back(process.database(), job.claim, message=message))
+    status = _write(lambda: lease.hand_back(process.database(), job.claim, message=message))
+    if status is Status.CANCELLED:
+        _tell_of_cancellation(job)
+        return
     job.log.info(message)
     for wakeup in lease.due(process.database(), job_id=job.claim.job_id):
         process.queue().publish(wakeup)
@@ -156,25 +161,30 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     waits = jobs.retry_intervals_seconds
     delay = waits[min(job.claim.retries, len(waits) - 1)]
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
-    _write(
+    job.log.error(message, error_code=error.code)
+    status = _write(
         lambda: lease.retry_later(
             process.database(), job.claim, delay_seconds=delay, message=message
         )
     )
-    job.log.error(message, error_code=error.code)
+    if status is Status.CANCELLED:
+        _tell_of_cancellation(job)
 
 
-def _write(change: Callable[[], object]) -> None:
+def _tell_of_cancellation(job: Job) -> None:
+    job.log.warning("cancelled", status=Status.CANCELLED)
+    job.events.failed("user", "cancelled")
+
+
+def _write(change: Callable[[], Written]) -> Written:
     """Make a final change, however long the database is away: the work is done, keep it."""
     give_up_at = time.monotonic() + _PATIENCE_SECONDS
     pause = 0.1
     while True:
         try:
-            change()
+            return change()
         except Unavailable:
             if time.monotonic() > give_up_at:
                 raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        else:
-            return

@@ -217,6 +217,22 @@ def test_a_worker_that_shuts_down_hands_its_job_back_uncharged(
     assert runs.get(process.database(), run_id).attempt == 2
 
 
+@pytest.mark.parametrize("ending", [StopReason.DRAIN, DiskFull("no space left")])
+def test_a_job_that_would_be_queued_again_but_was_cancelled_ends_as_cancelled(
+    worker: Settings, run_id: str, sent_events: Sent, ending: StopReason | DiskFull
+) -> None:
+    def work(job: Job) -> Done | StopReason:
+        lease.request_cancel(process.database(), run_id)
+        if isinstance(ending, StopReason):
+            return ending
+        raise ending
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert sent_events()[-1]["message"] == "cancelled"
+
+
 def test_a_job_that_lost_its_lease_writes_nothing_more(worker: Settings, run_id: str) -> None:
     def work(job: Job) -> Done | StopReason:
         lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
