@@ -110,6 +110,21 @@ def test_following_goes_on_where_a_broken_connection_left_off(server: Server) ->
     assert len(lines) == 200
 
 
+def test_following_goes_on_when_a_server_that_stops_ends_the_stream() -> None:
+    def answer(kind: str, body: str) -> bytes:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        return f"{head}Connection: close\r\n\r\n{body}".encode()
+
+    answers = (
+        answer("text/event-stream", "id: 1\ndata: one\n\n"),
+        answer("application/json", '{"status": "running"}'),
+        answer("text/event-stream", "id: 2\ndata: two\n\n"),
+        answer("application/json", '{"status": "completed"}'),
+    )
+    with Scripted(*answers) as stopping, Client(stopping.url) as client:
+        assert list(client.follow_logs("run-x")) == ["one", "two"]
+
+
 def test_following_gives_up_on_a_server_that_is_gone() -> None:
     with (
         Client(f"http://127.0.0.1:{free_port('127.0.0.1')}") as client,
@@ -196,11 +211,11 @@ def test_an_id_cannot_become_another_path(server: Server) -> None:
 
 
 class Scripted:
-    """A server that answers every connection with the same bytes and closes it."""
+    """A server that answers each connection with given bytes and closes it."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, *answers: bytes) -> None:
         self.connections = 0
-        self._answer = answer
+        self._answers = answers  # in turn; the last one again and again
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = Thread(target=self._serve, daemon=True)
@@ -226,14 +241,14 @@ class Scripted:
 
     def talk(self, connection: socket.socket) -> None:
         connection.recv(65_536)
-        connection.sendall(self._answer)
+        connection.sendall(self._answers[min(self.connections, len(self._answers)) - 1])
 
 
 class Relay(Scripted):
     """A proxy that cuts each connection after so many bytes of the answer."""
 
     def __init__(self, url: str, *, cut_after: int) -> None:
-        super().__init__(b"")
+        super().__init__()
         self._target = ("127.0.0.1", int(url.rpartition(":")[2]))
         self._cut_after = cut_after
 

@@ -278,6 +278,10 @@ def test_a_file_that_cannot_be_read_is_one_line(
     assert trainer().err == "error: /nowhere: No such file or directory\n"
 
 
+def test_the_database_is_brought_up_to_date(settings: Settings, trainer: Trainer) -> None:
+    assert trainer("db", "upgrade").out == "the database is up to date\n"
+
+
 def test_every_command_says_its_exit_codes(trainer: Trainer) -> None:
     for command in ([], ["runs", "train"], ["corpora", "add"], ["up"], ["demo"], ["generate"]):
         assert "4 not reachable" in trainer(*command, "--help").out

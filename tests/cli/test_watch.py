@@ -69,6 +69,14 @@ def test_other_outputs_get_plain_lines(server: Server, monkeypatch: pytest.Monke
     assert lines[-1].startswith("completed after")
 
 
+def test_what_is_not_known_yet_is_not_shown(server: Server) -> None:
+    run_id = server.run()
+    with server.client() as client:
+        run = client.get_run(run_id)
+    assert watches.figures_of(run) == ["step 0/?"]
+    assert watches.summary(run) == ["queued"]
+
+
 def test_ctrl_c_stops_the_watching_and_not_the_run(server: Server) -> None:
     run_id = server.run()
     printed = io.StringIO()

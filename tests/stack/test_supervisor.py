@@ -142,6 +142,14 @@ def test_a_process_that_complies_is_not_waited_for(
     assert time.monotonic() - started < 10
 
 
+def test_a_process_that_has_just_ended_is_no_trouble(stage: Stage) -> None:
+    process = stage.start("true")
+    deadline = time.monotonic() + 10
+    while stage.supervisor.alive(process):
+        assert time.monotonic() < deadline
+    stage.supervisor.stop(lambda: False)
+
+
 def test_hurry_ends_the_waiting(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisors, "DRAIN_SECONDS", 60.0)
     stage.start(sys.executable, "-c", STUBBORN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import signal
@@ -21,9 +22,14 @@ import redis
 
 from trainer_app.errors import SettingsError, Unavailable
 from trainer_app.settings import Settings
+from trainer_app.stack import launch as launches
+from trainer_app.stack import up as ups
 from trainer_app.stack.launch import RunningStack, running_stack, start_stack
+from trainer_app.stack.output import Output
 from trainer_app.stack.ports import free_port
-from trainer_app.stack.state import state_file
+from trainer_app.stack.processes import Process, Role
+from trainer_app.stack.state import state_file, write_state
+from trainer_app.stack.supervisor import Supervisor
 from trainer_app.stack.up import api_url, up
 
 # The stack is to bring all that it needs, whatever this process's environment names.
@@ -132,6 +138,69 @@ def test_a_database_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
     assert not state_file(tmp_path).exists()
 
 
+def test_a_stack_that_waits_for_its_broker_can_be_stopped(tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port('127.0.0.1')}/0"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer_app.cli.main", "up", "--port", "0"],
+        env=os.environ | {"APP__DATA_ROOT": str(tmp_path), "REDIS__URL": url},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run" / "logs").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.terminate()
+    assert process.wait(8) == 0
+
+
+def test_a_stack_that_will_not_stop_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launches, "STOP_SECONDS", 0.2)
+    script = "trap '' TERM; echo; while :; do sleep 0.1; done"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        stubborn = RunningStack(
+            process=process, data_root=tmp_path, output=tmp_path / "up.log", api_url=""
+        )
+        assert stubborn.stop() == -signal.SIGKILL
+
+
+@pytest.fixture
+def signals() -> Iterator[ups._Signals]:
+    """What asks a stack to stop, for as long as the test runs."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield ups._Signals()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_disk_that_is_full_does_not_stop_what_runs(
+    settings: Settings, signals: ups._Signals, tmp_path: Path
+) -> None:
+    printed = io.StringIO()
+    stack = ups._Stack(settings, Output(printed, tmp_path, []), signals)
+    supervisor = Supervisor(Output(printed, tmp_path, []), os.environ)
+    stack._write_state(supervisor)  # into a folder that is not there
+    supervisor.stop(lambda: True)
+    assert "stack.json could not be written" in printed.getvalue()
+
+
+def test_a_stack_that_is_not_ready_in_time_gives_up(
+    settings: Settings, signals: ups._Signals, tmp_path: Path
+) -> None:
+    output = Output(io.StringIO(), tmp_path, [])
+    supervisor = Supervisor(output, os.environ)
+    supervisor.start(Process(name="api", role=Role.API, command=("sleep", "60")))
+    stack = ups._Stack(settings, output, signals)
+    assert stack._hopeless(supervisor, 1.0, "no-worker") is None
+    assert "no-worker" in str(stack._hopeless(supervisor, 1_000.0, "no-worker"))
+    supervisor.stop(lambda: True)
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A whole stack."""
@@ -188,8 +257,15 @@ def test_it_ends_with_all_that_it_started_and_starts_again(tmp_path: Path) -> No
     # An append-only file that cannot be read is set aside.
     for file in (tmp_path / "broker" / "appendonlydir").iterdir():
         file.write_bytes(b"nothing that a server would write")
+    # What a killed stack left running, its guard killed as well, is ended.
+    orphan = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    urls = {"api_url": "", "redis_url": "", "database_url": ""}
+    sleeper = Process(name="orphan", role=Role.LIGHT, command=("sleep", "300"))
+    write_state(tmp_path, [(sleeper, orphan.pid)], **urls)
     again = start_stack(tmp_path, environment=OWN)
     try:
+        assert orphan.wait(5) == -signal.SIGTERM
+        assert "had left running: orphan" in again.output.read_text()
         assert "cannot read its file" in again.output.read_text()
         # What a supervisor that is killed leaves is ended by its guard, or by the next start.
         left = _descendants(again)

@@ -89,7 +89,9 @@ def demo(data_root: Path, *, minutes: float, keep: bool) -> Exit:
         keep = False
         return Exit.INTERRUPTED
     except (TrainerError, ApiError) as error:
-        console.print(f"\nfailed: {error}\n  logs: {data_root / 'run' / 'logs'}", markup=False)
+        console.print(f"\nfailed: {error}", markup=False)
+        console.print(f"  logs of the runs:  {data_root / 'logs'}", markup=False)
+        console.print(f"  logs of the stack: {data_root / 'run' / 'logs'}", markup=False)
         keep = False
         return Exit.FAILED
     finally:
@@ -147,8 +149,7 @@ class _Demo:
             tokenizer = self._client.wait_for_tokenizer(
                 accepted["tokenizer_id"], timeout=_TOKENIZER_SECONDS
             )
-        if tokenizer["status"] != "completed":
-            raise _Failed(f"the tokenizer: {tokenizer['error']}")
+        _check("the tokenizer", tokenizer["status"], tokenizer["error"])
         return tokenizer
 
     def _plan(self, inputs: Mapping[str, str], corpus: Corpus, tokenizer: Tokenizer) -> int:
@@ -157,7 +158,7 @@ class _Demo:
         with _step(self._console, "tokenize the text, and see how fast this machine trains"):
             accepted = self._client.train_run({**RECIPE, **inputs, **fields})
             probe = self._client.wait_for_run(accepted["run_id"], timeout=_PROBE_SECONDS)
-        _check(probe)
+        _check(f"run {probe['run_id']}", probe["status"], probe["message"])
         points = self._client.run_metrics(probe["run_id"])["points"]
         # The first steps are slower: memory is laid out, caches are cold.
         late = points[len(points) // 2 :]
@@ -173,7 +174,7 @@ class _Demo:
         accepted = self._client.train_run({**RECIPE, **inputs, **fields})
         self._console.print(f"train a GPT-2: {accepted['run_id']}")
         run = follow(self._client, accepted["run_id"], self._console)
-        _check(run)
+        _check(f"run {run['run_id']}", run["status"], run["message"])
         for line in summary(run):
             self._console.print(f"  {line}", markup=False)
         return run
@@ -205,18 +206,16 @@ class _Demo:
         for prompt in PROMPTS:
             fields = {"prompt_text": prompt, "max_new_tokens": 64, "temperature": 0.7, "seed": 1}
             generated = self._client.generate(run["run_id"], fields)
-            if generated["outputs"] is None:
-                raise _Failed(f"the completion of {prompt!r}: {generated['error']}")
+            _check(f"the completion of {prompt!r}", generated["status"], generated["error"])
             # What a model writes is not markup.
             self._console.print(prompt, style="bold cyan", end="", markup=False)
-            self._console.print(printable(generated["outputs"][0]), markup=False)
+            self._console.print(printable("".join(generated["outputs"] or ())), markup=False)
             self._console.rule(style="dim")
 
 
-def _check(run: Run) -> None:
-    if run["status"] != "completed":
-        where = f"its log: {run['run_id']}.jsonl"
-        raise _Failed(f"training ended as {run['status']}: {run['message']} ({where})")
+def _check(what: str, status: str, reason: str | None) -> None:
+    if status != "completed":
+        raise _Failed(f"{what} ended as {status}: {reason}")
 
 
 @contextmanager

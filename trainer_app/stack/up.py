@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,13 @@ from trainer_app.stack.state import end_leftovers, read_state, remove_state, wri
 from trainer_app.stack.supervisor import Supervisor
 from trainer_app.store import migrate
 
-BROKER_SECONDS: Final = 60.0  # to read a long append-only file back
+_BROKER_SECONDS: Final = 60.0  # to read a long append-only file back
 READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import of torch is slow
 READY_LINE: Final = "ready  "  # starts the line that says so, with the URL after it
 _TICK_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 0.3  # between two looks at /readyz
 _HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
+_OUTSIDE_SECONDS: Final = 10.0  # for a broker that is not ours
 _LEFTOVER_SECONDS: Final = 10.0
 
 
@@ -111,32 +112,36 @@ class _Stack:
             self._output.say("stopped")
 
     def _start_broker(self, supervisor: Supervisor) -> None:
-        if self._settings.redis.given:
-            brokers.wait_until_it_answers(self._redis_url, timeout_seconds=10.0)
-            return
+        try:
+            if self._settings.redis.given:
+                self._wait_for_broker(_OUTSIDE_SECONDS, lambda: True)
+            else:
+                self._start_own_broker(supervisor)
+        except Unavailable:
+            if not self._signals.count:  # else nobody waits for it any more
+                raise
+
+    def _start_own_broker(self, supervisor: Supervisor) -> None:
         broker = brokers.configure(self._settings.paths.data_root)
-        self._redis_url = broker.url
-        supervisor.environment["REDIS__URL"] = broker.url
+        self._redis_url = supervisor.environment["REDIS__URL"] = broker.url
         process = Process(name=Role.BROKER, role=Role.BROKER, command=broker.command)
         supervisor.start(process)
         try:
-            self._wait_for(broker, process, supervisor)
+            self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
         except Unavailable:
-            if self._signals.count:
-                return
             aside = None if supervisor.alive(process) else brokers.set_aside(broker)
             if aside is None:
                 raise
             self._output.say(f"the broker cannot read its file, which is now {aside}")
             supervisor.drop(process)
             supervisor.start(process)
-            self._wait_for(broker, process, supervisor)
+            self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
 
-    def _wait_for(self, broker: brokers.Broker, process: Process, supervisor: Supervisor) -> None:
+    def _wait_for_broker(self, seconds: float, alive: Callable[[], bool]) -> None:
         brokers.wait_until_it_answers(
-            broker.url,
-            timeout_seconds=BROKER_SECONDS,
-            alive=lambda: supervisor.alive(process) and not self._signals.count,
+            self._redis_url,
+            timeout_seconds=seconds,
+            alive=lambda: alive() and not self._signals.count,
         )
 
     def _watch(self, supervisor: Supervisor) -> int:
