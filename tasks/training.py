@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import closing
 from typing import Final
 
 from tasks import process
@@ -21,6 +22,7 @@ from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease
+from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
 
@@ -36,15 +38,28 @@ def work(job: Job) -> Done | StopReason:
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
     )
-    rows = RowReporter(process.database(), job.claim, job.held)
-    observer = Observers([LogReporter(job.log), rows, EventReporter(job.events), job.held])
-    try:
-        outcome = fit(spec, _inputs(settings, spec), workspace, observer)
-    finally:
-        rows.close()
+    outcome = _fit(job, spec, workspace)
     if isinstance(outcome, Stopped):
         return outcome.reason
     return _publish(job, spec, outcome, workspace)
+
+
+def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
+    """Train, with all who want to hear of it."""
+    settings = process.settings()
+    tracker = Tracker(
+        settings.tracking,
+        job.log,
+        run_id=job.claim.job_id,
+        spec=spec,
+        memory=workspace.run / "tracked.json",
+    )
+    with tracker, closing(RowReporter(process.database(), job.claim, job.held)) as rows:
+        events = EventReporter(job.events)
+        observer = Observers([LogReporter(job.log), rows, events, tracker, job.held])
+        outcome = fit(spec, _inputs(settings, spec), workspace, observer)
+        tracker.end(outcome)
+    return outcome
 
 
 def _inputs(settings: Settings, spec: TrainSpec) -> Inputs:

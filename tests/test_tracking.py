@@ -1,0 +1,428 @@
+"""Weights & Biases, in its own offline files, read by its own reader; never in a run's way."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import wandb
+
+from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.observer import EvaluationReport, StepReport, StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.log import JobLog
+from trainer_app.settings import Tracking
+from trainer_app.tracking import Curve, Tracker
+
+RUN = "run-01k9v3m0e8xq6h7w2c4b5d8f9g"
+SPEC = TrainSpec(
+    model_size="tiny", corpus_sha256="0" * 64, corpus_path="a.txt", tags=("night", "two")
+)
+PATIENCE_SECONDS = 20.0  # for wandb's own process to start on a busy machine
+
+Record = dict[str, object]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B offline, with nothing of this machine's, and started afresh for each test."""
+    wandb.teardown()
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[JobLog]:
+    log = JobLog(tmp_path / "run.jsonl")
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[socket.socket]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def tracker(
+    tmp_path: Path,
+    log: JobLog,
+    *,
+    enabled: bool = True,
+    init_seconds: float = 60.0,
+    close_seconds: float = PATIENCE_SECONDS,
+    waiting: int = 1_000,
+) -> Tracker:
+    return Tracker(
+        Tracking(enabled=enabled, project="stories", directory=tmp_path / "tracked"),
+        log,
+        run_id=RUN,
+        spec=SPEC,
+        memory=tmp_path / "runs" / RUN / "tracked.json",
+        init_seconds=init_seconds,
+        close_seconds=close_seconds,
+        waiting=waiting,
+    )
+
+
+def step(number: int, loss: float = 2.0, epoch: int = 0) -> StepReport:
+    return StepReport(
+        step=number,
+        total_steps=100,
+        epoch=epoch,
+        train_loss=loss,
+        learning_rate=0.1,
+        grad_norm=0.5,
+        tokens_per_sec=640.0,
+        samples_per_sec=10.0,
+    )
+
+
+def evaluation(number: int, loss: float, *, epoch: int = 0, without: int = 0) -> EvaluationReport:
+    return EvaluationReport(
+        step=number,
+        epoch=epoch,
+        val_loss=loss,
+        best_val_loss=min(loss, 1.5),
+        improved=not without,
+        evaluations_without_improvement=without,
+    )
+
+
+def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished:
+    return Finished(
+        directory=tmp_path,
+        steps=steps,
+        epochs=2,
+        early_stopped=True,
+        final_loss=1.0,
+        final_perplexity=math.e,
+        best_val_loss=1.5,
+        test_loss=test_loss,
+        test_perplexity=None if test_loss is None else math.exp(test_loss),
+        bits_per_byte=None,
+        training_seconds=1.0,
+        device="cpu",
+        device_name="cpu",
+        precision="fp32",
+        threads=1,
+        corpus_sha256="0" * 64,
+        tokenizer_sha256="0" * 64,
+        weights_sha256="0" * 64,
+        versions={},
+        loads_in_transformers=True,
+    )
+
+
+def records(tmp_path: Path) -> list[list[Record]]:
+    """What each attempt wrote, oldest first, as ``wandb leet inspect`` reads it."""
+    return [_read(file) for file in sorted(tmp_path.glob("tracked/wandb/offline-run-*/*.wandb"))]
+
+
+def _read(file: Path) -> list[Record]:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def rows(attempt: Sequence[Record]) -> list[dict[str, object]]:
+    """The rows of the curve, without what wandb adds itself but for ``_step``."""
+    found = []
+    for record in attempt:
+        history = record.get("history")
+        if isinstance(history, dict):
+            item = history["item"]
+            kept = {"_step", *(name for name in item if not name.startswith("_"))}
+            found.append({name: item[name] for name in kept})
+    return found
+
+
+def one(attempt: Sequence[Record], kind: str) -> dict[str, object]:
+    """The last record of a kind."""
+    record = [entry for entry in attempt if entry["type"] == kind][-1].get(kind)
+    assert isinstance(record, dict)
+    return record
+
+
+def warnings(tmp_path: Path) -> list[str]:
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["level"] == "warning" for line in lines)
+    return [json.loads(line)["event"] for line in lines]
+
+
+def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1, 2.5), step(10, 2.0)])
+        tracked.on_steps([step(20, 1.0, epoch=1)])
+
+    [attempt] = records(tmp_path)
+    common = {"grad_norm": 0.5, "samples_per_sec": 10.0}
+    assert rows(attempt) == [
+        {
+            "_step": number,
+            "global_step": number,
+            "epoch": epoch,
+            "train_loss": loss,
+            "train_ppl": pytest.approx(math.exp(loss)),
+            **common,
+        }
+        for number, epoch, loss in ((1, 0, 2.5), (10, 0, 2.0), (20, 1, 1.0))
+    ]
+    assert warnings(tmp_path) == []
+
+
+def test_an_evaluation_stands_in_the_row_of_its_step(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(5), step(10)])
+        tracked.on_evaluation(evaluation(10, 1.75, without=2))
+        tracked.on_steps([step(15)])
+
+    [attempt] = records(tmp_path)
+    by_step = {row["global_step"]: row for row in rows(attempt)}
+    assert {name: by_step[10][name] for name in by_step[10].keys() - by_step[5].keys()} == {
+        "val_loss": 1.75,
+        "val_ppl": pytest.approx(math.exp(1.75)),
+        "best_val_loss": 1.5,
+        "epochs_no_improve": 2,
+    }
+    assert "val_loss" not in by_step[15]
+
+
+def test_the_end_has_the_test_figures_and_a_table_of_the_epochs(
+    tmp_path: Path, log: JobLog
+) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1, 3.0), step(2, 2.0)])
+        tracked.on_evaluation(evaluation(2, 1.75))
+        tracked.on_steps([step(4, 1.0, epoch=1)])
+        tracked.end(finished(tmp_path, steps=4, test_loss=1.25))
+
+    [attempt] = records(tmp_path)
+    last = rows(attempt)[-1]
+    assert (last["global_step"], last["early_stopped"], last["test_loss"]) == (4, True, 1.25)
+    assert last["test_ppl"] == pytest.approx(math.exp(1.25))
+    [table] = tmp_path.glob("tracked/wandb/offline-run-*/files/media/table/epoch_summary*.json")
+    columns = ["epoch", "train_loss", "train_ppl", "val_loss", "val_ppl"]
+    assert json.loads(table.read_bytes())["columns"] == columns
+    assert json.loads(table.read_bytes())["data"] == [
+        [0, 2.5, pytest.approx(math.exp(2.5)), 1.75, pytest.approx(math.exp(1.75))],
+        [1, 1.0, pytest.approx(math.e), None, None],
+    ]
+    assert one(attempt, "exit") == {"exit_code": 0}
+
+
+def test_without_a_test_split_there_are_no_test_figures(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_evaluation(evaluation(3, 1.75))
+        tracked.end(finished(tmp_path, steps=3, test_loss=None))
+
+    [attempt] = records(tmp_path)
+    assert rows(attempt)[-1].keys().isdisjoint({"test_loss", "test_ppl"})
+    assert rows(attempt)[0]["val_loss"] == 1.75
+
+
+def test_the_run_has_its_own_name_its_project_and_its_whole_spec(
+    tmp_path: Path, log: JobLog
+) -> None:
+    with tracker(tmp_path, log):
+        pass
+
+    [attempt] = records(tmp_path)
+    run = one(attempt, "run")
+    assert (run["run_id"], run["project"], run["resume"]) == (RUN, "stories", True)
+    config = run["config"]
+    assert isinstance(config, dict)
+    expected = json.loads(json.dumps(asdict(SPEC)))
+    assert {name: config["update"].get(name) for name in expected} == expected
+
+
+def test_the_curve_is_drawn_over_the_step(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log):
+        pass
+
+    [attempt] = records(tmp_path)
+    metric = one(attempt, "metric")
+    assert (metric["glob_name"], metric["step_metric"]) == ("*", "global_step")
+
+
+def test_an_attempt_that_resumes_goes_on_without_going_back(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1), step(10, 3.0), step(20, 2.0)])
+        tracked.end(Stopped(reason=StopReason.DRAIN, step=20, checkpoint=tmp_path))
+    time.sleep(1.1)  # wandb names the folder of an attempt by the second
+    with tracker(tmp_path, log) as tracked:
+        # From a checkpoint at step 15, with an evaluation that the drain came before.
+        tracked.on_steps([step(20, 2.0)])
+        tracked.on_evaluation(evaluation(20, 1.75))
+        tracked.on_steps([step(30, 1.0, epoch=1)])
+        tracked.end(finished(tmp_path, steps=30, test_loss=1.0))
+
+    attempts = records(tmp_path)
+    assert [[row["_step"] for row in rows(attempt)] for attempt in attempts] == [
+        [1, 10],
+        [20, 30, 31],
+    ]
+    assert rows(attempts[1])[0]["val_loss"] == 1.75
+    assert rows(attempts[1])[0]["train_loss"] == 2.0
+    assert {one(attempt, "run")["run_id"] for attempt in attempts} == {RUN}
+    assert any(record["type"] == "preempting" for record in attempts[0])
+    assert [one(attempt, "exit") for attempt in attempts] == [{"exit_code": 1}, {"exit_code": 0}]
+    [table] = tmp_path.glob("tracked/wandb/offline-run-*/files/media/table/epoch_summary*.json")
+    assert [line[:2] for line in json.loads(table.read_bytes())["data"]] == [
+        [0, pytest.approx(7 / 3)],
+        [1, 1.0],
+    ]
+
+
+def test_a_run_that_is_cancelled_shows_its_last_step(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1), step(2)])
+        tracked.end(Stopped(reason=StopReason.CANCEL, step=2, checkpoint=None))
+
+    [attempt] = records(tmp_path)
+    assert [row["_step"] for row in rows(attempt)] == [1, 2]
+    assert one(attempt, "exit") == {"exit_code": 1}
+
+
+def test_what_the_server_has_already_is_not_sent_again(tmp_path: Path) -> None:
+    curve = Curve(tmp_path / "tracked.json")
+    curve.step(step(10))
+    curve.skip(20)  # as a run says that was resumed
+    curve.step(step(20))
+    curve.evaluation(evaluation(20, 1.0))
+    curve.step(step(30))
+
+    assert [row["global_step"] for row in curve.rows(last=True)] == [30]
+    assert curve.logged == 30
+
+
+def test_an_evaluation_that_is_redone_is_told_once(tmp_path: Path) -> None:
+    curve = Curve(tmp_path / "tracked.json")
+    for report in (step(10), step(20)):
+        curve.step(report)
+    curve.evaluation(evaluation(10, 1.0))
+
+    assert ["val_loss" in row for row in curve.rows(last=True)] == [False, False]
+
+
+def test_it_is_off_unless_it_is_switched_on(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log, enabled=False) as tracked:
+        tracked.on_steps([step(1)])
+        tracked.on_evaluation(evaluation(1, 1.0))
+        assert "wandb" not in {thread.name for thread in threading.enumerate()}
+
+    assert not (tmp_path / "tracked").exists()
+    assert warnings(tmp_path) == []
+
+
+def test_without_the_package_there_is_one_warning_and_training_goes_on(
+    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what makes Python say that there is none
+    with tracker(tmp_path, log) as tracked:
+        for number in range(50):
+            tracked.on_steps([step(number)])
+
+    [warning] = warnings(tmp_path)
+    assert "extra wandb" in warning
+
+
+def test_without_a_key_there_is_one_warning_and_training_goes_on(
+    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1)])
+
+    [warning] = warnings(tmp_path)
+    assert "API key" in warning
+
+
+def test_a_server_that_never_answers_is_given_up(
+    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch, silent_server: socket.socket
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with tracker(tmp_path, log, init_seconds=1.0) as tracked:
+        began = time.monotonic()
+        for number in range(500):
+            tracked.on_steps([step(number)])
+        assert time.monotonic() - began < 0.5
+
+    [warning] = warnings(tmp_path)
+    assert warning.startswith("Weights & Biases is switched off: CommError")
+
+
+def test_the_end_of_a_run_waits_a_little_for_a_server_that_hangs(
+    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch, silent_server: socket.socket
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with tracker(tmp_path, log, init_seconds=3.0, close_seconds=0.5) as tracked:
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.5
+    written = warnings(tmp_path)
+
+    tracked._thread.join(PATIENCE_SECONDS)  # it fails after the log was closed
+    assert written == ["Weights & Biases has not taken everything yet"]
+    assert warnings(tmp_path) == written
+
+
+def test_what_cannot_wait_any_more_ends_the_tracking_and_not_the_run(
+    tmp_path: Path, log: JobLog
+) -> None:
+    with tracker(tmp_path, log, waiting=3) as tracked:
+        for number in range(100):  # while wandb still starts
+            tracked.on_steps([step(number)])
+
+    assert warnings(tmp_path) == [
+        "Weights & Biases is switched off: it has not taken 3 reports in time"
+    ]
+    tracked._thread.join(PATIENCE_SECONDS)
+    [attempt] = records(tmp_path)
+    assert len(rows(attempt)) < 100
+    assert one(attempt, "exit") == {"exit_code": 1}
+
+
+def test_a_broken_memory_ends_the_tracking_and_not_the_run(tmp_path: Path, log: JobLog) -> None:
+    memory = tmp_path / "runs" / RUN / "tracked.json"
+    memory.parent.mkdir(parents=True)
+    memory.write_text("{")
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1)])
+
+    [warning] = warnings(tmp_path)
+    assert "JSONDecodeError" in warning
+
+
+def test_offline_nothing_is_sent_anywhere(
+    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch, silent_server: socket.socket
+) -> None:
+    address = f"http://127.0.0.1:{silent_server.getsockname()[1]}"
+    for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, address)
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1)])
+        tracked.end(replace(finished(tmp_path, steps=1, test_loss=1.0), early_stopped=False))
+
+    assert len(records(tmp_path)) == 1
+    silent_server.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        silent_server.accept()
