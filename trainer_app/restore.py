@@ -1,0 +1,79 @@
+"""A model's folder out of its archive: all that the manifest lists, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+from typing import IO, Final
+
+from trainer_app import artifacts
+from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.errors import DataBankUnavailable
+from trainer_app.safe_paths import is_id
+
+_BLOCK: Final = 1 << 20
+
+
+def restore(
+    archive: Path, directory: Path, *, staging: Path, sha256: str, should_stop: ShouldStop
+) -> None:
+    """Put the model in place of ``directory`` by one rename; ``sha256`` is its manifest's.
+
+    The archive's own digest is the caller's to check. Raises DataBankUnavailable for an archive
+    that holds links, devices, names that lead elsewhere, more bytes than it has itself, or other
+    files than the manifest lists; DiskFull; StopRequested.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        with disk_full_named(staging):
+            _extract(archive, directory.name, staging, should_stop)
+            _check(staging, sha256, should_stop)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        replace_directory(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _extract(archive: Path, root: str, staging: Path, should_stop: ShouldStop) -> None:
+    left = archive.stat().st_size  # what was stored does not shrink: more is no model of ours
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tar:
+                left -= member.size
+                source = tar.extractfile(member) if member.isreg() and left >= 0 else None
+                if source is None:
+                    raise DataBankUnavailable("the archive of the model holds what no model has")
+                _copy(source, staging / _inside(member.name, root), should_stop)
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise DataBankUnavailable("the archive of the model cannot be read") from error
+
+
+def _inside(name: str, root: str) -> Path:
+    """A member's name relative to the model's folder."""
+    first, *rest = name.split("/")
+    if first != root or not rest or not all(map(is_id, rest)):
+        raise DataBankUnavailable("the archive of the model holds a name that leads elsewhere")
+    return Path(*rest)
+
+
+def _copy(source: IO[bytes], target: Path, should_stop: ShouldStop) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        while block := source.read(_BLOCK):
+            raise_if_stopped(should_stop)
+            file.write(block)
+
+
+def _check(staging: Path, sha256: str, should_stop: ShouldStop) -> None:
+    manifest = staging / artifacts.MANIFEST
+    if not manifest.is_file() or sha256_file(manifest) != sha256:
+        raise DataBankUnavailable("the archive of the model has another manifest than it was given")
+    for file in artifacts.pointer(staging).files:
+        raise_if_stopped(should_stop)
+        path = staging / file.name
+        if not path.is_file() or sha256_file(path) != file.sha256:
+            raise DataBankUnavailable(f"the archive of the model has another {file.name}")
