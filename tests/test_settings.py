@@ -30,6 +30,11 @@ BAD_VALUES = [
     ("REDIS__URL", "unix:///run/redis.sock"),  # Celery does not take it
     ("REDIS__ENABLED", "perhaps"),
     ("SECURITY__ALLOW_OPEN", "2"),
+    ("SECURITY__RATE_LIMIT", "many"),
+    ("SECURITY__RATE_LIMIT", "0/minute"),
+    ("SECURITY__RATE_LIMIT", "10/minute;"),
+    ("SECURITY__RATE_LIMIT", "10/minute 5/second"),
+    ("SECURITY__RATE_LIMIT", "10/minute\n"),
     ("API__PORT", "65536"),
     ("API__PORT", "-1"),
     ("API__PORT", "http"),

@@ -9,9 +9,11 @@ from flask.json.provider import DefaultJSONProvider
 
 from trainer_app.api import (
     artifacts,
+    chat,
     corpora,
     current,
     errors,
+    evaluate,
     gate,
     generate,
     headers,
@@ -19,12 +21,16 @@ from trainer_app.api import (
     logs,
     metrics,
     openapi,
+    rate_limit,
     request_id,
     runs,
+    score,
     tokenizers,
 )
 from trainer_app.api.corpus_choice import Digests
 from trainer_app.api.streams import Followers
+from trainer_app.chat_sessions import ChatSessions
+from trainer_app.events import connect
 from trainer_app.queue import Queue
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
@@ -34,7 +40,19 @@ if TYPE_CHECKING:
 
 # A request that finds the database locked or away is answered within 5 s, Redis' 2 s included.
 _DATABASE_WAIT_SECONDS: Final = 3.0
-_RESOURCES: Final = (health, corpora, tokenizers, runs, generate, artifacts, logs, metrics)
+_RESOURCES: Final = (
+    health,
+    corpora,
+    tokenizers,
+    runs,
+    evaluate,
+    score,
+    generate,
+    chat,
+    artifacts,
+    logs,
+    metrics,
+)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -46,8 +64,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a redirect is an answer without our error body
     database = Database(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
     followers = Followers(database, settings.api.threads)
-    current.install(app, settings, database, Queue(settings), followers, Digests())
+    chats = ChatSessions(connect(settings))
+    current.install(app, settings, database, Queue(settings), followers, Digests(), chats)
     request_id.install(app)
+    rate_limit.install(app, settings)  # before the gate: guesses at keys are counted, too
     gate.install(app)
     headers.install(app)
     api = openapi.install(app)

@@ -17,6 +17,11 @@ from marshmallow.validate import OneOf, Range, Regexp
 
 from trainer_app.errors import SettingsError
 
+_RATE_LIMIT = Regexp(
+    r"([1-9][0-9]{0,8}/(second|minute|hour|day)(;(?=.)|\Z))*\Z",
+    error="Must be like 100/minute, or several like 10/second;1000/day",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paths:
@@ -64,6 +69,7 @@ class Security:
 
     api_keys: tuple[str, ...]
     allow_open: bool
+    rate_limit: str = ""  # such as 100/minute, of one client; empty: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +200,7 @@ def _read(env: Env) -> Settings:
         security=Security(
             api_keys=tuple(filter(None, _listed(env, "SECURITY__API_KEY", ""))),
             allow_open=env.bool("SECURITY__ALLOW_OPEN", False),
+            rate_limit=env.str("SECURITY__RATE_LIMIT", "", validate=_RATE_LIMIT),
         ),
         api=Api(
             host=env.str("API__HOST", "127.0.0.1"),

@@ -24,6 +24,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "RUN_NOT_FOUND": 404,
     "TOKENIZER_NOT_FOUND": 404,
     "CORPUS_NOT_FOUND": 404,
+    "EVAL_NOT_FOUND": 404,
     "DATA_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "CONFLICT": 409,
@@ -32,6 +33,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "ALREADY_FINISHED": 409,
     "CORPUS_EMPTY": 422,
     "CORPUS_NOT_TEXT": 422,
+    "RATE_LIMITED": 429,
     "UNAVAILABLE": 503,
     "DISK_FULL": 507,
     "INTERNAL_ERROR": 500,
@@ -42,6 +44,7 @@ _HTTP_CODES: Final[Mapping[int, str]] = {
     403: "FORBIDDEN",
     404: "NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
+    429: "RATE_LIMITED",
     503: "UNAVAILABLE",
 }
 RETRY_AFTER_SECONDS: Final = 5
@@ -111,6 +114,8 @@ def _on_http_exception(error: HTTPException) -> Response | SansioResponse:
     if status >= 500:
         return _on_bug(error)
     message = _MESSAGES.get(status) or error.description or "the request is not valid"
+    if status == STATUSES["RATE_LIMITED"]:
+        message = f"more requests than {message} of one client; see Retry-After"
     response = _answer(status, _HTTP_CODES.get(status, "INVALID_INPUT"), message)
     for name, value in error.get_headers():
         if name != "Content-Type":  # such as Allow

@@ -90,15 +90,31 @@ def _name_in(authority: str) -> str | None:
     return match and (match["address"] or match["name"])
 
 
+def client() -> str:
+    """Who asks: the digest of a valid key, or else the address that the request comes from."""
+    given = request.headers.get(KEY_HEADER)
+    if given is not None and _is_valid(given, current.settings().security.api_keys):
+        return _digest(_bytes(given)).hex()
+    return request.remote_addr or "nobody"
+
+
 def _check_key(keys: tuple[str, ...]) -> None:
-    """Compare digests of equal length with every key, so that time tells nothing."""
     given = request.headers.get(KEY_HEADER)
     if given is None:
         raise Unauthorized(f"the header {KEY_HEADER} is missing")
-    digest = _digest(given.encode("latin-1"))  # WSGI hands header bytes over as latin-1
-    matches = [hmac.compare_digest(digest, _digest(key.encode())) for key in keys]
-    if not any(matches):
+    if not _is_valid(given, keys):
         raise Forbidden(f"the key in {KEY_HEADER} is not valid")
+
+
+def _is_valid(given: str, keys: tuple[str, ...]) -> bool:
+    """Compare digests of equal length with every key, so that time tells nothing."""
+    digest = _digest(_bytes(given))
+    matches = [hmac.compare_digest(digest, _digest(key.encode())) for key in keys]
+    return any(matches)
+
+
+def _bytes(header: str) -> bytes:
+    return header.encode("latin-1")  # as which WSGI hands them over
 
 
 def _digest(key: bytes) -> bytes:

@@ -113,7 +113,7 @@ def _complete_operation(path: str, operation: _Document) -> None:
     assert isinstance(codes, list)
     codes = [*codes, "FORBIDDEN", "INTERNAL_ERROR"]
     if not gate.is_open(path):
-        codes.append("UNAUTHORIZED")
+        codes += ["UNAUTHORIZED", "RATE_LIMITED"]
         # An empty requirement beside the key: a server may run without keys.
         operation["security"] = [{"ApiKey": []}, {}]
     if "parameters" in operation or "requestBody" in operation:
@@ -139,7 +139,7 @@ def _error(status: str, codes: list[str]) -> _Document:
         for code in sorted(codes)
     }
     headers: _Document = {}
-    if status == "503":
+    if status in {"429", "503"}:
         headers["Retry-After"] = {
             "description": "Seconds after which to try again.",
             "schema": {"type": "integer", "example": RETRY_AFTER_SECONDS},
