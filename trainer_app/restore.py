@@ -72,8 +72,11 @@ def _check(staging: Path, sha256: str, should_stop: ShouldStop) -> None:
     manifest = staging / artifacts.MANIFEST
     if not manifest.is_file() or sha256_file(manifest) != sha256:
         raise DataBankUnavailable("the archive of the model has another manifest than it was given")
-    for file in artifacts.pointer(staging).files:
+    files = artifacts.pointer(staging).files
+    there = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
+    if there != {file.name for file in files}:
+        raise DataBankUnavailable("the archive of the model holds other files than it lists")
+    for file in files:
         raise_if_stopped(should_stop)
-        path = staging / file.name
-        if not path.is_file() or sha256_file(path) != file.sha256:
+        if sha256_file(staging / file.name) != file.sha256:
             raise DataBankUnavailable(f"the archive of the model has another {file.name}")
