@@ -208,6 +208,7 @@ class EventReporter(Silent):
                 "model_family": start.model_family,
                 "model_size": start.model_size,
                 "total_epochs": start.total_epochs,
+                "queue": self._events.queue_name,
                 "cpu_cores": os.cpu_count() or 1,
                 "memory_mb": psutil.virtual_memory().total // 2**20,
                 "optimal_threads": start.threads,
@@ -229,7 +230,7 @@ class EventReporter(Silent):
             "val_loss": evaluation.val_loss,
             "val_ppl": perplexity(evaluation.val_loss),
         }
-        self._events.metrics_progress(self._point(self._last) | validation, always=True)
+        self._events.metrics_progress(self._point(self._last) | validation, evaluation=True)
 
     def _point(self, step: StepReport) -> dict[str, object]:
         return {

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 from tasks import process
@@ -98,9 +99,25 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, workspace: Workspace
         result_id=run_id,
         result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
         artifact=lease.Artifact(storage="local", sha256=sha256),
-        final_metrics={
-            "test_loss": finished.test_loss,
-            "test_ppl": None if finished.test_loss is None else perplexity(finished.test_loss),
-            "artifact_path": str(final),
-        },
+        final_metrics=_final_metrics(finished, final),
     )
+
+
+def _final_metrics(finished: Finished, final: Path) -> dict[str, object]:
+    """The figures of the last event.
+
+    ``test_loss`` is a float for whoever listens, never null. A run without a test split has the
+    validation loss of the same weights there, without that split either its last training loss;
+    ``split`` says which it is.
+    """
+    split, loss = "train", finished.final_loss
+    if finished.best_val_loss is not None:
+        split, loss = "validation", finished.best_val_loss
+    if finished.test_loss is not None:
+        split, loss = "test", finished.test_loss
+    return {
+        "test_loss": loss,
+        "test_ppl": perplexity(loss),
+        "artifact_path": str(final),
+        "split": split,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import redis
@@ -21,8 +22,11 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def read_stream(client: redis.Redis) -> list[dict[str, object]]:
-    entries = client.xrange(events.STREAM) or []
-    return [json.loads(fields["event"]) for _, fields in entries if fields]
+    return [json.loads(text) for text in read_texts(client)]
+
+
+def read_texts(client: redis.Redis) -> list[str]:
+    return [str(fields["event"]) for _, fields in client.xrange(events.STREAM) or [] if fields]
 
 
 def job_events(publisher: Publisher) -> JobEvents:
@@ -86,15 +90,35 @@ def test_progress_is_sent_four_times_a_second_at_most(client: redis.Redis) -> No
     assert 1 <= len(read_stream(client)) <= took / 0.25 + 1
 
 
-def test_an_evaluation_is_never_throttled_away(client: redis.Redis) -> None:
+def test_evaluations_are_told_one_after_the_other_and_not_faster(client: redis.Redis) -> None:
     publisher = Publisher(client)
     job = job_events(publisher)
 
-    for step in range(3):
-        job.metrics_progress({"step": step, "val_loss": 1.0}, always=True)
+    for step in range(4):
+        job.metrics_progress({"step": step})  # dropped but for the first
+        job.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
     publisher.close()
 
-    assert [event["step"] for event in read_stream(client)] == [0, 1, 2]
+    entries = client.xrange(events.STREAM) or []
+    assert [event["step"] for event in read_stream(client)] == [0, 0, 1, 2, 3]
+    times = [int(str(name).partition("-")[0]) for name, _ in entries]
+    assert all(later - earlier >= 250 for earlier, later in pairwise(times))
+
+
+def test_evaluations_that_come_much_too_fast_are_thinned_and_delay_nothing_for_long(
+    client: redis.Redis,
+) -> None:
+    publisher = Publisher(client)
+    job = job_events(publisher)
+
+    for step in range(200):
+        job.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
+    job.completed(result_id="run-1", result_bytes=1)
+    publisher.close()
+
+    found = read_stream(client)
+    assert len(found) < 20
+    assert found[-1]["type"] == "trainer.job.completed.v1"
 
 
 def test_progress_stays_within_0_and_99(client: redis.Redis) -> None:
@@ -117,10 +141,9 @@ def test_a_failure_says_whose_it_is(client: redis.Redis) -> None:
     assert (event["error_kind"], event["message"]) == ("user", "cancelled")
 
 
-def test_a_number_that_is_not_finite_is_null_in_json() -> None:
-    assert events.encode({"a": float("nan"), "b": float("inf"), "c": 1.0}) == (
-        '{"a":null,"b":null,"c":1.0}'
-    )
+def test_a_number_that_is_not_finite_becomes_the_largest_one() -> None:
+    text = events.encode({"a": float("nan"), "b": float("-inf"), "c": 1.0, "d": 2})
+    assert text == '{"a":1.7976931348623157e+308,"b":-1.7976931348623157e+308,"c":1.0,"d":2}'
 
 
 def test_perplexity_is_exp_of_the_loss_and_stays_finite() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ from trainer_app.settings import Settings
 CHANNEL: Final = "trainer:events"
 STREAM: Final = "trainer:events:stream"
 _STREAM_LENGTH: Final = 10_000
-_PROGRESS_SECONDS: Final = 0.25  # at most four progress events a second of each type
+# At most four progress events a second of each type, also for who counts with a shaky clock.
+_PROGRESS_SECONDS: Final = 0.27
+_BEHIND: Final = 12  # events that wait: evaluations come faster than they may be told
 _WAITING: Final = 1_000  # events kept while Redis is slow; the oldest news matter least
 _FLUSH_SECONDS: Final = 5.0
 
@@ -33,19 +36,36 @@ ErrorKind = Literal["user", "system"]
 _log = structlog.get_logger(__name__)
 
 
+class _Pace:
+    """Keeps the progress events of one type apart."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def wait(self) -> None:
+        """Return when the next one may be sent, which is at once for most."""
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+
+
 class Publisher:
     """Sends events from a thread; ``close`` waits a little for what is left."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._waiting: queue.Queue[Event | None] = queue.Queue(_WAITING)
+        self._waiting: queue.Queue[tuple[Event, _Pace | None] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._send_all, name="events", daemon=True)
         self._thread.start()
 
-    def send(self, event: Event) -> None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits than a few seconds can send."""
+        return self._waiting.qsize() > _BEHIND
+
+    def send(self, event: Event, pace: _Pace | None = None) -> None:
         """Queue one event; dropped with a warning when too many wait."""
         try:
-            self._waiting.put_nowait(event)
+            self._waiting.put_nowait((event, pace))
         except queue.Full:
             _log.warning("an event was dropped", type=event["type"])
 
@@ -58,7 +78,10 @@ class Publisher:
         self._thread.join(_FLUSH_SECONDS)
 
     def _send_all(self) -> None:
-        while (event := self._waiting.get()) is not None:
+        while (item := self._waiting.get()) is not None:
+            event, pace = item
+            if pace is not None:
+                pace.wait()
             text = encode(event)
             try:
                 with self._redis.pipeline(transaction=False) as pipe:
@@ -70,7 +93,11 @@ class Publisher:
 
 
 def encode(event: Mapping[str, object]) -> str:
-    """Compact JSON without NaN or Infinity: such a number becomes null."""
+    """Compact JSON without NaN or Infinity, which JSON has not.
+
+    The largest number stands for them: they come from an overflow, and where the contract says
+    float, a reader does not expect null.
+    """
     return json.dumps(
         {name: _jsonable(value) for name, value in event.items()},
         separators=(",", ":"),
@@ -79,7 +106,9 @@ def encode(event: Mapping[str, object]) -> str:
 
 
 def _jsonable(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return math.copysign(sys.float_info.max, value)
 
 
 class JobEvents:
@@ -89,8 +118,9 @@ class JobEvents:
         self._publisher = publisher
         self._common: Event = {"job_id": job_id, "user_id": user_id}
         self._lifecycle: Event = {**self._common, "domain": "trainer", "queue": queue_name}
-        self._queue = queue_name
-        self._sent_at: dict[str, float] = {}
+        self.queue_name = queue_name
+        self._told_at: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
 
     def started(self) -> None:
         """A worker has taken the job."""
@@ -132,20 +162,13 @@ class JobEvents:
 
     def metrics_config(self, values: Mapping[str, object]) -> None:
         """What is trained, and on what."""
-        self._publisher.send(
-            {
-                "type": "trainer.metrics.config.v1",
-                **self._common,
-                **values,
-                "queue": self._queue,
-            }
-        )
+        self._publisher.send({"type": "trainer.metrics.config.v1", **self._common, **values})
 
-    def metrics_progress(self, values: Mapping[str, object], *, always: bool = False) -> None:
-        """A point of the curve; ``always`` for evaluations, which no throttle may drop."""
+    def metrics_progress(self, values: Mapping[str, object], *, evaluation: bool = False) -> None:
+        """A point of the curve: one that comes too soon is dropped, an evaluation is held back."""
         event: Event = {"type": "trainer.metrics.progress.v1", **self._common, **values}
-        if always:
-            self._publisher.send(event)
+        if evaluation and not self._publisher.is_behind:
+            self._paced(event)
         else:
             self._throttled(event)
 
@@ -154,11 +177,14 @@ class JobEvents:
         self._publisher.send({"type": "trainer.metrics.completed.v1", **self._common, **values})
 
     def _throttled(self, event: Event) -> None:
+        told_at = self._told_at.get(str(event["type"]), -math.inf)
+        if time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            self._paced(event)
+
+    def _paced(self, event: Event) -> None:
         kind = str(event["type"])
-        now = time.monotonic()
-        if now - self._sent_at.get(kind, -math.inf) >= _PROGRESS_SECONDS:
-            self._sent_at[kind] = now
-            self._publisher.send(event)
+        self._told_at[kind] = time.monotonic()
+        self._publisher.send(event, self._paces.setdefault(kind, _Pace()))
 
 
 def perplexity(loss: float) -> float:

@@ -1,0 +1,221 @@
+"""A run as its worker does it: real training, and what those hear who follow it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import wandb
+
+from examples.discord_bot.events import (
+    Event,
+    JobCompleted,
+    JobFailed,
+    JobProgress,
+    JobStarted,
+    MetricsCompleted,
+    MetricsConfig,
+    MetricsProgress,
+    decode,
+)
+from tasks import process, training
+from tasks.held import draining
+from tasks.perform import perform
+from trainer_app import artifacts
+from trainer_app.core.spec import TrainSpec
+from trainer_app.settings import Settings
+from trainer_app.store import runs
+
+
+class Start(Protocol):
+    """Queues a small run, and returns its id."""
+
+    def __call__(
+        self,
+        *,
+        max_steps: int = ...,
+        eval_steps: int = ...,
+        holdout: float = ...,
+        test: float = ...,
+    ) -> str: ...
+
+
+Sent = Callable[[], list[dict[str, object]]]
+
+TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
+
+
+@pytest.fixture
+def start(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Queues runs of this worker."""
+    monkeypatch.setenv("APP__THREADS", "1")
+    process.settings.cache_clear()
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+
+    def start(
+        *, max_steps: int = 12, eval_steps: int = 6, holdout: float = 0.1, test: float = 0.1
+    ) -> str:
+        spec = TrainSpec(
+            model_family="char_lstm",
+            model_size="tiny",
+            max_seq_len=16,
+            batch_size=8,
+            max_steps=max_steps,
+            learning_rate=1.0e-3,
+            corpus_path="a.txt",
+            corpus_sha256=sha256(TEXT).hexdigest(),
+            holdout_fraction=holdout,
+            test_split_ratio=test,
+            eval_steps=eval_steps,
+            logging_steps=2,
+            user_id=7,
+        )
+        return runs.create(process.database(), spec, queue="trainer").run_id
+
+    return start
+
+
+@pytest.fixture
+def heard(sent_events: Sent) -> Callable[[], list[Event]]:
+    """What a subscriber understands who knows only the contract."""
+
+    def read() -> list[Event]:
+        texts = [json.dumps(event) for event in sent_events()]
+        return [event for text in texts if (event := decode(text)) is not None]
+
+    return read
+
+
+def test_a_run_is_announced_in_the_contracts_order(
+    start: Start, heard: Callable[[], list[Event]], sent_events: Sent
+) -> None:
+    run_id = start()
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    announced = heard()
+    assert len(announced) == len(sent_events())
+    assert {(event.job_id, event.user_id) for event in announced} == {(run_id, 7)}
+    kinds = [type(event) for event in announced]
+    assert kinds[:2] == [JobStarted, MetricsConfig]
+    assert kinds[-2:] == [JobCompleted, MetricsCompleted]
+    assert set(kinds[2:-2]) == {JobProgress, MetricsProgress}
+
+
+def test_each_event_has_its_fields_in_the_contracts_order(start: Start, sent_events: Sent) -> None:
+    perform(start(), hostname="train-0@here", work=training.work)
+
+    fields = {str(event["type"]): " ".join(event) for event in sent_events()}
+    lifecycle = "type job_id user_id domain queue"
+    curve = "epoch total_epochs step train_loss train_ppl grad_norm samples_per_sec loss perplexity"
+    assert fields == {
+        "trainer.job.started.v1": lifecycle,
+        "trainer.job.progress.v1": f"{lifecycle} progress message",
+        "trainer.job.completed.v1": f"{lifecycle} result_id result_bytes progress",
+        "trainer.metrics.config.v1": "type job_id user_id model_family model_size total_epochs "
+        "queue cpu_cores memory_mb optimal_threads batch_size learning_rate",
+        "trainer.metrics.progress.v1": f"type job_id user_id {curve} val_loss val_ppl",
+        "trainer.metrics.completed.v1": "type job_id user_id test_loss test_ppl artifact_path "
+        "split",
+    }
+
+
+def test_the_evaluations_are_announced(start: Start, heard: Callable[[], list[Event]]) -> None:
+    perform(start(), hostname="train-0@here", work=training.work)
+
+    evaluated = [
+        event.step
+        for event in heard()
+        if isinstance(event, MetricsProgress) and event.val_loss is not None
+    ]
+    assert evaluated == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("holdout", "test", "split"),
+    [(0.1, 0.1, "test"), (0.1, 0.0, "validation"), (0.0, 0.0, "train")],
+)
+def test_the_final_figures_are_those_of_the_best_split_that_there_is(
+    holdout: float, test: float, split: str, start: Start, sent_events: Sent
+) -> None:
+    run_id = start(holdout=holdout, test=test)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    last = sent_events()[-1]
+    event = decode(json.dumps(last))
+    assert isinstance(event, MetricsCompleted)
+    folder = artifacts.model_directory(process.settings(), run_id)
+    assert event.artifact_path == str(folder)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    name = {"test": "test_loss", "validation": "best_val_loss", "train": "final_loss"}[split]
+    assert (last["split"], event.test_loss) == (split, manifest[name])
+
+
+def test_a_run_that_fails_says_why(
+    worker: Settings, start: Start, heard: Callable[[], list[Event]]
+) -> None:
+    run_id = start()
+    (worker.paths.corpus / "a.txt").write_bytes(b"something else")
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    last = heard()[-1]
+    assert isinstance(last, JobFailed)
+    assert last.error_kind == "user"
+
+
+@pytest.fixture
+def tracked(worker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Weights & Biases, switched on and offline; where it keeps its files."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB__ENABLED", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    process.settings.cache_clear()
+    yield worker.paths.data_root / "wandb"
+    wandb.teardown()
+
+
+def test_a_tracked_run_that_is_drained_goes_on_with_its_curve(
+    tracked: Path, start: Start, worker: Settings
+) -> None:
+    run_id = start(max_steps=60, eval_steps=20)
+    memory = worker.paths.runs / run_id / "tracked.json"
+    drain = threading.Thread(target=_drain_when_it_is_there, args=(memory,))
+    drain.start()
+    perform(run_id, hostname="train-0@here", work=training.work)
+    drain.join()
+    draining.clear()
+    assert runs.get(process.database(), run_id).status == "queued"
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+    first, second = (_steps(file) for file in sorted(tracked.glob("offline-run-*/*.wandb")))
+    assert first
+    assert second
+    assert first + second == sorted({*first, *second})
+    assert {20, 40, 60} <= {*first, *second}
+    assert not memory.parent.exists()
+
+
+def _drain_when_it_is_there(memory: Path) -> None:
+    give_up_at = time.monotonic() + 30
+    while not memory.exists() and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    draining.set()
+
+
+def _steps(file: Path) -> list[int]:
+    """The steps that wandb's own reader finds in an attempt's file."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    return [record["history"]["step"]["num"] for record in records if record["type"] == "history"]
