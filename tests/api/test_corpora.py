@@ -26,6 +26,7 @@ Make = Callable[[Settings], FlaskClient]
 TEXT = "Es war einmal ein König.\nUnd dann?".encode()
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 BOUNDARY = "----boundary"
+KEY = "Idempotency-Key"
 
 
 def upload(
@@ -352,3 +353,44 @@ def test_nothing_is_read_while_the_database_is_away(
     response = upload(client)
     assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
     assert files(settings) == []
+
+
+def test_a_repeat_with_the_same_key_gets_the_first_answer(client: FlaskClient) -> None:
+    headers = {KEY: "once"}
+    first, second = (
+        client.post("/corpora", data=b"text\n", content_type="text/plain", headers=headers)
+        for _ in range(2)
+    )
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.get_json() == second.get_json()
+
+
+def test_the_same_key_with_another_text_is_refused_and_leaves_no_file(
+    client: FlaskClient, settings: Settings
+) -> None:
+    headers = {KEY: "once"}
+    kept = client.post("/corpora", data=b"one\n", content_type="text/plain", headers=headers)
+    refused = client.post("/corpora", data=b"two\n", content_type="text/plain", headers=headers)
+
+    assert refused.status_code == 422
+    assert refused.get_json()["details"][0]["field"] == "Idempotency-Key"
+    assert [file.name for file in settings.paths.uploads.glob("*.txt")] == [
+        f"{kept.get_json()['file_id']}.txt"
+    ]
+
+
+def test_a_key_that_was_sent_with_another_text_does_no_harm_to_one_that_is_there(
+    client: FlaskClient, settings: Settings
+) -> None:
+    client.post("/corpora", data=b"one\n", content_type="text/plain", headers={KEY: "a"})
+    client.post("/corpora", data=b"two\n", content_type="text/plain", headers={KEY: "b"})
+    refused = client.post("/corpora", data=b"one\n", content_type="text/plain", headers={KEY: "b"})
+    assert refused.status_code == 422
+    assert len(list(settings.paths.uploads.glob("*.txt"))) == 2
+
+
+def test_a_bad_key_is_refused_before_the_text_is_read(client: FlaskClient) -> None:
+    response = client.post(
+        "/corpora", data=b"text\n", content_type="text/plain", headers={KEY: "k" * 256}
+    )
+    assert response.status_code == 422

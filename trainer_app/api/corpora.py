@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Response, request
 
 from trainer_app.api import current, uploads
+from trainer_app.api.accept import KEY_PARAMETER, idempotency_key
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpora_schema import CorpusPageSchema, CorpusSchema
 from trainer_app.api.schema import PageQuery, PageQuerySchema
@@ -33,14 +34,16 @@ _BODY = {
 }
 
 
-@blueprint.route("/corpora", methods=["POST"])
+@blueprint.route("/corpora", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.response(201, CorpusSchema, headers={"Location": {"schema": {"type": "string"}}})
 @blueprint.doc(operationId="uploadCorpus", requestBody=_BODY)
 @blueprint.leads_to("getCorpus", "deleteCorpus", file_id="$response.body#/file_id")
 @blueprint.fails_with("CORPUS_EMPTY", "CORPUS_NOT_TEXT", "DISK_FULL", "UNAVAILABLE")
 def upload_corpus() -> tuple[Corpus, dict[str, str]]:
     """Upload a UTF-8 text; the same bytes give the same id."""
-    current.database().ping()  # before gigabytes are sent in vain
+    # Before gigabytes are sent in vain.
+    idempotency_key("")
+    current.database().ping()
     settings = current.settings()
     corpus = uploads.store_upload(
         request, settings.paths.uploads, settings.api.max_upload_bytes, _record
@@ -82,4 +85,5 @@ def delete_corpus(file_id: str) -> Response:
 
 
 def _record(text: Text) -> Corpus:
-    return corpora.add(current.database(), text.sha256, text.bytes, text.lines)
+    key = idempotency_key(text.sha256)
+    return corpora.add(current.database(), text.sha256, text.bytes, text.lines, idempotency=key)

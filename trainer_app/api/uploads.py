@@ -47,7 +47,7 @@ def store_upload(
     """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
 
     Raises the HTTP exceptions 400, 413 and 415, CorpusEmpty, CorpusNotText, DiskFull. Whatever
-    it raises, no temporary file stays behind.
+    it raises, no file stays behind.
     """
     check_framing(request)
     check_encoding(request)
@@ -58,11 +58,22 @@ def store_upload(
     try:
         text = _write(temporary, blocks)
         with exclusive(folder):
-            temporary.rename(folder / f"{text.sha256}.txt")
-            fsync_directory(folder)
-            return record(text)
+            return _keep(temporary, folder / f"{text.sha256}.txt", lambda: record(text))
     finally:
         temporary.unlink(missing_ok=True)  # not there once renamed
+
+
+def _keep(temporary: Path, final: Path, record: Callable[[], Corpus]) -> Corpus:
+    """The file in its place and recorded, or neither."""
+    was_there = final.exists()
+    temporary.rename(final)
+    fsync_directory(final.parent)
+    try:
+        return record()
+    except BaseException:
+        if not was_there:
+            final.unlink()
+        raise
 
 
 def _sweep(folder: Path) -> None:

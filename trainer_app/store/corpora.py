@@ -10,6 +10,7 @@ from sqlalchemy import select
 from trainer_app.errors import Conflict, CorpusNotFound
 from trainer_app.store import pages
 from trainer_app.store.database import NOW, Database, insert
+from trainer_app.store.idempotency import IdempotencyKey, claim_key
 from trainer_app.store.pages import Page
 from trainer_app.store.tables import CorpusRow, JobRow, Status
 
@@ -24,9 +25,20 @@ class Corpus:
     created_at: float  # unix seconds
 
 
-def add(db: Database, file_id: str, bytes_: int, lines: int) -> Corpus:
-    """Record a text whose file is in place; the same bytes give the row that is there already."""
+def add(
+    db: Database,
+    file_id: str,
+    bytes_: int,
+    lines: int,
+    *,
+    idempotency: IdempotencyKey | None = None,
+) -> Corpus:
+    """Record a text whose file is in place; the same bytes give the row that is there already.
+
+    Raises FieldError for a key that was sent before with other bytes.
+    """
     with db.write() as session:
+        claim_key(session, idempotency, file_id)
         session.execute(
             insert(session, CorpusRow)
             .values(file_id=file_id, bytes=bytes_, lines=lines, created_at=NOW)
