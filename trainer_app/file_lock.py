@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 
 _LOOK_SECONDS: Final = 0.1
@@ -39,3 +40,8 @@ def _taken(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def at_once() -> StopReason:
+    """A ``should_stop`` for those who do not want to wait at all."""
+    return StopReason.CANCEL

@@ -11,10 +11,24 @@ from typing import IO, Final
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
-from trainer_app.errors import DataBankUnavailable
+from trainer_app.errors import DataBankUnavailable, NotReady
 from trainer_app.safe_paths import is_id
 
 _BLOCK: Final = 1 << 20
+
+
+def lock_of(directory: Path) -> Path:
+    """The lock of a model's folder: held while it is fetched, and while weights are deleted."""
+    return directory.parent / f".{directory.name}.lock"
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether all that the manifest lists is there, by name and size."""
+    try:
+        files = artifacts.pointer(directory).files
+        return all((directory / file.name).stat().st_size == file.bytes for file in files)
+    except (NotReady, FileNotFoundError):
+        return False
 
 
 def restore(

@@ -250,13 +250,24 @@ def test_a_file_larger_than_allowed_is_not_fetched(server: DataBankServer, fetch
     assert server.seen("GET") == []
 
 
-def test_a_file_that_is_not_there_is_not_asked_for_again(
+def test_a_file_that_is_not_there_is_asked_for_three_times(
     server: DataBankServer, fetch: Fetch
 ) -> None:
     with pytest.raises(DataNotFound):
         fetch()
 
-    assert len(server.requests) == 1
+    assert len(server.requests) == 3
+
+
+def test_a_file_that_comes_late_is_fetched(
+    server: DataBankServer, fetch: Fetch, target: Path
+) -> None:
+    server.put(TEXT, "a")
+    server.then("HEAD", status(404))
+
+    fetch()
+
+    assert target.read_bytes() == TEXT
 
 
 def test_a_server_that_fails_for_ever_is_given_up_and_the_part_is_kept(

@@ -18,29 +18,38 @@ Elapse = Callable[[float], None]
 ARCHIVE = Archive(file_id="file-1", sha256="a" * 64, bytes=123)
 
 
-def complete(database: Database, claim: Claim, *, storage: str, error_code: str | None) -> None:
+def complete(
+    database: Database,
+    claim: Claim,
+    *,
+    archive: Archive | None = None,
+    error_code: str | None = None,
+) -> None:
     lease.finish(
         database,
         claim,
         "completed",
         error_code=error_code,
         message="not sent" if error_code else "",
-        artifact=Artifact(storage=storage, sha256="b" * 64),
+        artifact=Artifact(
+            storage="data-bank" if archive else "local", sha256="b" * 64, archive=archive
+        ),
     )
 
 
-def test_what_an_attempt_has_sent_is_known_to_the_next(database: Database, claim: Claim) -> None:
+def test_a_run_that_was_sent_is_complete_with_its_archive(database: Database, claim: Claim) -> None:
     assert uploads.of_run(database, claim.job_id) is None
 
-    uploads.record(database, claim, ARCHIVE)
+    complete(database, claim, archive=ARCHIVE)
 
+    run = runs.get(database, claim.job_id)
     assert uploads.of_run(database, claim.job_id) == ARCHIVE
-    assert runs.get(database, claim.job_id).artifact_file_id == "file-1"
+    assert (run.artifact_storage, run.artifact_file_id) == ("data-bank", "file-1")
 
 
 def test_an_attempt_without_its_lease_records_nothing(database: Database, stale: Claim) -> None:
     with pytest.raises(LeaseLost):
-        uploads.record(database, stale, ARCHIVE)
+        complete(database, stale, archive=ARCHIVE)
 
     assert uploads.of_run(database, stale.job_id) is None
 
@@ -53,7 +62,7 @@ def test_a_run_whose_upload_failed_waits_until_it_is_sent_after_all(
     database: Database, claim: Claim
 ) -> None:
     assert uploads.waiting(database) == []
-    complete(database, claim, storage="local", error_code="ARTIFACT_UPLOAD_FAILED")
+    complete(database, claim, error_code="ARTIFACT_UPLOAD_FAILED")
     assert uploads.waiting(database) == [claim.job_id]
 
     assert uploads.record_late(database, claim.job_id, ARCHIVE)
@@ -67,7 +76,7 @@ def test_a_run_whose_upload_failed_waits_until_it_is_sent_after_all(
 def test_of_two_that_send_a_model_late_the_first_is_recorded(
     database: Database, claim: Claim
 ) -> None:
-    complete(database, claim, storage="local", error_code="ARTIFACT_UPLOAD_FAILED")
+    complete(database, claim, error_code="ARTIFACT_UPLOAD_FAILED")
     assert uploads.record_late(database, claim.job_id, ARCHIVE)
 
     second = Archive(file_id="file-2", sha256="a" * 64, bytes=123)
@@ -79,9 +88,7 @@ def test_of_two_that_send_a_model_late_the_first_is_recorded(
 def test_an_uploaded_model_tells_how_long_it_has_lain_there_and_been_unused(
     database: Database, claim: Claim, elapse: Elapse
 ) -> None:
-    uploads.record(database, claim, ARCHIVE)
-    assert uploads.uploaded(database) == []  # it is not completed yet
-    complete(database, claim, storage="data-bank", error_code=None)
+    complete(database, claim, archive=ARCHIVE)
     (fresh,) = uploads.uploaded(database)
     spec = GenerateSpec(prompt_text="a").to_json()
     requests.create(database, JobKind.GENERATE, claim.job_id, spec, queue="q", user_id=0)
@@ -97,7 +104,7 @@ def test_an_uploaded_model_tells_how_long_it_has_lain_there_and_been_unused(
 def test_a_model_that_is_only_here_is_not_among_the_uploaded(
     database: Database, claim: Claim
 ) -> None:
-    complete(database, claim, storage="local", error_code=None)
+    complete(database, claim)
 
     assert uploads.uploaded(database) == []
     assert uploads.waiting(database) == []

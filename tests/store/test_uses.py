@@ -29,6 +29,13 @@ def end(database: Database, job_id: str, status: str) -> None:
     lease.finish(database, claim, status, result="{}")
 
 
+def ask(database: Database, run_id: str) -> str:
+    spec = GenerateSpec(prompt_text="a").to_json()
+    return requests.create(
+        database, JobKind.GENERATE, run_id, spec, queue="q", user_id=0
+    ).request_id
+
+
 @pytest.fixture
 def tokenizer_id(database: Database) -> str:
     """A finished tokenizer."""
@@ -50,9 +57,11 @@ def test_a_corpus_that_is_not_here_is_taken_where_there_is_a_data_bank(
         runs.create(database, spec, queue="trainer")
     run = runs.create(database, spec, queue="trainer", remote_corpora=True)
     assert uses.corpora_in_use(database) == {"remote-1"}
-    end(database, run.run_id, "failed")
-
+    end(database, run.run_id, "completed")
     assert uses.corpora_in_use(database) == frozenset()
+    ask(database, run.run_id)  # as to evaluate it
+
+    assert uses.corpora_in_use(database) == {"remote-1"}
 
 
 def test_a_model_is_in_use_while_a_request_to_it_or_a_run_from_it_is_unfinished(
@@ -61,10 +70,7 @@ def test_a_model_is_in_use_while_a_request_to_it_or_a_run_from_it_is_unfinished(
     lease.finish(database, claim, "completed")
     assert uses.models_in_use(database) == frozenset()
     tuned = another_run(pretrained_run_id="run-base")
-    spec = GenerateSpec(prompt_text="a").to_json()
-    request = requests.create(
-        database, JobKind.GENERATE, claim.job_id, spec, queue="q", user_id=0
-    ).request_id
+    request = ask(database, claim.job_id)
 
     assert uses.models_in_use(database) == {"run-base", claim.job_id}
     end(database, tuned, "completed")

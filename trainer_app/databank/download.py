@@ -14,7 +14,7 @@ from trainer_app.core.files import disk_full_named, fsync_directory
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.databank.client import DataBank, OtherBytes, RemoteFile
 from trainer_app.databank.retry import Patience, Tries, TryAgain
-from trainer_app.errors import DataBankUnavailable
+from trainer_app.errors import DataBankUnavailable, DataNotFound
 
 PART: Final = ".part"  # what the name of an unfinished file ends with
 _PROGRESS_BYTES: Final = 65_536  # less than that between two failures is no progress
@@ -51,7 +51,7 @@ def download(
             _check(file, sha256, max_bytes)
             fetching.complete(file)
             _verify(part, sha256, should_stop)
-        except TryAgain as error:
+        except (TryAgain, DataNotFound) as error:
             on_message(f"{error.message}; trying again")
             tries.failed(error)
         else:

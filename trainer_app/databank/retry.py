@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
-from trainer_app.errors import DataBankUnavailable
+from trainer_app.errors import DataBankUnavailable, DataNotFound
 
 _FIRST_PAUSE: Final = 0.5  # seconds; doubles each time
 _LONGEST_PAUSE: Final = 60.0
@@ -53,13 +53,19 @@ class Tries:
         self._failures = 0
         self._give_up_at = self._patience.clock() + self._patience.seconds
 
-    def failed(self, error: TryAgain) -> None:
-        """Wait for the next try. Raises the error when there is to be none, and StopRequested."""
-        self._wrong += error.wrong
+    def failed(self, error: TryAgain | DataNotFound) -> None:
+        """Wait for the next try. Raises the error when there is to be none, and StopRequested.
+
+        A file that is not there counts as a wrong answer: it may be about to come.
+        """
+        wrong, asked = True, None
+        if isinstance(error, TryAgain):
+            wrong, asked = error.wrong, error.pause_seconds
+        self._wrong += wrong
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._failures)
         # Half of it at random: workers that failed together do not come back together.
         pause = self._patience.jitter(pause / 2, pause)
-        pause = max(pause, min(_LONGEST_PAUSE, error.pause_seconds or 0.0))
+        pause = max(pause, min(_LONGEST_PAUSE, asked or 0.0))
         self._failures += 1
         again_at = self._patience.clock() + pause
         if self._wrong >= _MOST_WRONG or again_at > self._give_up_at:

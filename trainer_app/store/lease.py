@@ -27,6 +27,7 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import Reaped, Wakeup, due, mark_dispatched, reap
+from trainer_app.store.uploads import Archive, columns
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -55,7 +56,6 @@ __all__ = [
 _NOT_FOUND: Mapping[JobKind, type[NotFound]] = {
     JobKind.TRAIN: RunNotFound,
     JobKind.TOKENIZER: TokenizerNotFound,
-    JobKind.GENERATE: DataNotFound,
 }
 
 
@@ -87,6 +87,7 @@ class Artifact:
 
     storage: str  # "local", "data-bank"
     sha256: str
+    archive: Archive | None = None  # in the data bank
 
 
 def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Claim | None:
@@ -216,6 +217,8 @@ def finish(
             values["progress"] = 100
         if artifact is not None:
             values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
+            if artifact.archive is not None:
+                values |= columns(artifact.archive)
         session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
 
 
@@ -284,7 +287,7 @@ def request_cancel(db: Database, job_id: str, *, kind: JobKind | None = None) ->
     with db.write() as session:
         status = session.scalar(statement) or session.scalar(select(JobRow.status).where(*named))
     if status is None:
-        missing = NotFound if kind is None else _NOT_FOUND[kind]
+        missing = NotFound if kind is None else _NOT_FOUND.get(kind, DataNotFound)
         raise missing(f"{job_id}: there is no such job")
     if status in {Status.COMPLETED, Status.FAILED}:
         raise AlreadyFinished(f"{job_id} has already {status}")

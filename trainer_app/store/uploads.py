@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import aliased
 
 from trainer_app.errors import ArtifactUploadFailed
-from trainer_app.store.claims import Claim, hold
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobRow, RunRow, Status
 
-LOCAL = "local"
-DATA_BANK = "data-bank"
+LOCAL: Final = "local"
+DATA_BANK: Final = "data-bank"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +33,6 @@ class Uploaded:
     archive: Archive
     uploaded_seconds: float  # ago
     used_seconds: float | None  # since the last request to it; None: none is remembered
-
-
-def record(db: Database, claim: Claim, archive: Archive) -> None:
-    """Keep what an attempt has sent, so that no later one sends it again. Raises LeaseLost."""
-    with db.write() as session:
-        hold(session, claim, {"heartbeat_at": NOW})
-        session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(_columns(archive)))
 
 
 def of_run(db: Database, run_id: str) -> Archive | None:
@@ -74,7 +67,7 @@ def record_late(db: Database, run_id: str, archive: Archive) -> bool:
             .returning(JobRow.id)
         )
         if sent is not None:
-            values = _columns(archive) | {"artifact_storage": DATA_BANK}
+            values = columns(archive) | {"artifact_storage": DATA_BANK}
             session.execute(update(RunRow).where(RunRow.id == run_id).values(values))
     return sent is not None
 
@@ -122,7 +115,8 @@ def _unsent() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _columns(archive: Archive) -> dict[str, object]:
+def columns(archive: Archive) -> dict[str, object]:
+    """What the row of a run says of its archive."""
     return {
         "artifact_file_id": archive.file_id,
         "archive_sha256": archive.sha256,

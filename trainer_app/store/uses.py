@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, select
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select
 from sqlalchemy.orm import aliased
 
 from trainer_app.core.spec import TrainSpec
@@ -23,9 +23,11 @@ class UnusedTokenizer:
 
 
 def corpora_in_use(db: Database) -> frozenset[str]:
-    """The file ids of the corpora that queued and running jobs read."""
+    """The file ids of the corpora that queued and running jobs read, evaluations included."""
+    live = aliased(JobRow)
+    of_runs = select(live.run_id).where(live.status.in_(_LIVE))
     statement = select(JobRow.corpus_file_id).where(
-        JobRow.status.in_(_LIVE), JobRow.corpus_file_id.is_not(None)
+        or_(JobRow.status.in_(_LIVE), JobRow.id.in_(of_runs))
     )
     with db.read() as session:
         return frozenset(filter(None, session.scalars(statement)))
