@@ -262,11 +262,17 @@ def test_it_ends_with_all_that_it_started_and_starts_again(tmp_path: Path) -> No
     urls = {"api_url": "", "redis_url": "", "database_url": ""}
     sleeper = Process(name="orphan", role=Role.LIGHT, command=("sleep", "300"))
     write_state(tmp_path, [(sleeper, orphan.pid)], **urls)
-    again = start_stack(tmp_path, environment=OWN)
-    try:
+    with running_stack(tmp_path, environment=OWN) as again:
         assert orphan.wait(5) == -signal.SIGTERM
         assert "had left running: orphan" in again.output.read_text()
         assert "cannot read its file" in again.output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_after_a_kill_nothing_is_left_and_it_starts_again(tmp_path: Path) -> None:
+    again = start_stack(tmp_path, environment=OWN)
+    try:
         # What a supervisor that is killed leaves is ended by its guard, or by the next start.
         left = _descendants(again)
         again.process.kill()
