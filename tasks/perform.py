@@ -13,7 +13,17 @@ import structlog
 from tasks import process
 from tasks.held import Held
 from trainer_app.core.observer import StopReason
-from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable, UserError
+from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import (
+    Conflict,
+    FieldError,
+    LeaseLost,
+    NotFound,
+    OutOfMemory,
+    TrainerError,
+    Unavailable,
+    UserError,
+)
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease
@@ -36,6 +46,7 @@ class Done:
     result_bytes: int = 0
     artifact: Artifact | None = None
     final_metrics: Mapping[str, object] = field(default_factory=dict)  # empty: no such event
+    problem: TrainerError | None = None  # what went wrong beside the work, which is done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +98,8 @@ def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
         return work(job)
     except LeaseLost:
         raise
+    except StopRequested as stop:
+        return stop.reason
     except TrainerError as error:
         return error
     except MemoryError:
@@ -110,7 +123,8 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
             _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
-        case UserError():
+        case UserError() | FieldError() | NotFound() | Conflict():
+            # Of no use to repeat: what was asked for is wrong, gone, or not there yet.
             _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case TrainerError():
             _retry_or_fail(job, outcome)
@@ -124,6 +138,8 @@ def _complete(job: Job, done: Done) -> None:
             Status.COMPLETED,
             result=done.result,
             artifact=done.artifact,
+            error_code=None if done.problem is None else done.problem.code,
+            message="" if done.problem is None else done.problem.message,
         )
     )
     job.log.info("completed")

@@ -21,7 +21,10 @@ from trainer_app.store.lease import JobKind
 WORK: Final[Mapping[JobKind, str]] = {
     JobKind.TRAIN: "tasks.training",
     JobKind.TOKENIZER: "tasks.tokenizers",
-    JobKind.GENERATE: "tasks.inference",
+    JobKind.GENERATE: "tasks.generation",
+    JobKind.SCORE: "tasks.scoring",
+    JobKind.EVALUATE: "tasks.evaluation",
+    JobKind.CHAT: "tasks.chat",
 }
 
 

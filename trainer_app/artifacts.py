@@ -51,6 +51,24 @@ def tokenizer_directory(settings: Settings, tokenizer_id: str) -> Path:
     return settings.paths.artifacts / "tokenizers" / tokenizer_id
 
 
+def evaluation_file(settings: Settings, run_id: str, split: str) -> Path:
+    """Where the last evaluation of a run on a split is kept.
+
+    Beside the models, not in one: a published model is what its manifest says.
+    """
+    return settings.paths.artifacts / "evaluations" / run_id / f"{split}.json"
+
+
+def read_evaluation(settings: Settings, run_id: str, split: str) -> dict[str, object] | None:
+    """The last completed evaluation as clients see it; None where there was none."""
+    try:
+        text = evaluation_file(settings, run_id, split).read_bytes()
+    except FileNotFoundError:
+        return None
+    found: dict[str, object] = json.loads(text)
+    return found
+
+
 def publish(
     staging: Path,
     final: Path,

@@ -66,6 +66,12 @@ class DataNotFound(NotFound):
     code = "DATA_NOT_FOUND"
 
 
+class EvalNotFound(NotFound):
+    """The run has no evaluation on this split."""
+
+    code = "EVAL_NOT_FOUND"
+
+
 class Conflict(TrainerError):
     """The request does not fit the present state."""
 

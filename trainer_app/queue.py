@@ -26,6 +26,9 @@ TASK_NAMES: Final[Mapping[JobKind, str]] = {
     JobKind.TRAIN: "trainer.train",
     JobKind.TOKENIZER: "trainer.tokenizer",
     JobKind.GENERATE: "trainer.generate",
+    JobKind.SCORE: "trainer.score",
+    JobKind.EVALUATE: "trainer.evaluate",
+    JobKind.CHAT: "trainer.chat",
 }
 WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
 WORKER_TTL_SECONDS: Final = 20
@@ -57,11 +60,8 @@ def light_queue(settings: Settings) -> str:
 
 def queue_of(settings: Settings, kind: JobKind) -> str:
     """The queue that a job of this kind goes to unless it is pinned to a worker."""
-    return {
-        JobKind.TRAIN: training_queue,
-        JobKind.TOKENIZER: light_queue,
-        JobKind.GENERATE: inference_queue,
-    }[kind](settings)
+    owners = {JobKind.TRAIN: training_queue, JobKind.TOKENIZER: light_queue}
+    return owners.get(kind, inference_queue)(settings)
 
 
 def cancelled_key(run_id: str) -> str:

@@ -17,6 +17,7 @@ from marshmallow import ValidationError, fields, validate
 
 INT64_MAX: Final = 2**63 - 1  # what SQLite and PostgreSQL hold
 UINT32_MAX: Final = 2**32 - 1  # what numpy takes for a seed
+LONGEST_TEXT: Final = 1_048_576  # to use a model on: characters of a text, bytes of a file
 _INTEGER_TEXT: Final = re.compile(r"-?[0-9]{1,20}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SHOWN: Final = 64  # characters of a refused value that its message repeats
@@ -35,6 +36,12 @@ def one_of(choices: Sequence[str]) -> validate.OneOf:
 def length(low: int, high: int) -> validate.Length:
     """From ``low`` to ``high`` characters or items."""
     return validate.Length(low, high, error=f"must have {low} to {high} characters or items")
+
+
+def require_one(data: Mapping[str, object], first: str, second: str) -> None:
+    """Raise ValidationError at ``first`` unless exactly one of the two fields is given."""
+    if (data[first] is None) == (data[second] is None):
+        raise ValidationError({first: [f"exactly one of {first} and {second} is needed"]})
 
 
 def about(description: str, example: object = None) -> dict[str, object]:

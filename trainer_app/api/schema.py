@@ -12,6 +12,7 @@ from marshmallow.schema import Schema as AnySchema
 from trainer_app.api.errors import STATUSES, Detail
 from trainer_app.api.fields import QueryInteger, StrictString, about, between, length, shown
 from trainer_app.api.ids import PATTERN
+from trainer_app.store.tables import Status
 
 _MAX_DETAILS: Final = 20  # a body of a million unknown keys is answered briefly
 _UNKNOWN: Final = "unknown field"
@@ -65,6 +66,16 @@ def page_of(item: type[Schema]) -> type[Schema]:
         },
         name=item.__name__.removesuffix("Schema") + "PageSchema",
     )
+
+
+class RequestSchema(Schema):
+    """What the requests to a finished run answer, beside what they give."""
+
+    request_id = fields.String(required=True, metadata=about("The request's id."))
+    status = fields.String(
+        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+    )
+    error = fields.String(required=True, allow_none=True, metadata=about("Why it failed."))
 
 
 class DetailSchema(Schema):

@@ -1,15 +1,18 @@
-"""Evaluate a finished run's model on one of its splits."""
+"""Evaluate a finished run's model on one of its splits, or on any other text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_app.core.data import prepare_data
+from backends.loading import load_tokenizer
+from trainer_app.core.data import prepare_data, tokenizer_digest
 from trainer_app.core.device import out_of_memory_named, resolve_device
+from trainer_app.core.encode import encode_corpus
 from trainer_app.core.evaluate import Evaluation, evaluate
 from trainer_app.core.loaded import load_model
 from trainer_app.core.loss import LanguageModelLoss
+from trainer_app.core.streams import TokenStream
 from trainer_app.errors import CorpusTooShort
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ def evaluate_run(
     Raises CorpusTooShort where the run has no such split, ModelIncompatible, CudaNotAvailable,
     OutOfMemory, StopRequested and the errors of ``read_units``.
     """
-    place = resolve_device(device)
     data = prepare_data(
         spec,
         corpus=corpus,
@@ -48,6 +50,48 @@ def evaluate_run(
     stream = data.streams.of(split)
     if not len(stream):
         raise CorpusTooShort(f"the run has no {split.label} split: its fraction is 0")
+    return _evaluate(directory, stream, spec, device=device, should_stop=should_stop)
+
+
+def evaluate_text(
+    directory: Path,
+    text: Path,
+    *,
+    sha256: str,  # of the text
+    spec: TrainSpec,  # of the run
+    tokens: Path,  # the cache of token ids
+    device: RequestedDevice,
+    on_message: OnMessage,
+    should_stop: ShouldStop,
+) -> Evaluation:
+    """The loss of the model in ``directory`` on all of another text, in float32.
+
+    Raises CorpusTooShort for a text of fewer than two tokens, and what ``evaluate_run`` raises.
+    """
+    encoded = encode_corpus(
+        text,
+        load_tokenizer(directory),
+        tokens,
+        corpus_sha256=sha256,
+        tokenizer_sha256=tokenizer_digest(directory),
+        on_message=on_message,
+        should_stop=should_stop,
+    )
+    if encoded.tokens < 2:
+        raise CorpusTooShort(f"the text has {encoded.tokens} tokens; a loss needs at least 2")
+    stream = TokenStream(ids=encoded.ids(), bytes=encoded.bytes)
+    return _evaluate(directory, stream, spec, device=device, should_stop=should_stop)
+
+
+def _evaluate(
+    directory: Path,
+    stream: TokenStream,
+    spec: TrainSpec,
+    *,
+    device: RequestedDevice,
+    should_stop: ShouldStop,
+) -> Evaluation:
+    place = resolve_device(device)
     with out_of_memory_named(f"evaluation with batch_size {spec.batch_size}", place):
         return evaluate(
             LanguageModelLoss(load_model(directory, device=place).model),

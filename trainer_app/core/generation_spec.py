@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Final
+
+from trainer_app.core.json_spec import JsonSpec
 
 MAX_NEW_TOKENS: Final = 1024
 MAX_TEMPERATURE: Final = 2.0
@@ -12,7 +13,7 @@ MAX_RETURN_SEQUENCES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateSpec:
+class GenerateSpec(JsonSpec):
     """One request, as resolved: parsed once at the edge, never validated again."""
 
     prompt_text: str = ""  # empty: a text from its beginning
@@ -24,15 +25,3 @@ class GenerateSpec:
     stop_sequences: tuple[str, ...] = ()  # none empty; the text ends before the first that occurs
     seed: int | None = None  # None: another text each time
     num_return_sequences: int = 1  # 1 to MAX_RETURN_SEQUENCES
-
-    def to_json(self) -> str:
-        """A JSON object that ``from_json`` reads back to an equal spec."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> GenerateSpec:
-        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in json.loads(text).items() if name in known}
-        values["stop_sequences"] = tuple(values.get("stop_sequences", ()))
-        return cls(**values)

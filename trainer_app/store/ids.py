@@ -18,6 +18,10 @@ _RANDOM_BITS: Final = 80
 RUN: Final = "run"
 TOKENIZER: Final = "tok"
 GENERATE: Final = "gen"
+SCORE: Final = "score"
+EVALUATE: Final = "eval"
+CHAT: Final = "chat"  # one turn
+SESSION: Final = "session"
 
 ID_PATTERN: Final = re.compile(rf"[a-z]{{2,8}}-[{_DIGITS}]{{{_LENGTH}}}")
 

@@ -1,20 +1,30 @@
-"""Requests to a finished run, such as to generate text: jobs whose result is read once or twice."""
+"""Requests to a finished run, such as to generate text: jobs whose result is read once or twice.
+
+The topic says what of its run a request is about: the split of an evaluation, a chat's session.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import and_, delete, or_, select
+from sqlalchemy import Select, and_, delete, or_, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import IntegrityError
 
-from trainer_app.errors import DataNotFound
+from trainer_app.errors import Conflict, DataNotFound
 from trainer_app.store import ids
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.idempotency import IdempotencyKey, claim_key
 from trainer_app.store.jobs import enqueue
 from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, Status
 
-_PREFIXES: Final = {JobKind.GENERATE: ids.GENERATE}
+_PREFIXES: Final = {
+    JobKind.GENERATE: ids.GENERATE,
+    JobKind.SCORE: ids.SCORE,
+    JobKind.EVALUATE: ids.EVALUATE,
+    JobKind.CHAT: ids.CHAT,
+}
 _CHUNK: Final = 500  # rows at a time, so that others can write in between
 
 
@@ -24,6 +34,7 @@ class Request:
 
     request_id: str
     run_id: str
+    topic: str | None
     status: Status
     spec: str  # JSON
     result: str | None  # JSON
@@ -43,50 +54,72 @@ def create(
     *,
     queue: str,
     user_id: int,
+    topic: str | None = None,
     http_request_id: str | None = None,
     idempotency: IdempotencyKey | None = None,
 ) -> Request:
     """Queue a request to a run; with a key that was used before, the request of then.
 
-    Raises FieldError when the key came with another body.
+    Raises FieldError when the key came with another body, Conflict while an earlier turn of the
+    same chat is not answered.
     """
     request_id = ids.new_id(_PREFIXES[kind])
-    with db.write() as session:
-        earlier = claim_key(session, idempotency, request_id)
-        if earlier is None:
-            enqueue(
-                session,
-                job_id=request_id,
-                kind=kind,
-                spec=spec,
-                queue=queue,
-                user_id=user_id,
-                run_id=run_id,
-                request_id=http_request_id,
-            )
+    try:
+        with db.write() as session:
+            earlier = claim_key(session, idempotency, request_id)
+            if earlier is None:
+                enqueue(
+                    session,
+                    job_id=request_id,
+                    kind=kind,
+                    spec=spec,
+                    queue=queue,
+                    user_id=user_id,
+                    run_id=run_id,
+                    topic=topic,
+                    request_id=http_request_id,
+                )
+    except IntegrityError as error:  # of the index of live turns: no other can be broken here
+        raise Conflict(f"{topic}: its last message is not answered yet") from error
     return get(db, kind, run_id, earlier or request_id)
 
 
 def get(db: Database, kind: JobKind, run_id: str, request_id: str) -> Request:
     """One request to this run. Raises DataNotFound, also for a request to another run."""
-    statement = select(
-        JobRow.id.label("request_id"),
-        JobRow.run_id,
-        JobRow.status,
-        JobRow.spec,
-        JobRow.result,
-        JobRow.error_code,
-        JobRow.message,
-        JobRow.queue,
-        JobRow.user_id,
-        JobRow.created_at,
-        JobRow.completed_at,
-    ).where(JobRow.id == request_id, JobRow.kind == kind, JobRow.run_id == run_id)
+    statement = _requests(kind, run_id).where(JobRow.id == request_id)
     with db.read() as session:
         row = session.execute(statement).mappings().one_or_none()
     if row is None:
         raise DataNotFound(f"{request_id}: {run_id} has no such request")
-    return Request(**{**row, "status": Status(row["status"])})
+    return _request(row)
+
+
+def latest(db: Database, kind: JobKind, run_id: str, topic: str) -> Request | None:
+    """The request about this topic that came last."""
+    statement = _requests(kind, run_id).where(JobRow.topic == topic)
+    newest = statement.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(1)
+    with db.read() as session:
+        row = session.execute(newest).mappings().one_or_none()
+    return None if row is None else _request(row)
+
+
+def forget(db: Database, kind: JobKind, run_id: str, topic: str) -> list[str]:
+    """Delete what was asked about this topic, and what came of it.
+
+    Returns those that run: they are to be cancelled, and forget at once what they were asked.
+    """
+    about = (JobRow.kind == kind, JobRow.run_id == run_id, JobRow.topic == topic)
+    running = JobRow.status == Status.RUNNING
+    with db.write() as session:
+        gone = session.scalars(delete(JobRow).where(*about, ~running).returning(JobRow.id)).all()
+        session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
+        stopped = session.scalars(
+            update(JobRow)
+            .where(*about, running)
+            .values(cancel_requested=True, spec="{}")
+            .returning(JobRow.id)
+        ).all()
+    return list(stopped)
 
 
 def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> int:
@@ -107,3 +140,24 @@ def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> i
             session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
             session.execute(delete(JobRow).where(JobRow.id.in_(gone)))
     return len(gone)
+
+
+def _requests(kind: JobKind, run_id: str) -> Select[*tuple[object, ...]]:
+    return select(
+        JobRow.id.label("request_id"),
+        JobRow.run_id,
+        JobRow.topic,
+        JobRow.status,
+        JobRow.spec,
+        JobRow.result,
+        JobRow.error_code,
+        JobRow.message,
+        JobRow.queue,
+        JobRow.user_id,
+        JobRow.created_at,
+        JobRow.completed_at,
+    ).where(JobRow.kind == kind, JobRow.run_id == run_id)
+
+
+def _request(row: RowMapping) -> Request:
+    return Request(**{**row, "status": Status(row["status"])})

@@ -37,11 +37,15 @@ class JobKind(StrEnum):
     TRAIN = "train"
     TOKENIZER = "tokenizer"
     GENERATE = "generate"
+    SCORE = "score"
+    EVALUATE = "evaluate"
+    CHAT = "chat"
 
 
 FINAL: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 _NAME: Final = 128  # characters of a name that a client may choose
+_LIVE_TURN: Final = "kind = 'chat' AND status IN ('queued', 'running')"
 
 
 def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
@@ -105,8 +109,17 @@ class JobRow(Table):
             sqlite_where=text("status = 'running'"),
             postgresql_where=text("status = 'running'"),
         ),
+        # What was asked of a run, newest last.
+        Index(None, "run_id", "kind", "topic", "created_at"),
+        # The turns of a session are taken one after another.
+        Index(
+            "uq_jobs_live_turn",
+            "topic",
+            unique=True,
+            sqlite_where=text(_LIVE_TURN),
+            postgresql_where=text(_LIVE_TURN),
+        ),
         # Who uses what.
-        Index(None, "run_id"),
         Index(None, "corpus_file_id"),
         Index(None, "tokenizer_id"),
     )
@@ -141,6 +154,7 @@ class JobRow(Table):
     run_id: Mapped[str | None] = mapped_column(
         ForeignKey("jobs.id")
     )  # of which run it is a request
+    topic: Mapped[str | None] = mapped_column(String(64))  # an evaluation's split, a chat's session
     corpus_file_id: Mapped[str | None] = mapped_column(String(64))
     tokenizer_id: Mapped[str | None] = mapped_column(String(_NAME))
     checkpoint: Mapped[str | None]  # the newest one that is whole

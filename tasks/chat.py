@@ -1,0 +1,44 @@
+"""Answer in a chat with a finished model."""
+
+from __future__ import annotations
+
+import json
+
+from tasks import process
+from tasks.models import finished_model
+from tasks.perform import Done, Job
+from trainer_app.chat_sessions import ChatSessions, Turn
+from trainer_app.core.chat import reply
+from trainer_app.core.chat_spec import ChatSpec
+from trainer_app.core.observer import StopReason
+from trainer_app.errors import DataNotFound
+
+
+def work(job: Job) -> Done | StopReason:
+    """Answer the claimed message, and write the turn down while there is a session to write to."""
+    claim = job.claim
+    spec = ChatSpec.from_json(claim.spec)
+    sessions = ChatSessions(process.redis_client())
+    try:
+        session = sessions.get(str(claim.run_id), str(spec.session_id))
+    except DataNotFound:
+        return StopReason.CANCEL  # it was deleted, or waited for too long
+    history = [
+        (turn.message, turn.response)
+        for turn in session.turns
+        # An attempt before this one may have come as far as its answer.
+        if turn.response is not None and turn.request_id != claim.job_id
+    ]
+    response = reply(
+        finished_model(claim),
+        spec,
+        history,
+        should_stop=lambda: job.held.should_stop() is not None,
+    )
+    reason = job.held.should_stop()
+    if reason is not None:
+        return reason
+    turn = Turn(request_id=claim.job_id, message=spec.message, response=response)
+    if not sessions.put(session.session_id, turn):
+        return StopReason.CANCEL
+    return Done(result=json.dumps({"response": response}), result_id=claim.job_id)

@@ -1,0 +1,88 @@
+"""Evaluate a finished model on a split of its corpus, or on another text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tasks import process
+from tasks.corpora import corpus_file
+from tasks.models import model_folder
+from tasks.perform import Done, Job
+from trainer_app import artifacts
+from trainer_app.core.evaluate import Evaluation
+from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
+from trainer_app.core.evaluate_spec import EvaluateSpec
+from trainer_app.core.files import write_atomically
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.core.splits import Split
+from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import CorpusNotFound
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs
+
+
+def work(job: Job) -> Done | StopReason:
+    """Measure what the claimed request asks for, and keep it beside the models."""
+    spec = EvaluateSpec.from_json(job.claim.spec)
+    try:
+        evaluation = _evaluate(job, spec)
+    except StopRequested as stop:
+        return stop.reason
+    settings = process.settings()
+    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
+    file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
+    result = {
+        "loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "artifact_path": str(file),
+    }
+    shown = {
+        "run_id": job.claim.run_id,
+        "split": spec.split,
+        "path_override": spec.path_override,
+        "request_id": job.claim.job_id,
+        "status": "completed",
+        **result,
+        "tokens": evaluation.tokens,
+        "error": None,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n")
+    return Done(result=json.dumps(result), result_id=job.claim.job_id)
+
+
+def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
+    settings = process.settings()
+    run = runs.get(process.database(), str(job.claim.run_id)).spec
+    if spec.text_sha256 is not None:
+        return evaluate_text(
+            model_folder(job.claim),
+            corpus_file(settings, None, spec.path_override),
+            sha256=spec.text_sha256,
+            spec=run,
+            tokens=settings.paths.tokens,
+            device="auto",
+            on_message=job.log.info,
+            should_stop=job.held.should_stop,
+        )
+    return evaluate_run(
+        model_folder(job.claim),
+        Split[spec.split.upper()],
+        spec=run,
+        corpus=_corpus(settings, run),
+        tokens=settings.paths.tokens,
+        device="auto",
+        on_message=job.log.info,
+        should_stop=job.held.should_stop,
+    )
+
+
+def _corpus(settings: Settings, run: TrainSpec) -> Path:
+    try:
+        return corpus_file(settings, run.corpus_file_id, run.corpus_path)
+    except CorpusNotFound:
+        # Its token ids may still be there: only where they are not is the text missed.
+        return settings.paths.tokens / "no-such-corpus"

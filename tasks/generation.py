@@ -1,0 +1,22 @@
+"""Let a finished model continue a text."""
+
+from __future__ import annotations
+
+from tasks.models import finished_model
+from tasks.perform import Done, Job
+from trainer_app.core.generate import generate
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.observer import StopReason
+
+
+def work(job: Job) -> Done | StopReason:
+    """Continue the claimed request's prompt with its run's model."""
+    generation = generate(
+        finished_model(job.claim),
+        GenerateSpec.from_json(job.claim.spec),
+        should_stop=lambda: job.held.should_stop() is not None,
+    )
+    reason = job.held.should_stop()
+    if reason is not None:
+        return reason
+    return Done(result=generation.to_json(), result_id=job.claim.job_id)

@@ -1,0 +1,93 @@
+"""Evaluation: ask how well a finished model predicts held-out text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from trainer_app import artifacts
+from trainer_app.api import current
+from trainer_app.api.accept import KEY_PARAMETER, LOCATION
+from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.evaluate_schema import (
+    EvaluateSchema,
+    EvaluationQuery,
+    EvaluationQuerySchema,
+    EvaluationSchema,
+)
+from trainer_app.api.run_requests import ask, shown
+from trainer_app.core.evaluate_spec import EvaluateSpec
+from trainer_app.errors import EvalNotFound
+from trainer_app.store import requests, runs
+from trainer_app.store.tables import JobKind
+
+if TYPE_CHECKING:
+    from trainer_app.api.run_requests import Resolved
+    from trainer_app.store.requests import Request
+    from trainer_app.store.runs import Run
+
+blueprint = Blueprint("evaluate", __name__, description="Evaluate finished models.")
+
+
+@blueprint.route("/runs/<id:run_id>/evaluate", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(EvaluateSchema)
+@blueprint.response(202, EvaluationSchema, headers=LOCATION)
+@blueprint.doc(operationId="evaluate")
+@blueprint.leads_to("getEvaluation", run_id="$request.path.run_id")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND",
+    "CORPUS_NOT_FOUND",
+    "NOT_READY",
+    "CORPUS_EMPTY",
+    "CORPUS_NOT_TEXT",
+    "UNAVAILABLE",
+)
+def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[str, str]]:
+    """Ask for the loss of a finished model on a split of its corpus, or on another text."""
+
+    def resolve(run: Run) -> Resolved:
+        if spec.path_override is not None:
+            return replace(spec, text_sha256=corpus_sha256(None, spec.path_override)), spec.split
+        _require_split(run, spec.split)
+        return spec, spec.split
+
+    found = ask(JobKind.EVALUATE, run_id, spec.to_json(), resolve)
+    return _shown(found), {"Location": f"/runs/{run_id}/eval?split={spec.split}"}
+
+
+@blueprint.route("/runs/<id:run_id>/eval")
+@blueprint.arguments(EvaluationQuerySchema, location="query")
+@blueprint.response(200, EvaluationSchema)
+@blueprint.doc(operationId="getEvaluation")
+@blueprint.fails_with("RUN_NOT_FOUND", "EVAL_NOT_FOUND", "UNAVAILABLE")
+def get_evaluation(query: EvaluationQuery, run_id: str) -> dict[str, object]:
+    """Tell what came of the last evaluation on a split."""
+    runs.get(current.database(), run_id)
+    split = query["split"]
+    found = requests.latest(current.database(), JobKind.EVALUATE, run_id, split)
+    if found is not None:
+        return _shown(found)
+    # Requests are forgotten after a while, what they measured is not.
+    kept = artifacts.read_evaluation(current.settings(), run_id, split)
+    if kept is None:
+        raise EvalNotFound(f"{run_id} has not been evaluated on its {split} split")
+    return kept
+
+
+def _require_split(run: Run, split: str) -> None:
+    name = {"validation": "holdout_fraction", "test": "test_split_ratio"}[split]
+    if getattr(run.spec, name) == 0:
+        reason = f"{run.run_id} has no {split} split: its {name} is 0"
+        raise InvalidInput([Detail("split", reason)])
+
+
+def _shown(found: Request) -> dict[str, object]:
+    spec = EvaluateSpec.from_json(found.spec)
+    return {
+        "run_id": found.run_id,
+        "split": spec.split,
+        "path_override": spec.path_override,
+        **shown(found, "loss", "perplexity", "bits_per_byte", "artifact_path"),
+    }

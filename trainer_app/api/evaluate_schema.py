@@ -1,0 +1,79 @@
+"""What a model is evaluated on, and what the evaluation routes answer."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from marshmallow import fields, post_load
+
+from trainer_app.api.fields import StrictString, about, length, one_of
+from trainer_app.api.schema import RequestSchema, StrictSchema
+from trainer_app.core.evaluate_spec import EVALUATED_SPLITS, EvaluateSpec
+from trainer_app.safe_paths import MAX_NAME_LENGTH
+
+
+def _split() -> StrictString:
+    return StrictString(
+        load_default="validation",
+        validate=one_of(EVALUATED_SPLITS),
+        metadata=about("A split of the run's own corpus."),
+    )
+
+
+class EvaluateSchema(StrictSchema):
+    """The body of POST /runs/{run_id}/evaluate."""
+
+    split = _split()
+    path_override = StrictString(
+        load_default=None,
+        allow_none=True,
+        validate=length(1, MAX_NAME_LENGTH),
+        metadata=about(
+            "A text under the corpus root to evaluate on, all of it, instead of the split; what "
+            "comes of it is kept under the split's name."
+        ),
+    )
+
+    @post_load
+    def to_spec(self, data: dict[str, object], **_: object) -> EvaluateSpec:
+        """The spec, without the digest of its text."""
+        return EvaluateSpec.from_fields(data)
+
+
+class EvaluationQuerySchema(StrictSchema):
+    """Which evaluation is asked for."""
+
+    split = _split()
+
+
+class EvaluationQuery(TypedDict):
+    """What EvaluationQuerySchema loads."""
+
+    split: str
+
+
+class EvaluationSchema(RequestSchema):
+    """An evaluation; what it gave is null until it is completed."""
+
+    run_id = fields.String(required=True, metadata=about("The run's id."))
+    split = fields.String(
+        required=True,
+        metadata=about("What it is kept under.") | {"enum": list(EVALUATED_SPLITS)},
+    )
+    path_override = fields.String(
+        required=True, allow_none=True, metadata=about("The text that stood for the split.")
+    )
+    loss = fields.Float(
+        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 2.5)
+    )
+    perplexity = fields.Float(
+        required=True, allow_none=True, metadata=about("The exponential of the loss.", 12.2)
+    )
+    bits_per_byte = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=about("Bits per byte of UTF-8 text, comparable across tokenizers.", 1.4),
+    )
+    artifact_path = fields.String(
+        required=True, allow_none=True, metadata=about("The file with these figures.")
+    )

@@ -1,0 +1,75 @@
+"""What all requests to a finished run share: how they are queued, and how they are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from trainer_app import artifacts
+from trainer_app.api import current, request_id
+from trainer_app.api.accept import idempotency_key, require_services, wake
+from trainer_app.core.json_spec import JsonSpec
+from trainer_app.errors import NotReady
+from trainer_app.queue import queue_of
+from trainer_app.store import idempotency, requests, runs
+from trainer_app.store.requests import Request
+from trainer_app.store.runs import Run
+from trainer_app.store.tables import JobKind, Status
+
+# What is to be queued, and its topic if it has one.
+Resolved = tuple[JsonSpec, str | None]
+
+
+def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved]) -> Request:
+    """Queue a request to a run; with a key that was used before, the request of then.
+
+    ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
+    once the run is known to have a model. Raises RunNotFound, NotReady, Unavailable, InvalidInput
+    for a bad key, and what ``resolve`` raises.
+    """
+    require_services()
+    database = current.database()
+    key = idempotency_key(body)
+    run = runs.get(database, run_id)
+    earlier = idempotency.find(database, key)
+    if earlier is not None:
+        return requests.get(database, kind, run_id, earlier)
+    _require_model(run)
+    spec, topic = resolve(run)
+    created = requests.create(
+        database,
+        kind,
+        run_id,
+        spec.to_json(),
+        queue=queue_of(current.settings(), kind),
+        user_id=run.user_id,
+        topic=topic,
+        http_request_id=request_id.current(),
+        idempotency=key,
+    )
+    wake(created.request_id)
+    return created
+
+
+def find(kind: JobKind, run_id: str, request_id: str) -> Request:
+    """A request to a run; raises RunNotFound and DataNotFound."""
+    runs.get(current.database(), run_id)
+    return requests.get(current.database(), kind, run_id, request_id)
+
+
+def shown(found: Request, *results: str) -> dict[str, object]:
+    """A request as clients see it; ``results`` are null until it is completed."""
+    result: dict[str, object] = json.loads(found.result or "{}")
+    failed = found.status is Status.FAILED
+    return {
+        "request_id": found.request_id,
+        "status": found.status,
+        **{name: result.get(name) for name in results},
+        "error": f"{found.error_code}: {found.message}" if failed else None,
+    }
+
+
+def _require_model(run: Run) -> None:
+    if run.status is not Status.COMPLETED:
+        raise NotReady(f"{run.run_id} is {run.status}: it has no finished model")
+    artifacts.read_manifest(artifacts.model_directory(current.settings(), run.run_id))

@@ -1,0 +1,117 @@
+"""What a model is asked to score, and what the score routes answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from marshmallow import Schema, fields, post_load, validates_schema
+
+from trainer_app.api import sampling_fields
+from trainer_app.api.fields import (
+    LONGEST_TEXT,
+    StrictInteger,
+    StrictString,
+    about,
+    between,
+    length,
+    one_of,
+    require_one,
+)
+from trainer_app.api.schema import RequestSchema, StrictSchema
+from trainer_app.core.score_spec import (
+    DETAIL_LEVELS,
+    MAX_CANDIDATES,
+    MAX_DETAILED_TOKENS,
+    MAX_TOP_K,
+    ScoreSpec,
+)
+from trainer_app.safe_paths import MAX_NAME_LENGTH
+
+_PREDICTED: Final = "Entry i is about token i + 2 of the text, counted from 1."
+
+
+class ScoreSchema(StrictSchema):
+    """The body of POST /runs/{run_id}/score."""
+
+    text = StrictString(
+        load_default=None,
+        validate=length(0, LONGEST_TEXT),
+        metadata=about("What to score; this or path.", "Once upon a time there was a king."),
+    )
+    path = StrictString(
+        load_default=None,
+        validate=length(1, MAX_NAME_LENGTH),
+        metadata=about("A file under the corpus root; this or text.", "tales/king.txt"),
+    )
+    detail_level = StrictString(
+        load_default="summary",
+        validate=one_of(DETAIL_LEVELS),
+        metadata=about(
+            "per_char: also each token and its surprisal, for a text of at most "
+            f"{MAX_DETAILED_TOKENS} tokens."
+        ),
+    )
+    top_k = StrictInteger(
+        load_default=None,
+        allow_none=True,
+        validate=between(1, MAX_TOP_K),
+        metadata=about(
+            "Tell so many of the likeliest tokens at each place; null: none. At most "
+            f"{MAX_CANDIDATES} in all."
+        ),
+    )
+    seed = sampling_fields.seed("Taken and of no effect: a score draws no random number.")
+
+    @validates_schema
+    def check(self, data: Mapping[str, object], **_: object) -> None:
+        """Exactly one text."""
+        require_one(data, "text", "path")
+
+    @post_load
+    def to_request(self, data: dict[str, object], **_: object) -> tuple[ScoreSpec, str | None]:
+        """The spec, and the path of the file that its text is yet to be read from."""
+        path = data.pop("path")
+        spec = ScoreSpec.from_fields({**data, "text": data["text"] or ""})
+        return spec, None if path is None else str(path)
+
+
+class CandidateSchema(Schema):
+    """One of the likeliest tokens at a place."""
+
+    token = fields.String(required=True, metadata=about("As a person would read it.", " king"))
+    token_id = fields.Integer(required=True, metadata=about("Its id."))
+    probability = fields.Float(required=True, metadata=about("Its probability.", 0.25))
+    bits = fields.Float(required=True, metadata=about("Its surprisal.", 2.0))
+
+
+class ScoringSchema(RequestSchema):
+    """A request to score; what it gave is null until it is completed."""
+
+    loss = fields.Float(
+        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 2.5)
+    )
+    perplexity = fields.Float(
+        required=True, allow_none=True, metadata=about("The exponential of the loss.", 12.2)
+    )
+    surprisal = fields.List(
+        fields.Float(),
+        required=True,
+        allow_none=True,
+        metadata=about(f"Bits of each predicted token; with per_char alone. {_PREDICTED}"),
+    )
+    topk = fields.List(
+        fields.List(fields.Nested(CandidateSchema)),
+        required=True,
+        allow_none=True,
+        metadata=about(f"The likeliest tokens, with top_k alone. {_PREDICTED}"),
+    )
+    tokens = fields.List(
+        fields.String(),
+        required=True,
+        allow_none=True,
+        metadata=about(
+            "All tokens of the text, with per_char alone; bytes that are part of a character "
+            "as \\xe2."
+        ),
+    )

@@ -1,0 +1,34 @@
+"""What is asked for, on its way from the API to a worker. Imports no torch: the API parses it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonSpec:
+    """A dataclass of plain values and tuples that travels as a JSON object."""
+
+    def to_json(self) -> str:
+        """A JSON object that ``from_json`` reads back to an equal spec."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in json.loads(text).items()
+                if name in known
+            }
+        )
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, object]) -> Self:
+        """The spec of these values, which the API's schema has checked."""
+        return cls.from_json(json.dumps(dict(values)))
