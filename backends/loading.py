@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
+from backends.registry import MODEL_FAMILIES, MODEL_TYPES, TOKENIZER_KINDS
 from trainer_app.errors import FieldError, ModelIncompatible
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ def load_model(directory: Path) -> CausalModel:
 
     Raises ModelIncompatible where there is none that can be read.
     """
-    return model_family(_named(directory / "config.json", "model_type", MODEL_FAMILIES)).load(
-        directory
-    )
+    model_type = _named(directory / "config.json", "model_type", MODEL_TYPES)
+    return model_family(MODEL_TYPES[model_type]).load(directory)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

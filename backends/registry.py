@@ -13,13 +13,26 @@ from typing import Final
 # family -> module with a ``FAMILY`` that satisfies backends.contracts.ModelFamily
 MODEL_FAMILIES: Final[Mapping[str, str]] = {
     "gpt2": "backends.models.gpt2",
+    "llama": "backends.models.llama",
+    "qwen": "backends.models.qwen",
     "char_lstm": "backends.models.char_lstm",
 }
 
 # family -> its sizes, smallest first; the module's own shapes must have the same names
 MODEL_SIZES: Final[Mapping[str, tuple[str, ...]]] = {
     "gpt2": ("tiny", "mini", "small", "medium", "large", "xl"),
+    "llama": ("tiny", "mini", "small", "medium", "large", "xl"),
+    "qwen": ("tiny", "mini", "small", "medium", "large", "xl"),
     "char_lstm": ("tiny", "small", "medium"),
+}
+
+# model_type of a config.json -> the family that reads it
+MODEL_TYPES: Final[Mapping[str, str]] = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "qwen3": "qwen",
+    "qwen2": "qwen",
+    "char_lstm": "char_lstm",
 }
 
 # kind -> module with a ``KIND`` that satisfies backends.contracts.TokenizerKind

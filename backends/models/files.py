@@ -7,6 +7,7 @@ error of the disk is an OSError with its number.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,26 @@ def integer(config: Mapping[str, object], name: str) -> int:
     return value
 
 
+def number(config: Mapping[str, object], name: str, default: float) -> float:
+    """A positive number of a config; raises ModelIncompatible for anything else."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {value!r}, not a positive number")
+    return float(value)
+
+
+def require(config: Mapping[str, object], computed: Mapping[str, tuple[object, ...]]) -> None:
+    """Raise ModelIncompatible for a field that has none of the values that are computed here.
+
+    None stands for a field that is absent; the first value is the one that the message names.
+    """
+    for name, values in computed.items():
+        if config.get(name) not in values:
+            raise ModelIncompatible(
+                f"{CONFIG_FILE}: {name} is {config.get(name)!r}; supported: {values[0]!r}"
+            )
+
+
 def size_name(sizes: Mapping[str, object], shape: object) -> str:
     """The name of a shape, "custom" where it has none: a published model may have any."""
     return next((name for name, known in sizes.items() if known == shape), "custom")
@@ -71,6 +92,22 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         except (SafetensorError, FileNotFoundError) as error:
             raise ModelIncompatible(f"{name} cannot be read: {error}") from error
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def drop_tied_head(tensors: dict[str, Tensor], head: str, embedding: str) -> None:
+    """Remove the head from a file that holds it although it is the embedding.
+
+    Raises ModelIncompatible where it is not.
+    """
+    weight = tensors.pop(head, None)
+    if weight is not None and not torch.equal(weight, tensors.get(embedding, weight)):
+        raise ModelIncompatible(f"{WEIGHTS_FILE}: lm_head.weight differs from the embedding")
+
+
+def allocate(model: nn.Module) -> None:
+    """Give the parameters of a model on the meta device memory, with anything in it, on the CPU."""
+    empty = {name: torch.empty_like(t, device="cpu") for name, t in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2
 
 from backends.contracts import ModelConfig
 from backends.loading import load_model
-from backends.models.gpt2 import FAMILY, SIZES, GPT2Shape
+from backends.models.gpt2 import FAMILY, SIZES
+from backends.models.transformer import Shape
 from trainer_app.errors import ModelIncompatible
 
 VOCAB = 40
@@ -163,7 +164,7 @@ def test_the_weights_start_as_the_paper_says() -> None:
     torch.manual_seed(0)
     config = ModelConfig(family="gpt2", size="mini", vocab_size=300, max_seq_len=64)
     weights = FAMILY.build(config).state_dict()
-    shape: GPT2Shape = SIZES["mini"]
+    shape: Shape = SIZES["mini"]
     assert weights["h.0.c_fc.weight"].std().item() == pytest.approx(0.02, rel=0.02)
     assert weights["h.3.mlp_proj.weight"].std().item() == pytest.approx(
         0.02 / (2 * shape.layers) ** 0.5, rel=0.02

@@ -1,0 +1,226 @@
+"""How llama and its descendants are published: the fields of config.json, the tensors' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from backends.contracts import ModelConfig
+from backends.models import files
+from backends.models.transformer import INIT_STD, Design, Shape, Transformer
+from backends.models.transformer_family import TransformerFamily
+from trainer_app.errors import ModelIncompatible
+
+NORM_EPS: Final = 1e-6  # what an absent field means
+ROPE_THETA: Final = 10_000.0  # likewise
+
+# The values that mean what is computed here; None: an absent field.
+_COMPUTED: Final[Mapping[str, tuple[object, ...]]] = {
+    "hidden_act": ("silu", None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "partial_rotary_factor": (None, 1.0),
+    "quantization_config": (None,),
+}
+_ROTARY_FIELDS: Final = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+
+# Our names -> the published ones; a product of several is published in parts.
+_NAMES: Final[Mapping[str, str]] = {
+    "wte": "model.embed_tokens",
+    "ln_f": "model.norm",
+    "lm_head": "lm_head",
+}
+_BLOCK_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "ln_1": ("input_layernorm",),
+    "c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "q_norm": ("self_attn.q_norm",),
+    "k_norm": ("self_attn.k_norm",),
+    "attn_proj": ("self_attn.o_proj",),
+    "ln_2": ("post_attention_layernorm",),
+    "c_fc": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp_proj": ("mlp.down_proj",),
+}
+
+
+def _published_names(name: str) -> tuple[str, ...]:
+    """``h.0.c_fc.weight`` -> ``model.layers.0.mlp.gate_proj.weight`` and that of up_proj."""
+    *place, module, kind = name.split(".")
+    if not place:
+        return (f"{_NAMES[module]}.{kind}",)
+    return tuple(f"model.layers.{place[1]}.{part}.{kind}" for part in _BLOCK_NAMES[module])
+
+
+class LlamaFormatFamily(TransformerFamily):
+    """A family whose files read as llama's; ``designs`` and ``sizes`` say what is inside."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        designs: Mapping[str, Design],
+        classes: Mapping[str, str],
+        sizes: Mapping[str, Shape],
+    ) -> None:
+        """``designs`` by the model_type of config.json, the one that is built here first;
+        ``classes``: transformers' class for each.
+        """
+        super().__init__(name, next(iter(designs.values())), sizes)
+        self._designs = designs
+        self._classes = classes
+
+    def published_config(self, model: Transformer) -> dict[str, object]:
+        shape = model.shape
+        model_type = next(t for t, design in self._designs.items() if design == model.design)
+        return {
+            "architectures": [self._classes[model_type]],
+            "attention_bias": False,  # qwen2's is no field of its config
+            "attention_dropout": 0.0,
+            "dtype": "float32",
+            "head_dim": shape.head_width,
+            "hidden_act": "silu",
+            "hidden_size": shape.width,
+            "initializer_range": INIT_STD,
+            "intermediate_size": shape.inner,
+            "max_position_embeddings": model.config.max_seq_len,
+            "model_type": model_type,
+            "num_attention_heads": shape.heads,
+            "num_hidden_layers": shape.layers,
+            "num_key_value_heads": shape.kv_heads,
+            "rms_norm_eps": shape.norm_eps,
+            "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+            "rope_theta": shape.rope_theta,  # where transformers before 5 looks for it
+            "tie_word_embeddings": shape.tied,
+            "torch_dtype": "float32",  # the name that transformers before 5 reads
+            "vocab_size": model.config.vocab_size,
+        }
+
+    def parsed_config(self, published: Mapping[str, object]) -> tuple[ModelConfig, Design, Shape]:
+        files.require(published, {"model_type": tuple(self._designs), **_COMPUTED})
+        layer_types = published.get("layer_types")
+        if layer_types is not None and (
+            not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
+        ):
+            raise ModelIncompatible(
+                f"config.json: layer_types is {layer_types!r}; supported: 'full_attention' alone"
+            )
+        design = self._designs[str(published["model_type"])]
+        shape = _parsed_shape(published)
+        known = self.sizes if design == self.design else {}
+        config = ModelConfig(
+            family=self.name,
+            size=files.size_name(known, shape),
+            vocab_size=files.integer(published, "vocab_size"),
+            max_seq_len=files.integer(published, "max_position_embeddings"),
+        )
+        return config, design, shape
+
+    def published_tensors(self, model: Transformer) -> dict[str, Tensor]:
+        published: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            parts = tensor.split(_rows(model, name, tensor))
+            published |= zip(_published_names(name), parts, strict=True)
+        return published
+
+    def own_tensors(self, published: Mapping[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+        left = {  # without what old files hold of the rotary angles
+            name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor
+            for name, tensor in published.items()
+            if not name.endswith(".rotary_emb.inv_freq")
+        }
+        if model.shape.tied:
+            files.drop_tied_head(left, "lm_head.weight", "model.embed_tokens.weight")
+        ours = {
+            name: _joined(left, _published_names(name), expected, _rows(model, name, expected))
+            for name, expected in model.state_dict().items()
+        }
+        return ours | left
+
+
+def _rows(model: Transformer, name: str, tensor: Tensor) -> list[int]:
+    """The rows of each of the tensors that one of ours is published as."""
+    module = name.split(".")[-2]
+    if module == "c_attn":
+        heads = (model.shape.heads, model.shape.kv_heads, model.shape.kv_heads)
+        return [count * model.shape.head_width for count in heads]
+    return [model.shape.inner] * 2 if module == "c_fc" else [len(tensor)]
+
+
+def _joined(
+    left: dict[str, Tensor], names: tuple[str, ...], expected: Tensor, rows: list[int]
+) -> Tensor:
+    """The published parts of one of our tensors, taken out of ``left``, as one.
+
+    Raises ModelIncompatible, naming the part, where one is missing or has another shape.
+    """
+    parts = []
+    for name, count in zip(names, rows, strict=True):
+        part, shape = left.pop(name, None), (count, *expected.shape[1:])
+        if part is None:
+            raise ModelIncompatible(f"model.safetensors: {name} is missing")
+        if part.shape != shape:
+            raise ModelIncompatible(
+                f"model.safetensors: {name} has shape {tuple(part.shape)}, the model needs {shape}"
+            )
+        parts.append(part)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _parsed_shape(published: Mapping[str, object]) -> Shape:
+    width = files.integer(published, "hidden_size")
+    heads = files.integer(published, "num_attention_heads")
+    kv_heads = (
+        heads
+        if published.get("num_key_value_heads") is None
+        else files.integer(published, "num_key_value_heads")
+    )
+    if heads % kv_heads:
+        raise ModelIncompatible(
+            f"config.json: num_key_value_heads {kv_heads} does not divide "
+            f"num_attention_heads {heads}"
+        )
+    head_width = (
+        width // heads
+        if published.get("head_dim") is None
+        else files.integer(published, "head_dim")
+    )
+    if head_width % 2:
+        raise ModelIncompatible(f"config.json: head_dim {head_width} is odd: nothing to rotate")
+    return Shape(
+        width=width,
+        layers=files.integer(published, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        inner=files.integer(published, "intermediate_size"),
+        tied=published.get("tie_word_embeddings", False) is True,
+        norm_eps=files.number(published, "rms_norm_eps", NORM_EPS),
+        rope_theta=_rope_theta(published),
+    )
+
+
+def _rope_theta(published: Mapping[str, object]) -> float:
+    """From ``rope_parameters``, or from ``rope_theta`` and ``rope_scaling`` as before
+    transformers 5.
+    """
+    for field in ("rope_scaling", "rope_parameters"):
+        rotary = published.get(field) or {}
+        if not isinstance(rotary, dict) or not _is_plain(rotary):
+            raise ModelIncompatible(
+                f"config.json: {field} is {rotary!r}; supported: the rope_type 'default' alone"
+            )
+        if "rope_theta" in rotary:
+            return files.number(rotary, "rope_theta", ROPE_THETA)
+    return files.number(published, "rope_theta", ROPE_THETA)
+
+
+def _is_plain(rotary: Mapping[str, object]) -> bool:
+    """Whether rotary positions are those of the paper: no scaling, all of the head turns."""
+    return (
+        rotary.keys() <= _ROTARY_FIELDS
+        and rotary.get("rope_type", rotary.get("type", "default")) == "default"
+        and rotary.get("partial_rotary_factor", 1.0) == 1.0
+    )
