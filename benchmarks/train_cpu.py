@@ -16,15 +16,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
 
 import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from backends.contracts import ModelConfig
-from backends.models.gpt2 import GPT2, GPT2Shape
+from backends.loading import model_family
 from trainer_app.core.batches import Batches
-from trainer_app.core.device import DataLoading, fresh_accelerator, use_threads
+from trainer_app.core.device import (
+    DataLoading,
+    fresh_accelerator,
+    keep_freed_memory,
+    use_threads,
+)
 from trainer_app.core.feed import Feed
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.optim import make_optimizer
@@ -34,58 +44,59 @@ from trainer_app.core.step import TrainingStep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One size of GPT-2 and of its batches."""
+    """A size of GPT-2 and its batches."""
 
     name: str
-    layers: int
-    width: int
-    heads: int
+    size: str
     seq_len: int
     vocab_size: int
     batch_size: int
 
+    @property
+    def config(self) -> ModelConfig:
+        """As the engine names it."""
+        return ModelConfig(
+            family="gpt2",
+            size=self.size,
+            vocab_size=self.vocab_size,
+            max_seq_len=self.seq_len,
+        )
 
-WORKS = (
+
+WORKS: Final = (
     Work(
         name="4 layers, 256 wide, T=256, V=4096, B=8",
-        layers=4,
-        width=256,
-        heads=4,
+        size="mini",
         seq_len=256,
         vocab_size=4096,
         batch_size=8,
     ),
     Work(
         name="2 layers, 128 wide, T=128, V=256, B=8",
-        layers=2,
-        width=128,
-        heads=2,
+        size="tiny",
         seq_len=128,
         vocab_size=256,
         batch_size=8,
     ),
 )
-
 Step = Callable[[int], object]
 
 
 @contextmanager
 def ours(work: Work) -> Iterator[Step]:
     """The engine's own step, its data path included."""
+    keep_freed_memory()
     spec = TrainSpec(batch_size=work.batch_size, max_seq_len=work.seq_len, corpus_sha256="")
     random = np.random.default_rng(0)
-    ids = random.integers(0, work.vocab_size, 1 << 20).astype(np.uint16)
     batches = Batches(
-        ids, seq_len=work.seq_len, batch_size=work.batch_size, accumulation=1, seed=spec.seed
+        random.integers(0, work.vocab_size, 1 << 20).astype(np.uint16),
+        seq_len=work.seq_len,
+        batch_size=work.batch_size,
+        accumulation=1,
+        seed=spec.seed,
     )
     accelerator = fresh_accelerator("cpu", "fp32", 1)
-    model = GPT2(
-        ModelConfig(
-            family="gpt2", size="custom", vocab_size=work.vocab_size, max_seq_len=work.seq_len
-        ),
-        GPT2Shape(width=work.width, layers=work.layers, heads=work.heads),
-    )
-    model.initialise()
+    model = model_family("gpt2").build(work.config)
     prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), make_optimizer(model, spec))
     prepared.train()
     with Feed(batches, device="cpu", loading=DataLoading(workers=0, pin_memory=False)) as feed:
@@ -102,15 +113,24 @@ def ours(work: Work) -> Iterator[Step]:
 @contextmanager
 def huggingface(work: Work) -> Iterator[Step]:
     """The loop of the tutorials: GPT2LMHeadModel, AdamW, clip_grad_norm_."""
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=work.vocab_size,
-            n_positions=work.seq_len,
-            n_embd=work.width,
-            n_layer=work.layers,
-            n_head=work.heads,
+    yield from_config(work, dropout=0.1)  # GPT2Config's default
+
+
+@contextmanager
+def huggingface_without_dropout(work: Work) -> Iterator[Step]:
+    """The same loop, the model's dropouts switched off: exactly the engine's arithmetic."""
+    yield from_config(work, dropout=0.0)
+
+
+def from_config(work: Work, *, dropout: float) -> Step:
+    """A step of transformers' GPT-2 of this size."""
+    with TemporaryDirectory() as folder:  # the shape as the engine exports it
+        family = model_family("gpt2")
+        family.save(family.build(work.config), Path(folder))
+        config = GPT2Config.from_pretrained(
+            folder, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout
         )
-    )
+    model = GPT2LMHeadModel(config)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1)
     ids_BT = torch.randint(0, work.vocab_size, (work.batch_size, work.seq_len))
@@ -123,32 +143,49 @@ def huggingface(work: Work) -> Iterator[Step]:
         optimizer.zero_grad()
         return loss
 
-    yield step
+    return step
 
 
-def tokens_per_second(step: Step, work: Work, seconds: float, first: int) -> tuple[float, int]:
-    """Steps for about so long; their speed, and the number of the step after them."""
-    step(first)  # warm the caches that the other side has filled
-    began = time.perf_counter()
-    number = first + 1
-    while time.perf_counter() - began < seconds:
-        step(number)
-        number += 1
-    steps = number - first - 1
-    elapsed = time.perf_counter() - began
-    return steps * work.batch_size * work.seq_len / elapsed, number
+SIDES: Final = {
+    "ours": ours,
+    "huggingface": huggingface,
+    "huggingface_without_dropout": huggingface_without_dropout,
+}
 
 
-def compare(work: Work, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Tokens a second of each side, round by round."""
-    figures: dict[str, list[float]] = {"ours": [], "huggingface": []}
-    with ours(work) as our_step, huggingface(work) as their_step:
-        sides = {"ours": our_step, "huggingface": their_step}
-        numbers = dict.fromkeys(sides, 0)
-        for _ in range(rounds):
-            for name, step in sides.items():
-                speed, numbers[name] = tokens_per_second(step, work, seconds, numbers[name])
-                figures[name].append(speed)
+def serve(side: str, work: Work, threads: int, requests: Connection[float, float]) -> None:
+    """Answer each number of seconds with the tokens a second of so long; 0 ends it."""
+    use_threads(threads)
+    with SIDES[side](work) as step:
+        number = 0
+        while seconds := requests.recv():
+            step(number)  # warms the caches that the other side has filled
+            first = number + 1
+            number = first
+            began = time.perf_counter()
+            while time.perf_counter() - began < seconds:
+                step(number)
+                number += 1
+            elapsed = time.perf_counter() - began
+            requests.send((number - first) * work.batch_size * work.seq_len / elapsed)
+
+
+def compare(work: Work, rounds: int, seconds: float, threads: int) -> dict[str, list[float]]:
+    """Tokens a second of each side, round by round; each side has a process of its own."""
+    context = get_context("spawn")
+    ends: dict[str, Connection[float, float]] = {}
+    for side in SIDES:
+        ends[side], far_end = context.Pipe()
+        context.Process(target=serve, args=(side, work, threads, far_end), daemon=True).start()
+    figures: dict[str, list[float]] = {side: [] for side in SIDES}
+    for round_number in range(rounds + 1):
+        for side, end in ends.items():
+            end.send(seconds)
+            speed = end.recv()
+            if round_number:  # the first starts the process
+                figures[side].append(speed)
+    for end in ends.values():
+        end.send(0)
     return figures
 
 
@@ -159,18 +196,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     arguments = parser.parse_args()
-    threads = use_threads(arguments.threads)
     rows = []
     for work in WORKS:
-        figures = compare(work, arguments.rounds, arguments.seconds)
-        ratios = [a / b for a, b in zip(figures["ours"], figures["huggingface"], strict=True)]
-        row = {name: statistics.median(speeds) for name, speeds in figures.items()}
-        row["ratio"] = statistics.median(ratios)
-        print(json.dumps({"work": work.name, "threads": threads, "unit": "tokens/s", **row}))
+        figures = compare(work, arguments.rounds, arguments.seconds, arguments.threads)
+        row = {side: statistics.median(speeds) for side, speeds in figures.items()}
+        for side in list(SIDES)[1:]:
+            ratios = [a / b for a, b in zip(figures["ours"], figures[side], strict=True)]
+            row[f"ratio_to_{side}"] = statistics.median(ratios)
+        print(json.dumps({"work": work.name, "unit": "tokens/s", **row}), flush=True)
         rows.append((work.name, row))
-    print(f"\n{'work':42} {'ours':>10} {'HF loop':>10} {'ratio':>6}")
+    titles = ("ours", "HF loop", "ratio", "no dropout", "ratio")
+    print(f"\n{'work':42}" + "".join(f"{title:>12}" for title in titles))
     for name, row in rows:
-        print(f"{name:42} {row['ours']:10,.0f} {row['huggingface']:10,.0f} {row['ratio']:6.2f}")
+        cells = [row["ours"]]
+        for side in list(SIDES)[1:]:
+            cells += [row[side], row[f"ratio_to_{side}"]]
+        print(f"{name:42}" + "".join(f"{c:12,.0f}" if c > 99 else f"{c:12.2f}" for c in cells))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def bench(tmp_path: Path) -> Bench:
     (tmp_path / "corpus.txt").write_text(text)
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
-    tokenizer_kind("bpe").train([text], vocab_size=280, min_frequency=2).save(tokenizer)
+    tokenizer_kind("bpe").train([text], vocab_size=262, min_frequency=2).save(tokenizer)
     return Bench(
         folder=tmp_path,
         tokenizer=tokenizer,

@@ -15,7 +15,9 @@ from trainer_app.core.device import (
     data_loading,
     fingerprint,
     fresh_accelerator,
+    keep_freed_memory,
     out_of_memory_named,
+    release_memory,
     resolve_device,
     resolve_precision,
     use_threads,
@@ -103,6 +105,8 @@ def fit(
         return _Attempt(spec, inputs, workspace, observer).fit()
     except StopRequested as stop:  # before there was anything to keep
         return Stopped(reason=stop.reason, step=0, checkpoint=None)
+    finally:
+        release_memory()
 
 
 class _Attempt:
@@ -123,6 +127,7 @@ class _Attempt:
         found = self._checkpoints.load_newest(self._observer.on_message)
         threads = found[0].fingerprint.threads if found else self._workspace.max_threads
         threads = use_threads(threads)
+        keep_freed_memory()
         data = prepare_data(
             spec,
             corpus=self._inputs.corpus,
