@@ -8,11 +8,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.events import perplexity
+
+# Of a finished run, in its manifest and in its result.
+FIGURES: Final = (
+    "final_loss",
+    "final_perplexity",
+    "best_val_loss",
+    "test_loss",
+    "test_perplexity",
+    "bits_per_byte",
+    "early_stopped",
+    "steps",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +76,7 @@ def model_manifest(
 
 def figures(finished: Finished) -> dict[str, object]:
     """What was measured: losses in nats per token."""
-    return {
-        "final_loss": finished.final_loss,
-        "final_perplexity": finished.final_perplexity,
-        "best_val_loss": finished.best_val_loss,
-        "test_loss": finished.test_loss,
-        "test_perplexity": finished.test_perplexity,
-        "bits_per_byte": finished.bits_per_byte,
-        "early_stopped": finished.early_stopped,
-        "steps": finished.steps,
-    }
+    return {name: getattr(finished, name) for name in FIGURES}
 
 
 def tokenizer_manifest(

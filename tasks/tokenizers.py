@@ -6,7 +6,7 @@ import shutil
 import time
 
 from tasks import process
-from tasks.corpora import corpus_file
+from tasks.fetched import corpus_of
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
 from trainer_app import artifacts
@@ -21,12 +21,13 @@ def work(job: Job) -> Done | StopReason:
     settings = process.settings()
     spec = TokenizerSpec.from_json(job.claim.spec)
     tokenizer_id = spec.tokenizer_id or job.claim.job_id
+    corpus = corpus_of(job, spec, on_message=job.log.info)
     staging = settings.paths.runs / f"{job.claim.job_id}-{job.claim.attempt}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     report = train_tokenizer(
         spec,
-        corpus_file(settings, spec.corpus_file_id, spec.corpus_path),
+        corpus,
         staging,
         sample_max_lines=settings.tokenizer_sample_max_lines,
         on_message=job.log.info,

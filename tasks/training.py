@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from tasks import process
-from tasks.corpora import corpus_file
-from tasks.manifest import Times, figures, metrics_file, model_card, model_manifest
+from tasks.fetched import corpus_of, finished_tokenizer, whole_model
+from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job
 from tasks.reporting import EventReporter, LogReporter, RowReporter
+from tasks.upload import keep
 from trainer_app import artifacts
 from trainer_app.core.files import write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
@@ -21,7 +23,7 @@ from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
-from trainer_app.settings import Settings
+from trainer_app.restore import is_whole
 from trainer_app.store import lease
 from trainer_app.tracking import Tracker
 
@@ -39,10 +41,15 @@ def work(job: Job) -> Done | StopReason:
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
     )
-    outcome = _fit(job, spec, workspace)
-    if isinstance(outcome, Stopped):
-        return outcome.reason
-    return _publish(job, spec, outcome, workspace)
+    final = artifacts.model_directory(settings, job.claim.job_id)
+    if not is_whole(final):  # it is where an attempt died after it had published
+        outcome = _fit(job, spec, workspace)
+        if isinstance(outcome, Stopped):
+            return outcome.reason
+        _publish(job, spec, outcome, final)
+    # Checkpoints have served: a finished run is its artifact.
+    shutil.rmtree(workspace.run, ignore_errors=True)
+    return _done(job, final)
 
 
 def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
@@ -58,21 +65,22 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
     with tracker, closing(RowReporter(process.database(), job.claim, job.held)) as rows:
         events = EventReporter(job.events)
         observer = Observers([LogReporter(job.log), rows, events, tracker, job.held])
-        outcome = fit(spec, _inputs(settings, spec), workspace, observer)
+        outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
         tracker.end(outcome)
     return outcome
 
 
-def _inputs(settings: Settings, spec: TrainSpec) -> Inputs:
+def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     tokenizer, base = spec.tokenizer_id, spec.pretrained_run_id
+    say = observer.on_message
     return Inputs(
-        corpus=corpus_file(settings, spec.corpus_file_id, spec.corpus_path),
-        tokenizer=None if tokenizer is None else artifacts.tokenizer_directory(settings, tokenizer),
-        base_model=None if base is None else artifacts.model_directory(settings, base),
+        corpus=corpus_of(job, spec, on_message=say),
+        tokenizer=None if tokenizer is None else finished_tokenizer(tokenizer),
+        base_model=None if base is None else whole_model(job, base, on_message=say),
     )
 
 
-def _publish(job: Job, spec: TrainSpec, finished: Finished, workspace: Workspace) -> Done:
+def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None:
     """Complete the folder, make sure that the lease still stands, and rename it into place."""
     settings = process.settings()
     run_id = job.claim.job_id
@@ -85,36 +93,43 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, workspace: Workspace
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
     lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
-    final = artifacts.model_directory(settings, run_id)
-    sha256 = artifacts.publish(
+    artifacts.publish(
         folder,
         final,
         model_manifest(run_id, spec, finished, times),
         known_digests={_WEIGHTS: finished.weights_sha256},
     )
-    # Checkpoints have served: a finished run is its artifact.
-    shutil.rmtree(workspace.run, ignore_errors=True)
+
+
+def _done(job: Job, final: Path) -> Done:
+    """What became of the run, by its manifest, and where its model is kept."""
+    manifest = artifacts.read_manifest(final)
+    measured = {name: manifest[name] for name in FIGURES}
+    with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
+        kept = keep(job, final, on_message=Observers([LogReporter(job.log), rows]).on_message)
     return Done(
-        result=json.dumps(figures(finished)),
-        result_id=run_id,
+        result=json.dumps(measured),
+        result_id=job.claim.job_id,
         result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
-        artifact=lease.Artifact(storage="local", sha256=sha256),
-        final_metrics=_final_metrics(finished, final),
+        artifact=kept.artifact,
+        problem=kept.problem,
+        final_metrics=_final_metrics(measured, final),
     )
 
 
-def _final_metrics(finished: Finished, final: Path) -> dict[str, object]:
+def _final_metrics(measured: Mapping[str, object], final: Path) -> dict[str, object]:
     """The figures of the last event.
 
     ``test_loss`` is a float for whoever listens, never null. A run without a test split has the
     validation loss of the same weights there, without that split either its last training loss;
     ``split`` says which it is.
     """
-    split, loss = "train", finished.final_loss
-    if finished.best_val_loss is not None:
-        split, loss = "validation", finished.best_val_loss
-    if finished.test_loss is not None:
-        split, loss = "test", finished.test_loss
+    losses = {
+        "test": measured["test_loss"],
+        "validation": measured["best_val_loss"],
+        "train": measured["final_loss"],
+    }
+    split, loss = next((split, loss) for split, loss in losses.items() if isinstance(loss, float))
     return {
         "test_loss": loss,
         "test_ppl": perplexity(loss),

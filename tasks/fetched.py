@@ -1,0 +1,122 @@
+"""What a job reads and the data bank has: fetched when it is not here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks import process
+from tasks.corpora import corpus_file
+from tasks.perform import Job
+from trainer_app import artifacts
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.databank import corpus_cache
+from trainer_app.databank.client import DataBank
+from trainer_app.databank.download import download
+from trainer_app.databank.retry import Patience
+from trainer_app.errors import (
+    CorpusNotFound,
+    DataBankUnavailable,
+    DataNotFound,
+    NotReady,
+    TokenizerNotFound,
+)
+from trainer_app.file_lock import locked
+from trainer_app.restore import is_whole, lock_of, restore
+from trainer_app.store import runs, uploads
+from trainer_app.store.uploads import Archive
+
+OnMessage = Callable[[str], object]
+
+
+def corpus_of(job: Job, spec: TrainSpec | TokenizerSpec, *, on_message: OnMessage) -> Path:
+    """The file of a job's corpus: here, or from the data bank.
+
+    Raises CorpusNotFound, CorpusChanged, DataBankUnavailable, DiskFull and StopRequested.
+    """
+    settings = process.settings()
+    try:
+        return corpus_file(settings, spec.corpus_file_id, spec.corpus_path)
+    except CorpusNotFound:
+        if spec.corpus_file_id is None or settings.data_bank.url is None:
+            raise
+    with _data_bank(job) as bank:
+        return corpus_cache.fetch(
+            bank,
+            settings.paths.corpus_cache,
+            spec.corpus_file_id,
+            sha256=spec.corpus_sha256,
+            max_bytes=settings.data_bank.max_bytes,
+            patience=Patience(seconds=settings.data_bank.retry_seconds),
+            should_stop=job.held.should_stop,
+            on_message=on_message,
+        )
+
+
+def finished_tokenizer(tokenizer_id: str) -> Path:
+    """The folder of a tokenizer. Raises TokenizerNotFound once clean-up has deleted it."""
+    directory = artifacts.tokenizer_directory(process.settings(), tokenizer_id)
+    if not (directory / artifacts.MANIFEST).exists():
+        raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more")
+    return directory
+
+
+def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Path:
+    """The folder of a finished model, its weights fetched back if clean-up has deleted them.
+
+    Raises NotReady, DataBankUnavailable, DiskFull and StopRequested.
+    """
+    directory = artifacts.model_directory(process.settings(), run_id)
+    with locked(lock_of(directory), should_stop=job.held.should_stop):
+        if not is_whole(directory):
+            _fetch(job, run_id, directory, on_message)
+        os.utime(directory)  # clean-up goes by the last use
+    return directory
+
+
+def _fetch(job: Job, run_id: str, directory: Path, on_message: OnMessage) -> None:
+    settings = process.settings()
+    archive = uploads.of_run(process.database(), run_id)
+    if archive is None or settings.data_bank.url is None:
+        raise NotReady(f"{run_id} has no finished artifact here")
+    place = settings.paths.runs / f"restore-{run_id}"
+    on_message("fetching the model from the data bank")
+    packed = _downloaded(job, archive, place / "model.tar.gz", on_message)
+    restore(
+        packed,
+        directory,
+        staging=place / "model",
+        sha256=str(runs.get(process.database(), run_id).artifact_sha256),
+        should_stop=job.held.should_stop,
+    )
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _downloaded(job: Job, archive: Archive, target: Path, on_message: OnMessage) -> Path:
+    bank_settings = process.settings().data_bank
+    with _data_bank(job) as bank:
+        try:
+            download(
+                bank,
+                archive.file_id,
+                target,
+                sha256=archive.sha256,
+                max_bytes=archive.bytes,
+                patience=Patience(seconds=bank_settings.retry_seconds),
+                should_stop=job.held.should_stop,
+                on_message=on_message,
+            )
+        except DataNotFound as error:
+            # Not the user's fault: it was there.
+            raise DataBankUnavailable(f"the model is lost: {error.message}") from error
+    return target
+
+
+def _data_bank(job: Job) -> DataBank:
+    return DataBank(
+        process.settings().data_bank,
+        request_id=job.claim.request_id,
+        should_stop=job.held.should_stop,
+    )
