@@ -15,6 +15,7 @@ import redis
 import structlog
 
 from tasks import process
+from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.events import JobEvents
@@ -23,6 +24,7 @@ from trainer_app.store import idempotency, lease, requests
 from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
+_SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +43,7 @@ def _tell(reaped: Reaped) -> None:
         job_log_path(process.settings(), reaped.job_id),
         run_id=reaped.run_id or reaped.job_id,
         attempt=reaped.attempt,
+        request_id=reaped.request_id,
     )
     log.warning(reaped.message, status=reaped.status)
     log.close()
@@ -79,6 +82,9 @@ def purge() -> None:
 
 def run(stop: threading.Event) -> None:
     """Pass after pass until ``stop`` is set; a database that is away is waited for."""
+    process.database()  # one for both threads
+    slow = threading.Thread(target=SlowDuties().run, args=(stop,), name="slow duties", daemon=True)
+    slow.start()
     while not stop.is_set():
         for duty in (reap, dispatch, purge):
             try:
@@ -86,6 +92,7 @@ def run(stop: threading.Event) -> None:
             except Unavailable as error:
                 _log.warning("the database is away", error=str(error))
         stop.wait(_PASS_SECONDS)
+    slow.join(_SLOW_SECONDS)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from trainer_app.cleanup.tokenizers import clean_tokenizers
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.client import DataBank
-from trainer_app.errors import ArtifactUploadFailed
+from trainer_app.errors import ArtifactUploadFailed, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.store import uploads
@@ -62,6 +62,8 @@ class SlowDuties:
                 duty(should_stop)
             except StopRequested:
                 return
+            except Unavailable as error:
+                _log.warning("the database is away", error=str(error))
             except Exception:
                 # One duty's fault, be it a full disk or the database, must not end the others.
                 _log.exception("a duty failed", duty=duty.__name__.strip("_"))

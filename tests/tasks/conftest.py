@@ -9,6 +9,7 @@ import pytest
 
 from tasks import process
 from tasks.held import draining
+from tests.databank_server import DataBankServer, running_data_bank
 from trainer_app import events
 from trainer_app.settings import Settings
 
@@ -45,3 +46,14 @@ def sent_events(worker: Settings) -> Callable[[], list[dict[str, object]]]:
         return [json.loads(fields["event"]) for _, fields in entries if fields]
 
     return read
+
+
+@pytest.fixture
+def server(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataBankServer]:
+    """A data bank, which the settings name."""
+    with running_data_bank() as running:
+        monkeypatch.setenv("APP__DATA_BANK_API_URL", running.url)
+        monkeypatch.setenv("APP__DATA_BANK_API_KEY", "bank-secret")
+        monkeypatch.setenv("APP__DATA_BANK_RETRY_SEC", "1.6")
+        process.settings.cache_clear()
+        yield running

@@ -1,0 +1,223 @@
+"""Jobs that read what the data bank has: real training, real generation, on the CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from tasks import generation, process, training
+from tasks import tokenizers as tokenizer_training
+from tasks.perform import perform
+from tests.databank_server import DataBankServer, Request, cut, sha256, silent, status
+from trainer_app import artifacts
+from trainer_app.cleanup.models import clean_models
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.databank.client import DataBank
+from trainer_app.restore import is_whole
+from trainer_app.settings import Settings
+from trainer_app.store import lease, requests, runs, tokenizers
+from trainer_app.store.lease import JobKind
+from trainer_app.store.requests import Request as Asked
+from trainer_app.store.runs import Run
+from trainer_app.store.tables import JobRow
+
+TEXT = b"".join(b"The %d-th sheep jumps over the fence.\n" % number for number in range(400))
+SPEC = TrainSpec(
+    model_family="char_lstm",
+    model_size="tiny",
+    max_seq_len=16,
+    max_steps=2,
+    device="cpu",
+    corpus_file_id="sheep",
+    corpus_sha256=sha256(TEXT),
+)
+
+
+def post(**fields: object) -> str:
+    changed = TrainSpec.from_json(json.dumps(json.loads(SPEC.to_json()) | fields))
+    database = process.database()
+    return runs.create(database, changed, queue="trainer", remote_corpora=True).run_id
+
+
+def train(run_id: str) -> Run:
+    perform(run_id, hostname="train-0@here", work=training.work)
+    return runs.get(process.database(), run_id)
+
+
+def generate(run_id: str) -> Asked:
+    spec = GenerateSpec(prompt_text="The ", max_new_tokens=2, seed=1).to_json()
+    database = process.database()
+    asked = requests.create(database, JobKind.GENERATE, run_id, spec, queue="q", user_id=0)
+    perform(asked.request_id, hostname="inference-0@here", work=generation.work)
+    return requests.get(database, JobKind.GENERATE, run_id, asked.request_id)
+
+
+def told(job_id: str) -> list[str]:
+    path = Path(process.settings().paths.logs, f"{job_id}.jsonl")
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def delete_weights(run_id: str) -> Path:
+    """What clean-up does when the grace period is over."""
+    found = process.settings()
+    rules = replace(found, cleanup=replace(found.cleanup, grace_seconds=0.0))
+    with DataBank(found.data_bank) as bank:
+        report = clean_models(process.database(), rules, bank, dry_run=False)
+    assert [item.name for item in report.removed] == [run_id]
+    folder = artifacts.model_directory(found, run_id)
+    assert not is_whole(folder)
+    return folder
+
+
+def test_a_model_is_trained_from_the_data_bank_into_it_and_comes_back_when_it_is_asked(
+    server: DataBankServer,
+) -> None:
+    server.put(TEXT, "sheep")
+    server.then("GET", cut(1_000))
+    first = train(post())
+    assert (first.status, first.artifact_storage) == ("completed", "data-bank"), first.message
+    assert "fetching the corpus from the data bank" in told(first.run_id)
+    before = generate(first.run_id)
+
+    folder = delete_weights(first.run_id)
+    after = generate(first.run_id)
+
+    assert after.status == "completed", after.message
+    assert after.result == before.result
+    assert is_whole(folder)
+    assert "fetching the model from the data bank" in told(after.request_id)
+    assert list(process.settings().paths.runs.glob("restore-*")) == []
+
+    delete_weights(first.run_id)
+    tuned = train(post(pretrained_run_id=first.run_id))
+    assert tuned.status == "completed", tuned.message
+    assert is_whole(folder)
+
+
+def test_a_tokenizer_is_trained_from_the_data_bank(server: DataBankServer) -> None:
+    server.put(TEXT, "sheep")
+    spec = TokenizerSpec(
+        method="char", vocab_size=100, corpus_file_id="sheep", corpus_sha256=sha256(TEXT)
+    )
+    tokenizer = tokenizers.create(
+        process.database(), spec, queue="trainer.light", remote_corpora=True
+    )
+
+    perform(tokenizer.job_id, hostname="light-0@here", work=tokenizer_training.work)
+
+    assert tokenizers.get(process.database(), tokenizer.tokenizer_id).status == "completed"
+
+
+def test_a_run_that_died_while_it_was_sent_is_sent_and_not_trained_again(
+    server: DataBankServer,
+) -> None:
+    server.put(TEXT, "sheep")
+    run_id = post()
+
+    def lose_the_worker(_request: Request) -> None:
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.reap(process.database(), max_crashes=3)
+
+    server.then("POST", lose_the_worker)
+    lost = train(run_id)
+    assert lost.status == "queued"
+    with process.database().write() as session:
+        session.execute(update(JobRow).values(not_before=0.0))
+
+    again = train(run_id)
+
+    assert (again.status, again.attempt, again.artifact_storage) == ("completed", 2, "data-bank")
+    assert again.result is not None
+    assert json.loads(again.result)["steps"] == 2
+    assert told(run_id).count("saving the model") == 1
+    assert not (process.settings().paths.runs / run_id).exists()
+
+
+def test_a_corpus_that_the_data_bank_lost_fails_its_run(server: DataBankServer) -> None:
+    run = train(post())
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+    assert len(server.requests) >= 2
+
+
+def test_a_corpus_that_has_changed_fails_its_run(server: DataBankServer) -> None:
+    server.put(TEXT + b"more\n", "sheep")
+
+    run = train(post())
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
+    assert sha256(TEXT) in run.message
+
+
+def test_a_data_bank_that_is_away_fails_a_run_only_after_its_retries(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+    server.put(TEXT, "sheep")
+    server.always("GET", status(500))
+    run_id = post()
+
+    first, second = train(run_id), train(run_id)
+
+    assert first.status == "queued"
+    assert "500" in first.message
+    assert (second.status, second.error_code) == ("failed", "DATA_BANK_UNAVAILABLE")
+
+
+def test_a_run_can_be_cancelled_while_its_corpus_is_fetched(server: DataBankServer) -> None:
+    server.put(TEXT, "sheep")
+    run_id = post()
+
+    def cancel(request: Request) -> None:
+        lease.request_cancel(process.database(), run_id)
+        silent(request)
+
+    server.then("GET", cancel)
+
+    assert train(run_id).status == "cancelled"
+
+
+def test_without_a_data_bank_a_corpus_that_is_not_here_is_not_found(worker: Settings) -> None:
+    run = train(post())
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+
+
+def test_a_path_is_never_looked_for_in_the_data_bank(server: DataBankServer) -> None:
+    run = train(post(corpus_file_id=None, corpus_path="sheep"))
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+    assert server.requests == []
+
+
+def test_a_tokenizer_that_was_deleted_meanwhile_is_named(server: DataBankServer) -> None:
+    server.put(TEXT, "sheep")
+
+    run = train(post(model_family="gpt2", tokenizer_id="gone"))
+
+    assert (run.status, run.error_code) == ("failed", "TOKENIZER_NOT_FOUND")
+    assert "gone" in run.message
+
+
+def test_a_model_that_the_data_bank_lost_is_told(server: DataBankServer) -> None:
+    server.put(TEXT, "sheep")
+    run = train(post())
+    delete_weights(run.run_id)
+    server.files.clear()
+
+    asked = generate(run.run_id)
+
+    assert asked.status == "queued"  # the data bank may find it again
+    assert "the model is lost" in asked.message
+
+
+def test_a_model_that_is_nowhere_is_not_ready(worker: Settings) -> None:
+    asked = generate(post())
+
+    assert (asked.status, asked.error_code) == ("failed", "NOT_READY")
