@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from backends.contracts import ModelConfig
-from backends.loading import model_family
+from backends.loading import load_tokenizer, model_family
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core.evaluate import bits_per_byte, evaluate, perplexity
-from trainer_app.core.evaluate_run import evaluate_run
+from trainer_app.core.evaluate import Evaluation, bits_per_byte, evaluate, perplexity
+from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.observer import StopReason
 from trainer_app.core.splits import Split
@@ -124,3 +124,31 @@ def test_a_finished_run_is_evaluated_on_the_split_that_is_asked_for(bench: Bench
     assert len({loss(split) for split in Split}) == 3
     with pytest.raises(CorpusTooShort, match="no test split"):
         loss(Split.TEST, test_split_ratio=0.0)
+
+
+def test_another_text_is_evaluated_as_a_whole(bench: Bench) -> None:
+    finished = bench.finish(bench.spec)
+
+    def losses(name: str, text: str) -> Evaluation:
+        other = bench.with_corpus(name, text)
+        return evaluate_text(
+            finished.directory,
+            other.corpus,
+            sha256=other.spec.corpus_sha256,
+            spec=bench.spec,
+            tokens=bench.folder / "tokens",
+            device="cpu",
+            on_message=print,
+            should_stop=never,
+        )
+
+    text = "The river runs past a mill.\n" * 3
+    evaluation = losses("other.txt", text)
+    ids = load_tokenizer(finished.directory).encode(text)
+    assert evaluation.tokens == len(ids) - 1
+    assert evaluation.bits_per_byte == pytest.approx(
+        evaluation.loss * evaluation.tokens / math.log(2) / len(text)
+    )
+    assert losses("other.txt", text) == evaluation
+    with pytest.raises(CorpusTooShort, match="1 tokens; a loss needs at least 2"):
+        losses("short.txt", "x")

@@ -43,13 +43,8 @@ def generate(
     prompt longer than the context the last tokens count. ``should_stop`` is asked before each
     token; what there is by then is returned.
     """
-    was_training = loaded.model.training
-    loaded.model.eval()
-    try:
-        with torch.inference_mode():
-            return _generate(loaded, spec, should_stop)
-    finally:
-        loaded.model.train(was_training)
+    with loaded.in_use():
+        return _generate(loaded, spec, should_stop)
 
 
 def _generate(

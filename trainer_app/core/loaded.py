@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from backends.contracts import CausalModel, Tokenizer
 from backends.loading import load_model as load_weights
@@ -28,6 +32,17 @@ class LoadedModel:
         """How many tokens the model can look back at; None: all, as a recurrent model does."""
         bounded = model_family(self.family).context_is_bounded
         return self.model.config.max_seq_len if bounded else None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Without dropout and gradients for a while; then as it was before."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.model.train(was_training)
 
 
 def load_model(directory: Path, *, device: str) -> LoadedModel:

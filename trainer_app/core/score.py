@@ -62,10 +62,7 @@ def score(loaded: LoadedModel, spec: ScoreSpec, *, should_stop: ShouldStop) -> S
     _check(len(ids), spec)
     nats: list[float] = []
     topk: list[list[Candidate]] = []
-    with (
-        torch.inference_mode(),
-        out_of_memory_named("scoring a window of the text", loaded.device),
-    ):
+    with loaded.in_use(), out_of_memory_named("scoring a window of the text", loaded.device):
         for logits_RV, targets_R in _predictions(loaded, ids, should_stop):
             losses_R = F.cross_entropy(logits_RV, targets_R, reduction="none")
             nats.extend(losses_R.tolist())

@@ -1,0 +1,97 @@
+"""Chats with models that only continue texts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backends.contracts import ModelConfig
+from backends.loading import model_family, tokenizer_kind
+from backends.registry import MODEL_FAMILIES
+from trainer_app.core.chat import prompt, reply
+from trainer_app.core.chat_spec import ChatSpec
+from trainer_app.core.generate import generate
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.loaded import LoadedModel
+
+CORPUS = "User: How are you?\nAssistant: I am well, and you?\n"
+TURNS = [("one", "two"), ("three", "four")]
+
+
+def build(family: str, context: int = 64) -> LoadedModel:
+    tokenizer = tokenizer_kind("char").train([CORPUS], vocab_size=100, min_frequency=1)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        family=family, size="tiny", vocab_size=tokenizer.vocab_size, max_seq_len=context
+    )
+    model = model_family(family).build(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # surer of itself than a fresh model
+    return LoadedModel(model=model, tokenizer=tokenizer, device="cpu")
+
+
+def test_the_prompt_is_the_transcript_so_far() -> None:
+    tokenizer = build("gpt2").tokenizer
+    assert prompt(TURNS, "five", tokenizer, tokens=1_000) == (
+        "User: one\nAssistant: two\nUser: three\nAssistant: four\nUser: five\nAssistant:"
+    )
+
+
+def test_the_oldest_turns_are_left_out_until_it_fits() -> None:
+    tokenizer = build("gpt2").tokenizer
+    latest = "User: three\nAssistant: four\nUser: five\nAssistant:"
+    assert prompt(TURNS, "five", tokenizer, tokens=len(latest)) == latest
+    assert prompt(TURNS, "five", tokenizer, tokens=len(latest) - 1) == "User: five\nAssistant:"
+    assert prompt(TURNS, "five", tokenizer, tokens=1) == "User: five\nAssistant:"
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+@pytest.mark.parametrize("history", [[], TURNS])
+def test_an_answer_is_what_the_model_writes_before_the_users_next_turn(
+    family: str, history: list[tuple[str, str]]
+) -> None:
+    loaded = build(family, context=256)
+    text = generate(
+        loaded,
+        GenerateSpec(
+            prompt_text=prompt(history, "How are you?", loaded.tokenizer, tokens=1_000),
+            max_new_tokens=30,
+            temperature=0.8,
+            top_k=50,
+            top_p=0.95,
+            seed=3,
+        ),
+        should_stop=lambda: False,
+    ).outputs[0]
+    spec = ChatSpec(message="How are you?", seed=3, max_new_tokens=30)
+    answer = reply(loaded, spec, history, should_stop=lambda: False)
+    assert answer == text.partition("\nUser:")[0].strip()
+    assert answer
+
+
+def test_what_was_said_before_counts() -> None:
+    loaded = build("gpt2", context=256)
+    spec = ChatSpec(message="How are you?", seed=3, max_new_tokens=30)
+    fresh = reply(loaded, spec, [], should_stop=lambda: False)
+    assert reply(loaded, spec, TURNS, should_stop=lambda: False) != fresh
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_an_answer_longer_than_the_context_is_written(family: str) -> None:
+    loaded = build(family, context=16)
+    answers = [
+        reply(
+            loaded,
+            ChatSpec(message="How are you? " * 9, seed=seed, max_new_tokens=60),
+            TURNS,
+            should_stop=lambda: False,
+        )
+        for seed in range(5)
+    ]
+    assert len("".join(answers)) > 30
+
+
+def test_an_answer_stops_when_it_is_asked_to() -> None:
+    spec = ChatSpec(message="How are you?", seed=1)
+    assert reply(build("gpt2"), spec, [], should_stop=lambda: True) == ""
