@@ -14,11 +14,15 @@ from trainer_app.replies import (
     Accepted,
     Artifact,
     Cancelled,
+    Chat,
+    ChatReply,
     Corpus,
     Curve,
+    Evaluated,
     Generated,
     Page,
     Run,
+    Scored,
     Tokenizer,
 )
 from trainer_app.transport import TRIES, Fields, NotReachable, Transport
@@ -29,6 +33,7 @@ _UPLOAD_BLOCK: Final = 256 * 1024
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 
 Reply = TypeVar("Reply")
+Answer = TypeVar("Answer", Scored, Generated, ChatReply)
 
 
 class Client:
@@ -200,24 +205,66 @@ class Client:
                 file.write(block)
         part.replace(target)
 
-    # Generation
+    # Finished models
+
+    def evaluate(self, run_id: str, fields: Fields, *, timeout: float = 3_600.0) -> Evaluated:
+        """Evaluate on a split, or another text, and wait for the outcome; raises TimedOut."""
+        first: Evaluated = self._transport.post(f"/runs/{_id(run_id)}/evaluate", fields).json()
+        return _until(
+            lambda: self.get_evaluation(run_id, first["split"]),
+            _has_ended,
+            timeout,
+            f"evaluation {first['request_id']}",
+        )
+
+    def get_evaluation(self, run_id: str, split: str = "validation") -> Evaluated:
+        """The last evaluation on a split."""
+        reply: Evaluated = self._transport.get(f"/runs/{_id(run_id)}/eval", {"split": split}).json()
+        return reply
+
+    def score(self, run_id: str, fields: Fields, *, timeout: float = 600.0) -> Scored:
+        """Score a text and wait for the outcome; raises TimedOut."""
+        path = f"/runs/{_id(run_id)}/score"
+        first: Scored = self._transport.post(path, fields).json()
+        return self._outcome(f"{path}/{_id(first['request_id'])}", first, timeout)
 
     def generate(self, run_id: str, fields: Fields, *, timeout: float = 120.0) -> Generated:
         """Continue a prompt and wait for the outcome; raises TimedOut."""
         path = f"/runs/{_id(run_id)}/generate"
         first: Generated = self._transport.post(path, fields).json()
+        return self._outcome(f"{path}/{_id(first['request_id'])}", first, timeout)
 
-        def ask() -> Generated:
-            reply: Generated = self._transport.get(f"{path}/{_id(first['request_id'])}").json()
+    def chat(self, run_id: str, fields: Fields, *, timeout: float = 120.0) -> ChatReply:
+        """Say something and wait for the answer; raises TimedOut."""
+        path = f"/runs/{_id(run_id)}/chat"
+        first: ChatReply = self._transport.post(path, fields).json()
+        place = f"{path}/{_id(first['session_id'])}/{_id(first['request_id'])}"
+        return self._outcome(place, first, timeout)
+
+    def get_chat(self, run_id: str, session_id: str) -> Chat:
+        """What was said so far."""
+        reply: Chat = self._transport.get(f"/runs/{_id(run_id)}/chat/{_id(session_id)}").json()
+        return reply
+
+    def delete_chat(self, run_id: str, session_id: str) -> None:
+        """Stop what the model writes, and forget the chat."""
+        self._transport.send("DELETE", f"/runs/{_id(run_id)}/chat/{_id(session_id)}")
+
+    def _outcome(self, path: str, first: Answer, timeout: float) -> Answer:
+        def ask() -> Answer:
+            reply: Answer = self._transport.get(path).json()
             return reply
 
-        request = f"request {first['request_id']}"
-        return _until(ask, lambda reply: reply["status"] in FINAL, timeout, request)
+        return _until(ask, _has_ended, timeout, f"request {first['request_id']}")
 
 
 def _id(value: str) -> str:
     """An id as a part of a path; it cannot become another path."""
     return quote(value, safe="")
+
+
+def _has_ended(reply: Evaluated | Scored | Generated | ChatReply) -> bool:
+    return reply["status"] in FINAL
 
 
 def _until(

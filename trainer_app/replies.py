@@ -124,3 +124,66 @@ class Generated(TypedDict):
     steps: int | None
     eos_terminated: list[bool] | None
     error: str | None
+
+
+class Evaluated(TypedDict):
+    """An evaluation; its figures are complete once ``status`` is "completed"."""
+
+    run_id: str
+    split: str
+    request_id: str
+    status: str
+    path_override: str | None
+    loss: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    artifact_path: str | None
+    error: str | None
+
+
+class Candidate(TypedDict):
+    """One of the likeliest tokens at a place."""
+
+    token: str
+    token_id: int
+    probability: float
+    bits: float
+
+
+class Scored(TypedDict):
+    """A request to score a text; entry i of the lists but ``tokens`` is about ``tokens[i + 1]``."""
+
+    request_id: str
+    status: str
+    loss: float | None
+    perplexity: float | None
+    surprisal: list[float] | None
+    topk: list[list[Candidate]] | None
+    tokens: list[str] | None
+    error: str | None
+
+
+class ChatReply(TypedDict):
+    """A turn of a chat; ``response`` is complete once ``status`` is "completed"."""
+
+    session_id: str
+    request_id: str
+    status: str
+    response: str | None
+    error: str | None
+
+
+class ChatMessage(TypedDict):
+    """One message of a chat: its role is "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+class Chat(TypedDict):
+    """A chat so far."""
+
+    session_id: str
+    run_id: str
+    messages: list[ChatMessage]
+    created_at: float
