@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import Pointer
+from trainer_app.errors import NotReady
+from trainer_app.restore import is_whole
 from trainer_app.store import runs
 
 if TYPE_CHECKING:
@@ -29,7 +32,12 @@ _BINARY = {"type": "string", "format": "binary"}
 @blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
 def get_artifact(run_id: str) -> Pointer:
     """List the files of a run's finished model."""
-    return artifacts.pointer(_directory(run_id))
+    run = runs.get(current.database(), run_id)
+    return replace(
+        artifacts.pointer(artifacts.model_directory(current.settings(), run_id)),
+        storage=run.artifact_storage or "local",
+        file_id=run.artifact_file_id,
+    )
 
 
 @blueprint.route("/runs/<id:run_id>/artifact.tar.gz")
@@ -42,6 +50,8 @@ def download_artifact(run_id: str) -> Response:
     """Download a run's finished model in one piece."""
     directory = _directory(run_id)
     artifacts.pointer(directory)  # raises here what a stream could no longer say
+    if not is_whole(directory):
+        raise _elsewhere(run_id)
     response = Response(artifacts.stream_tar(directory), mimetype="application/gzip")
     response.headers.set("Content-Disposition", "attachment", filename=f"{run_id}.tar.gz")
     return response
@@ -63,6 +73,8 @@ def download_artifact(run_id: str) -> Response:
 def download_artifact_file(run_id: str, name: str) -> Response:
     """Download one file of a run's finished model; a Range resumes."""
     path, file = artifacts.open_file(_directory(run_id), name)
+    if not path.is_file():
+        raise _elsewhere(run_id)
     return send_file(
         path,
         mimetype="application/octet-stream",
@@ -70,6 +82,12 @@ def download_artifact_file(run_id: str, name: str) -> Response:
         download_name=PurePosixPath(name).name,
         etag=file.sha256,
         conditional=True,
+    )
+
+
+def _elsewhere(run_id: str) -> NotReady:
+    return NotReady(
+        f"{run_id}: the weights are in the data bank; a request to the model fetches them back"
     )
 
 

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from trainer_app.api import current
+from trainer_app.api import current, request_id
 from trainer_app.api.ids import is_id
 from trainer_app.api.text_scan import TextScan
-from trainer_app.errors import CorpusNotFound
+from trainer_app.core.observer import StopReason
+from trainer_app.core.stopping import StopRequested
+from trainer_app.databank.client import DataBank
+from trainer_app.databank.corpus_cache import LONGEST_ID
+from trainer_app.databank.wire import SHORT
+from trainer_app.errors import (
+    CorpusEmpty,
+    CorpusNotFound,
+    DataBankUnavailable,
+    DataNotFound,
+    FieldError,
+    Unavailable,
+)
 from trainer_app.safe_paths import open_beneath
 from trainer_app.store import corpora
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from trainer_app.settings import DataBank as DataBankSettings
+
 _BLOCK: Final = 1_048_576
 _REMEMBERED: Final = 256  # digests
+_PATIENCE_SECONDS: Final = 4.0  # for the data bank, redirects and all
 
 _Key = tuple[str, int, int, int, int]
 
@@ -68,4 +84,39 @@ def corpus_sha256(file_id: str | None, path: str | None) -> str:
         return current.service(Digests).of(current.settings().paths.corpus, path)
     if file_id is None or not is_id(file_id):
         raise CorpusNotFound("no corpus has this id")
-    return corpora.get(current.database(), file_id).file_id
+    try:
+        return corpora.get(current.database(), file_id).file_id
+    except CorpusNotFound:
+        bank = current.settings().data_bank
+        if bank.url is None or len(file_id) > LONGEST_ID:
+            raise
+    return _remote_sha256(bank, file_id)
+
+
+def _remote_sha256(bank: DataBankSettings, file_id: str) -> str:
+    """The digest of a corpus in the data bank, which has a few seconds to answer.
+
+    Raises CorpusNotFound, CorpusEmpty, FieldError for one that is too large, and Unavailable.
+    """
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+
+    def should_stop() -> StopReason | None:
+        return StopReason.TIMEOUT if time.monotonic() > give_up_at else None
+
+    try:
+        with DataBank(
+            bank, request_id=request_id.current(), timeouts=SHORT, should_stop=should_stop
+        ) as client:
+            file = client.head(file_id)
+    except DataNotFound:
+        raise CorpusNotFound(f"{file_id}: no such corpus, neither here nor remote") from None
+    except DataBankUnavailable as error:
+        raise Unavailable(error.message) from error
+    except StopRequested:
+        raise Unavailable("the data bank takes too long to answer") from None
+    if file.size > bank.max_bytes:
+        reason = f"holds {file.size} bytes; APP__DATA_BANK_MAX_BYTES allows {bank.max_bytes}"
+        raise FieldError("corpus_file_id", reason)
+    if file.size == 0:
+        raise CorpusEmpty("the corpus holds no text: 0 bytes")
+    return file.sha256

@@ -65,6 +65,7 @@ def train_run(spec: TrainSpec) -> tuple[dict[str, str], dict[str, str]]:
             resolve(spec),
             queue=queue_for(spec),
             request_id=request_id.current(),
+            remote_corpora=current.settings().data_bank.url is not None,
             idempotency=key,
         )
         run_id = run.run_id

@@ -54,6 +54,7 @@ def train_tokenizer(spec: TokenizerSpec) -> tuple[dict[str, str | None], dict[st
             replace(spec, corpus_sha256=digest),
             queue=light_queue(current.settings()),
             request_id=request_id.current(),
+            remote_corpora=current.settings().data_bank.url is not None,
             idempotency=key,
         )
         tokenizer_id = tokenizer.tokenizer_id

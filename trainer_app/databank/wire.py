@@ -31,8 +31,8 @@ class Timeouts:
     slowest: float = 1_024.0  # bytes a second
 
 
-# A request of the API waits for the data bank: all of it must fit into a few seconds.
-SHORT: Final = Timeouts(connect=1.5, answer=2.0, silence=1.0, window=1.5)
+# For a request that waits for the answer.
+SHORT: Final = Timeouts(connect=1.5, answer=2.5, silence=1.0, window=1.5)
 
 
 class StoppableBackend(httpcore.SyncBackend):
