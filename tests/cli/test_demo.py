@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,13 +12,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from rich.console import Console
 
+from trainer_app.cli.demo import _what_next
 from trainer_app.client import Client
+from trainer_app.stack.launch import RunningStack
 from trainer_app.stack.state import read_state
 from trainer_app.transport import ApiError, NotReachable
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
@@ -46,7 +54,7 @@ def test_it_trains_shows_what_it_learnt_and_keeps_the_stack_if_asked(tmp_path: P
     assert "before: chance" in text
     assert "after: this model" in text
     assert "AutoModelForCausalLM.from_pretrained" in text
-    [folder] = [line for line in map(str.strip, text.splitlines()) if Path(line).is_dir()]
+    [folder] = [line.strip() for line in text.splitlines() if line.startswith(f"  {tmp_path}")]
     assert json.loads(Path(folder, "manifest.json").read_text())["test_loss"] < 8.3  # chance
     state = read_state(tmp_path)
     assert state is not None
@@ -73,6 +81,18 @@ def test_ctrl_c_stops_the_stack(tmp_path: Path) -> None:
     assert running.returncode == 130
     assert "interrupted" in text
     assert read_state(tmp_path) is None
+
+
+def test_at_the_end_it_says_how_to_start_the_stack_again(server: Server) -> None:
+    printed = io.StringIO()
+    with server.client() as client:
+        run = client.get_run(server.run())
+    with subprocess.Popen(["true"]) as process:
+        root = Path("data", "my demo")
+        stack = RunningStack(process=process, data_root=root, output=root, api_url=server.url)
+        _what_next(Console(file=printed, soft_wrap=True), stack, run, root, keep=False)
+    assert "  trainer up --data-root 'data/my demo'\n" in printed.getvalue()
+    assert f"  trainer generate {run['run_id']} --prompt" in printed.getvalue()
 
 
 def _cancel_first_run(root: Path) -> None:

@@ -130,6 +130,17 @@ def test_a_broker_from_outside_that_does_not_answer_ends_the_start(tmp_path: Pat
     assert "secret" not in finished.stdout + finished.stderr
 
 
+def test_a_broker_that_does_not_start_ends_the_start(tmp_path: Path) -> None:
+    server = tmp_path / "bin" / "redis-server"
+    server.parent.mkdir()
+    server.write_text("#!/bin/sh\nexit 1\n")
+    server.chmod(0o755)
+    path = f"{server.parent}{os.pathsep}{os.environ['PATH']}"
+    finished = command("--port", "0", "--data-root", str(tmp_path / "data"), PATH=path)
+    assert finished.returncode == 4
+    assert "does not answer" in finished.stderr
+
+
 def test_a_database_that_does_not_answer_ends_the_start(tmp_path: Path) -> None:
     url = f"postgresql://127.0.0.1:{free_port('127.0.0.1')}/none"
     finished = command("--port", "0", "--data-root", str(tmp_path), DATABASE__URL=url)
