@@ -77,27 +77,36 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         _log.info("nothing to do: the job is taken, cancelled or done", job_id=job_id)
         return
     log = JobLog(
-        job_log_path(settings, job_id), run_id=claim.run_id or job_id, attempt=claim.attempt
+        job_log_path(settings, job_id),
+        run_id=claim.run_id or job_id,
+        attempt=claim.attempt,
+        request_id=claim.request_id,
     )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(job_id=job_id, request_id=claim.request_id)
     events = JobEvents(
         process.publisher(), job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
     )
     log.info("started", worker=owner)
     events.started()
-    with Held(process.database(), process.redis_client(), settings.jobs, claim) as held:
+    with Held(
+        process.database(),
+        process.redis_client(),
+        settings.jobs,
+        claim,
+        on_stuck=lambda reason: _end_stuck(job, reason),
+    ) as held:
         job = Job(claim=claim, held=held, log=log, events=events)
-        try:
-            _end(job, _outcome(job, work))
-        except LeaseLost:
-            log.warning("the lease was lost: another attempt goes on")
+        _end_held(job, _outcome(job, work))
     log.close()
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     try:
-        return work(job)
+        with job.held.interruptible():
+            return work(job)
     except LeaseLost:
-        raise
+        return StopReason.FENCED
     except StopRequested as stop:
         return stop.reason
     except TrainerError as error:
@@ -108,6 +117,20 @@ def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
         # Anything else is ours: kept with its traceback for whoever mends it.
         _log.exception("a job failed", job_id=job.claim.job_id)
         return TrainerError(f"{type(error).__name__}: {error}")
+
+
+def _end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:
+    try:
+        _end(job, outcome)
+    except LeaseLost:
+        job.log.warning("the lease was lost: another attempt goes on")
+
+
+def _end_stuck(job: Job, reason: StopReason) -> None:
+    """Write down the end of a job whose process is about to end because it does not stop."""
+    job.log.error("it did not stop when it was asked to: its process ends", reason=reason)
+    _end_held(job, reason)
+    process.publisher().close()
 
 
 def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:

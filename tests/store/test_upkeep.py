@@ -48,6 +48,7 @@ def test_a_run_whose_worker_is_lost_is_queued_again(
             kind=JobKind.TRAIN,
             run_id=None,
             user_id=0,
+            request_id=None,
             queue="trainer",
             status=Status.QUEUED,
             attempt=1,

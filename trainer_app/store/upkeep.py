@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Update, case, or_, select, update
+from sqlalchemy import ColumnElement, Update, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from trainer_app.errors import WorkerLost
@@ -32,6 +32,7 @@ class Reaped:
     kind: JobKind
     run_id: str | None
     user_id: int
+    request_id: str | None  # X-Request-ID of the POST
     queue: str
     status: Status
     attempt: int  # the one that was lost
@@ -46,6 +47,36 @@ class Wakeup:
     kind: JobKind
     queue: str
     priority: int  # 0 to 9, higher first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """A running job and the process that has it."""
+
+    job_id: str
+    attempt: int
+    owner: str
+    pid: int
+    cancel_requested: bool
+
+
+def owned(db: Database, hostname: str) -> list[Owned]:
+    """The running jobs of a worker: their owners are ``hostname:pid``."""
+    prefix = f"{hostname}:"
+    statement = select(JobRow.id, JobRow.attempt, JobRow.owner, JobRow.cancel_requested).where(
+        JobRow.status == Status.RUNNING, func.substr(JobRow.owner, 1, len(prefix)) == prefix
+    )
+    with db.read() as session:
+        return [
+            Owned(
+                job_id=row.id,
+                attempt=row.attempt,
+                owner=row.owner,
+                pid=int(row.owner.removeprefix(prefix)),
+                cancel_requested=row.cancel_requested,
+            )
+            for row in session.execute(statement)
+        ]
 
 
 def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
@@ -63,6 +94,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 JobRow.kind,
                 JobRow.run_id,
                 JobRow.user_id,
+                JobRow.request_id,
                 JobRow.queue,
                 JobRow.attempt,
                 JobRow.crashes,
@@ -104,6 +136,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                     kind=JobKind(row.kind),
                     run_id=row.run_id,
                     user_id=row.user_id,
+                    request_id=row.request_id,
                     queue=row.queue,
                     status=fate.status,
                     attempt=row.attempt,
