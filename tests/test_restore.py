@@ -15,7 +15,7 @@ from trainer_app.core.files import sha256_file
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.errors import DataBankUnavailable
-from trainer_app.restore import restore
+from trainer_app.restore import is_whole, restore
 
 WEIGHTS = bytes(range(256)) * 9_000
 
@@ -195,6 +195,15 @@ def test_the_manifest_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(DataBankUnavailable, match="manifest"):
         restore(archive, model, staging=staging, sha256="0" * 64, should_stop=never)
+
+
+def test_a_model_is_whole_while_each_of_its_files_has_its_size(model: Path) -> None:
+    assert is_whole(model)
+    (model / "eval" / "metrics.json").write_bytes(b"{}")
+    assert not is_whole(model)
+    (model / "eval" / "metrics.json").unlink()
+    assert not is_whole(model)
+    assert not is_whole(model.with_name("run-2"))
 
 
 def test_a_stop_leaves_the_model_as_it_was(model: Path, archive: Path, staging: Path) -> None:

@@ -53,9 +53,11 @@ PROMPTS: Final = (
 )
 # The demo brings all that it needs: what is set for another stack must not reach this one.
 _OTHERS: Final = (
+    "API_GATEWAY_URL",
     "API__HOST",
     "APP__ARTIFACTS_ROOT",
     "APP__CORPUS_ROOT",
+    "APP__DATA_BANK_API_URL",
     "APP__LOGS_ROOT",
     "APP__RUNS_ROOT",
     "DATABASE__URL",

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trainer_app.cli import corpora, models, runs, stack, tokenizers
+from trainer_app.cli import cleanup, corpora, models, runs, stack, tokenizers
 from trainer_app.cli.exits import EXPLANATION, Exit
 from trainer_app.errors import FieldError, SettingsError, TrainerError, Unavailable
 from trainer_app.transport import ApiError, NotReachable
@@ -22,6 +22,7 @@ stack.register(app)
 app.add_typer(corpora.group, name="corpora")
 app.add_typer(tokenizers.group, name="tokenizers")
 app.add_typer(runs.group, name="runs")
+app.add_typer(cleanup.group, name="cleanup")
 models.register(app)
 
 
