@@ -2,21 +2,27 @@
 
 A thread keeps the lease alive, looks for a cancellation, and for the death of the worker that
 this child belongs to. The job's loop asks ``should_stop`` between two steps.
+
+A job that does not heed a stop is interrupted after INTERRUPT_SECONDS, and after STUCK_SECONDS its
+process ends. A process that is frozen as a whole is ended by its worker: see tasks/watchdog.py.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import Final, Self
 
 import redis
 import structlog
 
 from trainer_app.core.observer import Silent, StopReason
+from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Jobs
@@ -31,7 +37,10 @@ _TICK_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0  # between two looks for a cancellation in the database
 _NEWS_SECONDS: Final = 0.4  # between two looks into Redis
 _REDIS_PAUSE_SECONDS: Final = 5.0  # after Redis failed
-STUCK_SECONDS: Final = 20.0  # a loop that does not stop when it must is ended with its process
+INTERRUPT_SECONDS: Final = 10.0  # for a job to stop before the stop is raised in it
+STUCK_SECONDS: Final = 20.0  # for a job to stop before its process ends
+_LAST_WORDS_SECONDS: Final = 3.0  # to write down why, before that
+_INTERRUPT: Final = signal.SIGALRM
 
 _log = structlog.get_logger(__name__)
 
@@ -46,16 +55,21 @@ class Held(Silent):
         jobs: Jobs,
         claim: Claim,
         *,
+        on_stuck: Callable[[StopReason], object] = lambda _reason: None,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
+        """``on_stuck`` is the last that this process does for a job that does not stop."""
         self.claim = claim
         self._database = database
         self._redis = client
         self._jobs = jobs
+        self._on_stuck = on_stuck
         self._end_process = end_process
         self._parent = os.getppid()
         self._ended = threading.Event()
         self._reason: StopReason | None = None
+        self._at_work = False
+        self._interrupt_at = float("inf")
         self._must_end_by = float("inf")
         started = time.monotonic()
         self._times_out_at = started + jobs.timeout_seconds
@@ -87,29 +101,60 @@ class Held(Silent):
 
     def stop(self, reason: StopReason) -> None:
         """Ask the job's loop to stop; a lost lease overrides all else."""
+        if self._reason is None:
+            now = time.monotonic()
+            self._must_end_by = now + STUCK_SECONDS
+            # A checkpoint that is being written for the next attempt is better finished.
+            if reason is not StopReason.DRAIN:
+                self._interrupt_at = now + INTERRUPT_SECONDS
         if self._reason is None or reason is StopReason.FENCED:
             self._reason = reason
-        if reason is StopReason.FENCED:
-            self._end_soon()
 
-    def _end_soon(self) -> None:
-        self._must_end_by = min(self._must_end_by, time.monotonic() + STUCK_SECONDS)
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raise StopRequested in the block, once, if it does not heed a stop in time.
+
+        Whatever the main thread waits for then is left, but code outside of Python's reach.
+        """
+
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            if self._at_work and self._reason is not None:
+                self._at_work = False
+                raise StopRequested(self._reason)
+
+        # Left in place afterwards: the signal may come late, and its default ends the process.
+        signal.signal(_INTERRUPT, interrupt)
+        self._at_work = True
+        try:
+            yield
+        finally:
+            self._at_work = False
 
     def _watch(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
             now = time.monotonic()
+            if now > self._interrupt_at and self._at_work:
+                self._interrupt_at = float("inf")
+                signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
             if now > self._must_end_by:
-                _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
-                self._end_process(1)
+                self._end_stuck()
+                return
             self._look_at_the_worker(now)
             self._look_at_the_row(now)
             self._look_at_the_news(now)
+
+    def _end_stuck(self) -> None:
+        _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
+        # From a thread, with a limit: the database may be what does not answer.
+        last_words = threading.Thread(target=self._on_stuck, args=(self._reason,), daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_SECONDS)
+        self._end_process(1)
 
     def _look_at_the_worker(self, now: float) -> None:
         if os.getppid() != self._parent:
             # The worker was killed: hand the job back, and outlive it by little.
             self.stop(StopReason.DRAIN)
-            self._end_soon()
         if draining.is_set():
             self.stop(StopReason.DRAIN)
         if now > self._times_out_at:

@@ -1,7 +1,7 @@
 """What a worker does beside its tasks, in its parent process and in its child.
 
-Parent: says that it lives, ends the lease of a child that died, and tells the child to hand its
-job back when it shuts down. Child: imports the engine before the first job arrives.
+Parent: says that it lives, watches over its child, and tells it to hand its job back when it
+shuts down. Child: imports the engine before the first job arrives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import FrameType
@@ -17,26 +18,26 @@ from typing import Final, Protocol
 
 import redis
 import structlog
-from billiard.exceptions import WorkerLostError
 from celery.signals import (
     celeryd_after_setup,
     setup_logging,
-    task_failure,
     worker_process_init,
     worker_ready,
     worker_shutting_down,
 )
+from celery.worker import state
 
 from tasks import process
 from tasks.app import app
 from tasks.held import draining
 from tasks.shells import WORK
+from tasks.watchdog import Watchdog
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
-from trainer_app.store import lease
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
+_WATCH_SECONDS: Final = 1.0
 _DRAIN_SIGNAL: Final = signal.SIGUSR2  # SIGUSR1 is Celery's soft time limit
 
 
@@ -51,6 +52,13 @@ class Worker(Protocol):
 
     hostname: str  # the node's name, such as train-0@host
     pool: Pool
+
+
+class Request(Protocol):
+    """A task that Celery has given to a child, as far as it is used here."""
+
+    args: Sequence[str]  # the job's id
+    worker_pid: int | None  # None: no child has taken it yet
 
 
 _log = structlog.get_logger(__name__)
@@ -77,6 +85,25 @@ def start_to_beat(**_: object) -> None:
     threading.Thread(
         target=_beat, args=(_workers[0].hostname, queues), name="worker-beat", daemon=True
     ).start()
+    threading.Thread(target=_watch, args=(_workers[0],), name="watchdog", daemon=True).start()
+
+
+def _watch(worker: Worker) -> None:
+    """Look after the children until the process ends: those that do not drain are its work too."""
+    watchdog = Watchdog(process.database(), worker.hostname)
+    while True:
+        time.sleep(_WATCH_SECONDS)
+        try:
+            requests: list[Request] = list(state.active_requests)
+            watchdog.look(
+                {one.worker_pid: one.args[0] for one in requests if one.worker_pid is not None},
+                children=worker.pool.info["processes"],
+                draining=_stopping.is_set(),
+            )
+        except Unavailable as error:
+            _log.warning("the database is away", error=str(error))
+        except RuntimeError:  # the set changed while it was copied
+            _log.debug("no look at the children this time")
 
 
 def _beat(hostname: str, queues: Sequence[str]) -> None:
@@ -101,20 +128,6 @@ def drain(**_: object) -> None:
         # Celery's own process of the pool alone: spawning has helpers of its own beside it.
         for pid in worker.pool.info["processes"]:
             os.kill(pid, _DRAIN_SIGNAL)
-
-
-@task_failure.connect
-def end_the_lease_of_a_dead_child(
-    exception: BaseException, args: Sequence[str], **_: object
-) -> None:
-    """Give a job whose child was killed back at once, rather than when its lease is over."""
-    if not isinstance(exception, WorkerLostError) or not _workers:
-        return
-    job_id = args[0]
-    try:
-        lease.expire(process.database(), job_id, owner_prefix=f"{_workers[0].hostname}:")
-    except Unavailable as error:
-        _log.warning("the lease will run out by itself", job_id=job_id, error=str(error))
 
 
 @worker_process_init.connect

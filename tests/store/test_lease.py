@@ -248,6 +248,17 @@ def test_the_lease_of_a_dead_child_is_ended_by_its_parent(database: Database, cl
     assert lease.expire(database, claim.job_id, owner_prefix="worker:") is False
 
 
+def test_a_parent_ends_no_lease_of_an_attempt_after_the_one_that_died(
+    database: Database, claim: Claim
+) -> None:
+    (owned,) = lease.owned(database, "worker")
+    assert (owned.job_id, owned.attempt, owned.pid) == (claim.job_id, claim.attempt, 1)
+    assert lease.owned(database, "work") == []
+    earlier = owned.attempt - 1
+    assert not lease.expire(database, owned.job_id, owner_prefix=owned.owner, attempt=earlier)
+    assert lease.expire(database, owned.job_id, owner_prefix=owned.owner, attempt=owned.attempt)
+
+
 def test_a_queued_run_is_cancelled_at_once_and_never_starts(
     database: Database, run_id: str
 ) -> None:

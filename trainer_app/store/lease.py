@@ -26,7 +26,7 @@ from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status
-from trainer_app.store.upkeep import Reaped, Wakeup, due, mark_dispatched, reap
+from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched, owned, reap
 from trainer_app.store.uploads import Archive, columns
 
 # The whole life of a job is told here, whichever module holds the chapter.
@@ -35,6 +35,7 @@ __all__ = [
     "Claim",
     "JobKind",
     "MetricPoint",
+    "Owned",
     "Progress",
     "Reaped",
     "Status",
@@ -47,6 +48,7 @@ __all__ = [
     "finish",
     "hand_back",
     "mark_dispatched",
+    "owned",
     "progress",
     "reap",
     "request_cancel",
@@ -246,10 +248,10 @@ def retry_later(db: Database, claim: Claim, *, delay_seconds: float, message: st
     )
 
 
-def expire(db: Database, job_id: str, *, owner_prefix: str) -> bool:
+def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None = None) -> bool:
     """End the lease of a worker whose process is known to be dead, so that a resume takes seconds.
 
-    False when no owner with this prefix runs the job.
+    False when no owner with this prefix runs the job, or not as this attempt.
     """
     statement = (
         update(JobRow)
@@ -257,6 +259,7 @@ def expire(db: Database, job_id: str, *, owner_prefix: str) -> bool:
             JobRow.id == job_id,
             JobRow.status == Status.RUNNING,
             func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
+            true() if attempt is None else JobRow.attempt == attempt,
         )
         .values(lease_until=NOW)
         .returning(JobRow.id)

@@ -1,0 +1,76 @@
+"""What a worker's parent sees of its children's jobs: those that died, and those that froze.
+
+A child ends by itself when its job does not stop (tasks/held.py), as long as its lease thread
+runs. One that is stopped by a signal, or that hangs with the interpreter's lock held, cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import psutil
+import structlog
+
+from trainer_app.store import lease
+from trainer_app.store.database import Database
+
+# With the seconds that it takes to notice the stop and the death: gone within 35 s of a request.
+KILL_SECONDS: Final = 27.0  # for a child to leave a job that it should not be at
+
+_log = structlog.get_logger(__name__)
+
+
+class Watchdog:
+    """Watches over the children of one worker; to be called about once a second."""
+
+    def __init__(
+        self,
+        database: Database,
+        hostname: str,
+        *,
+        kill: Callable[[int, int], object] = os.kill,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._hostname = hostname
+        self._kill = kill
+        self._clock = clock
+        self._overdue: dict[tuple[int, str], float] = {}  # pid and job -> since when
+
+    def look(
+        self, jobs: Mapping[int, str], *, children: Collection[int], draining: bool = False
+    ) -> None:
+        """Kill the children that do not leave their job, end the leases of dead ones.
+
+        ``jobs``: what each busy child works on, by pid. ``children``: the pids of all. Raises
+        Unavailable.
+        """
+        owned = lease.owned(self._database, self._hostname)
+        mine = {(one.pid, one.job_id) for one in owned if not one.cancel_requested}
+        overdue = {
+            child: self._overdue.get(child, self._clock())
+            for child in jobs.items()
+            if draining or child not in mine
+        }
+        for (pid, job_id), since in overdue.items():
+            if self._clock() - since > KILL_SECONDS:
+                _log.error("a child does not leave its job: it is killed", job_id=job_id, pid=pid)
+                self._kill(pid, signal.SIGKILL)
+        self._overdue = overdue
+        for one in owned:
+            if one.pid not in children and not _lives(one.pid):
+                # Also one of a worker of this name before this one: a resume takes seconds.
+                lease.expire(
+                    self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
+                )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,198 @@
+"""Jobs that do not stop when they are asked to: interrupted, then ended with their process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tasks import process
+from tasks.held import Held
+from tasks.perform import Done, Job, perform
+from tasks.watchdog import KILL_SECONDS, Watchdog
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TrainSpec
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs
+
+SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+
+Sent = Callable[[], list[dict[str, object]]]
+
+
+@pytest.fixture
+def run_id(worker: Settings) -> str:
+    return runs.create(process.database(), SPEC, queue="trainer").run_id
+
+
+@pytest.fixture
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield other
+    other.kill()
+    other.wait()
+
+
+def deaf(job: Job) -> Done | StopReason:
+    """Work that asks for no stop, as when it waits for a disk or a socket."""
+    time.sleep(30)
+    pytest.fail("nobody interrupted it")
+
+
+def test_a_job_that_does_not_heed_a_cancellation_is_interrupted_in_what_it_waits_for(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, sent_events: Sent
+) -> None:
+    monkeypatch.setattr("tasks.held.INTERRUPT_SECONDS", 0.5)
+
+    def work(job: Job) -> Done | StopReason:
+        lease.request_cancel(process.database(), run_id)
+        return deaf(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert sent_events()[-1]["message"] == "cancelled"
+
+
+def test_a_job_that_is_past_its_work_is_not_interrupted(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.held.INTERRUPT_SECONDS", 0.3)
+    claim = lease.claim(process.database(), run_id, "train-0@here:1", lease_seconds=60)
+    assert claim is not None
+
+    with Held(process.database(), process.redis_client(), process.settings().jobs, claim) as held:
+        with held.interruptible():
+            held.stop(StopReason.CANCEL)
+        time.sleep(1)
+        signal.raise_signal(signal.SIGALRM)  # one that came late
+
+    assert held.should_stop() is StopReason.CANCEL
+
+
+STUCK = """
+import signal, sys, time
+from tasks import held, perform, process
+from trainer_app.store import lease
+
+held.INTERRUPT_SECONDS, held.STUCK_SECONDS = 0.2, 1.0
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+def work(job):
+    if sys.argv[2] == "cancel":
+        lease.request_cancel(process.database(), sys.argv[1])
+    else:
+        held.draining.set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
+    time.sleep(60)
+
+perform.perform(sys.argv[1], hostname="train-0@here", work=work)
+"""
+
+
+@pytest.mark.parametrize(("ask", "status"), [("cancel", "cancelled"), ("drain", "queued")])
+def test_a_job_that_cannot_be_interrupted_is_written_down_and_its_process_ends(
+    worker: Settings, run_id: str, ask: str, status: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, run_id, ask], capture_output=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 1
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes) == (status, 0)
+    log = (worker.paths.logs / f"{run_id}.jsonl").read_text()
+    assert "did not stop" in log
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Guarded:
+    """A watchdog over one child whose job hangs, and whom it has killed."""
+
+    def __init__(self, run_id: str, pid: int) -> None:
+        claim = lease.claim(process.database(), run_id, f"train-0@here:{pid}", lease_seconds=60)
+        assert claim is not None
+        self.claim, self.pid, self.clock = claim, pid, Clock()
+        self.killed: list[tuple[int, int]] = []
+        self._watchdog = Watchdog(
+            process.database(),
+            "train-0@here",
+            kill=lambda pid, number: self.killed.append((pid, number)),
+            clock=self.clock,
+        )
+
+    def look(self, after: float, *, draining: bool = False) -> None:
+        self.clock.now += after
+        self._watchdog.look({self.pid: self.claim.job_id}, children=[self.pid], draining=draining)
+
+
+@pytest.fixture
+def guarded(run_id: str, other_process: subprocess.Popen[bytes]) -> Guarded:
+    return Guarded(run_id, other_process.pid)
+
+
+def cancelled(run_id: str) -> None:
+    lease.request_cancel(process.database(), run_id)
+
+
+def reaped(run_id: str) -> None:
+    lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+    lease.reap(process.database(), max_crashes=3)
+
+
+@pytest.mark.parametrize("happens", [cancelled, reaped])
+def test_a_child_that_stays_at_a_job_that_is_over_is_killed(
+    guarded: Guarded, happens: Callable[[str], None]
+) -> None:
+    guarded.look(0)
+    guarded.look(1_000)  # it works
+    happens(guarded.claim.job_id)
+    guarded.look(1)
+    guarded.look(KILL_SECONDS)
+    assert guarded.killed == []
+
+    guarded.look(1)
+
+    assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
+
+
+def test_a_child_that_does_not_drain_is_killed(guarded: Guarded) -> None:
+    guarded.look(0, draining=True)
+    guarded.look(KILL_SECONDS + 1, draining=True)
+
+    assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
+
+
+def test_the_lease_of_a_dead_child_ends_at_once_and_that_of_a_live_one_does_not(
+    run_id: str, other_process: subprocess.Popen[bytes]
+) -> None:
+    watchdog = Watchdog(process.database(), "train-0@here")
+    owner = f"train-0@here:{other_process.pid}"
+    assert lease.claim(process.database(), run_id, owner, lease_seconds=60) is not None
+
+    watchdog.look({}, children=[])
+    assert lease.reap(process.database(), max_crashes=3) == []
+    other_process.kill()
+    while not lease.reap(process.database(), max_crashes=3):  # a zombie, then gone
+        watchdog.look({}, children=[])
+    other_process.wait()
+
+    assert runs.get(process.database(), run_id).status == "queued"
+    claim = lease.claim(process.database(), run_id, owner, lease_seconds=60)
+    assert claim is not None
+    watchdog.look({}, children=[])
+
+    assert len(lease.reap(process.database(), max_crashes=3)) == 1
