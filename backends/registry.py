@@ -38,14 +38,15 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
 # kind -> module with a ``KIND`` that satisfies backends.contracts.TokenizerKind
 TOKENIZER_KINDS: Final[Mapping[str, str]] = {
     "bpe": "backends.tokenizers.bpe",
+    "sentencepiece": "backends.tokenizers.sentencepiece_bpe",
     "char": "backends.tokenizers.char",
 }
 
 # family -> the one kind that it takes, and trains itself from the corpus where none is given
 OWN_TOKENIZERS: Final[Mapping[str, str]] = {"char_lstm": "char"}
 
-# kind -> the smallest vocabulary that can be asked for (byte-level: specials and all bytes)
-TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "char": 100}
+# kind -> the smallest vocabulary that can be asked for (with bytes: specials and all bytes)
+TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 263, "char": 100}
 
 # kind -> the fewest tokens that such a tokenizer can have: the special ones and its alphabet
-MIN_VOCAB_SIZES: Final[Mapping[str, int]] = {"bpe": 260, "char": 5}
+MIN_VOCAB_SIZES: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 263, "char": 5}

@@ -45,8 +45,9 @@ def save(tokenizer: Tokenizer, directory: Path, *, kind: str) -> None:
     )
 
 
-def load(directory: Path, *, model: str) -> Tokenizer:
-    """The tokenizer of a folder whose model is of the class ``model``.
+def load(directory: Path, *, model: str, byte_fallback: bool = False) -> Tokenizer:
+    """The tokenizer of a folder whose model is of the class ``model``, and spells what it does
+    not know in bytes or not.
 
     Raises ModelIncompatible where there is none, or where the special tokens have other ids.
     """
@@ -55,10 +56,17 @@ def load(directory: Path, *, model: str) -> Tokenizer:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exceptions for a bad file
         raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
-    found = type(tokenizer.model).__name__
-    if found != model:
-        raise ModelIncompatible(f"{TOKENIZER_FILE} holds a {found}, not a {model}")
+    found = _described(
+        type(tokenizer.model).__name__, getattr(tokenizer.model, "byte_fallback", False)
+    )
+    wanted = _described(model, byte_fallback)
+    if found != wanted:
+        raise ModelIncompatible(f"{TOKENIZER_FILE} holds a {found}, not a {wanted}")
     for token_id, token in enumerate(SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != token_id:
             raise ModelIncompatible(f"{TOKENIZER_FILE}: {token} has not the id {token_id}")
     return text_only(tokenizer)
+
+
+def _described(model: str, byte_fallback: bool) -> str:
+    return f"{model} with byte fall-back" if byte_fallback else model
