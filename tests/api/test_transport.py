@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -148,6 +149,44 @@ def test_streams_leave_room_and_a_client_that_vanishes_gives_its_place_back(
     assert answered == 200
     for follower in followers:
         follower.close()
+
+
+@pytest.mark.parametrize("stream", ["logs/stream", "metrics/stream"])
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_client_that_vanishes_from_a_quiet_stream_gives_its_place_back(
+    server: int, world: World, stream: str, reset: bool
+) -> None:
+    run_id = world.run(Status.RUNNING)
+    head = f"GET /runs/{run_id}/{stream} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    followers = [send(server, head) for _ in range(STREAMS)]
+    assert [status(follower) for follower in followers] == [200] * STREAMS
+    for follower in followers:
+        if reset:
+            follower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        follower.close()
+    began = time.monotonic()
+    for _ in range(STREAMS):
+        while status(again := send(server, head)) == 503:
+            again.close()
+            assert time.monotonic() - began < 5  # 30 are allowed
+            time.sleep(0.1)
+        followers.append(again)
+    for follower in followers:
+        follower.close()
+
+
+def test_a_client_that_sends_more_while_it_follows_is_still_there(
+    server: int, world: World
+) -> None:
+    run_id = world.run(Status.RUNNING)
+    head = f"GET /runs/{run_id}/logs/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with closing(send(server, head)) as follower:
+        assert status(follower) == 200
+        follower.sendall(head)
+        time.sleep(0.5)
+        world.log(run_id, b"hello\n")
+        with follower.makefile("rb") as answer:
+            assert b"data: hello\n" in iter(answer.readline, b"")
 
 
 def test_a_line_arrives_while_the_stream_is_open(server: int, world: World) -> None:

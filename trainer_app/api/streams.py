@@ -7,6 +7,8 @@ capped below the number of threads.
 from __future__ import annotations
 
 import re
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from trainer_app.store.tables import FINAL
 if TYPE_CHECKING:
     from trainer_app.store.database import Database
 
-COMMENT_SECONDS: Final = 15.0  # between signs of life: finds out that a client is gone
+COMMENT_SECONDS: Final = 15.0  # between signs of life: finds out that a network is gone
 _RETRY_MILLISECONDS: Final = 2_000  # after which a browser connects again
 _STATUS_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 0.5  # a run's last lines follow its final status closely
@@ -94,8 +96,18 @@ class Followers:
     ) -> Events:
         """What ``read`` finds, again and again until the run is over and nothing more comes.
 
-        ``read`` is told whether the run is over, so that what it finds then is the rest.
+        ``read`` is told whether the run is over, so that what it finds then is the rest. Ends
+        early when the client of the present request hangs up.
         """
+        return self._follow(run_id, read, poll_seconds, request.environ.get("gunicorn.socket"))
+
+    def _follow(
+        self,
+        run_id: str,
+        read: Callable[[bool], Events],
+        poll_seconds: float,
+        client: socket.socket | None,
+    ) -> Events:
         yield f"retry: {_RETRY_MILLISECONDS}\n\n"  # at once, so that the client has its headers
         over = was_over = self.is_over(run_id)
         spoke_at = quiet_since = time.monotonic()
@@ -113,9 +125,25 @@ class Followers:
                 spoke_at = now
                 yield ": \n\n"
             time.sleep(poll_seconds)
+            if client is not None and has_hung_up(client):
+                return
             if not over:
                 over = self.is_over(run_id)
                 quiet_since = time.monotonic()
+
+
+def has_hung_up(client: socket.socket) -> bool:
+    """Whether the other end has closed the connection.
+
+    Writing to it would tell as well, but only the second time: the first is what makes the other
+    end refuse.
+    """
+    try:
+        poll = select.poll()
+        poll.register(client, select.POLLIN)
+        return bool(poll.poll(0)) and client.recv(1, socket.MSG_PEEK) == b""
+    except (OSError, ValueError):  # reset, or closed on this side
+        return True
 
 
 def event(event_id: int, data: str) -> str:
