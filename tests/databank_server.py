@@ -111,7 +111,10 @@ class Request(BaseHTTPRequestHandler):
 
     def receive(self) -> bytes:
         """The file of a multipart body; all of the body is read."""
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionAbortedError
         boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
         head, _, rest = body.partition(b"\r\n\r\n")
         assert head.startswith(b"--" + boundary + b"\r\n")

@@ -11,6 +11,7 @@ from typing import IO, Final
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.databank.digests import sha256_of
 from trainer_app.errors import DataBankUnavailable, NotReady
 from trainer_app.safe_paths import is_id
 
@@ -91,6 +92,5 @@ def _check(staging: Path, sha256: str, should_stop: ShouldStop) -> None:
     if there != {file.name for file in files}:
         raise DataBankUnavailable("the archive of the model holds other files than it lists")
     for file in files:
-        raise_if_stopped(should_stop)
-        if sha256_file(staging / file.name) != file.sha256:
+        if sha256_of(staging / file.name, should_stop) != file.sha256:
             raise DataBankUnavailable(f"the archive of the model has another {file.name}")

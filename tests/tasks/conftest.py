@@ -54,6 +54,6 @@ def server(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataBa
     with running_data_bank() as running:
         monkeypatch.setenv("APP__DATA_BANK_API_URL", running.url)
         monkeypatch.setenv("APP__DATA_BANK_API_KEY", "bank-secret")
-        monkeypatch.setenv("APP__DATA_BANK_RETRY_SEC", "1.6")
+        monkeypatch.setenv("APP__DATA_BANK_RETRY_SEC", "0.6")
         process.settings.cache_clear()
         yield running

@@ -99,7 +99,9 @@ def test_a_model_is_trained_from_the_data_bank_into_it_and_comes_back_when_it_is
     assert is_whole(folder)
 
 
-def test_a_tokenizer_is_trained_from_the_data_bank(server: DataBankServer) -> None:
+def test_a_tokenizer_and_a_run_with_it_are_trained_from_the_data_bank(
+    server: DataBankServer,
+) -> None:
     server.put(TEXT, "sheep")
     spec = TokenizerSpec(
         method="char", vocab_size=100, corpus_file_id="sheep", corpus_sha256=sha256(TEXT)
@@ -111,6 +113,8 @@ def test_a_tokenizer_is_trained_from_the_data_bank(server: DataBankServer) -> No
     perform(tokenizer.job_id, hostname="light-0@here", work=tokenizer_training.work)
 
     assert tokenizers.get(process.database(), tokenizer.tokenizer_id).status == "completed"
+    run = train(post(tokenizer_id=tokenizer.tokenizer_id))
+    assert run.status == "completed", run.message
 
 
 def test_a_run_that_died_while_it_was_sent_is_sent_and_not_trained_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -226,6 +227,24 @@ def test_housekeeping_that_is_stopped_leaves_the_rest_for_the_next_time(
 
     SlowDuties().one_pass(lambda: StopReason.DRAIN)
 
+    assert uploads.waiting(process.database()) == [run_id]
+
+
+def test_an_upload_by_housekeeping_ends_with_it(server: DataBankServer, run_id: str) -> None:
+    server.then("POST", status(400))
+    completed(run_id)
+    stop = threading.Event()
+
+    def end(request: Request) -> None:
+        stop.set()
+        silent(request)
+
+    server.then("POST", end)
+    started = time.monotonic()
+
+    SlowDuties().run(stop)
+
+    assert time.monotonic() - started < 5
     assert uploads.waiting(process.database()) == [run_id]
 
 

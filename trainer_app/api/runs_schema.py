@@ -45,6 +45,9 @@ class RunSchema(Schema):
         required=True, allow_none=True, metadata=about("Its worker's last sign of life.")
     )
     message = fields.String(required=True, metadata=about("What it does, or why it ended."))
+    paused = fields.Boolean(
+        required=True, metadata=about("Held back until it is resumed; queued once it has stopped.")
+    )
     attempt = fields.Integer(
         required=True, metadata=about("How often a worker has started or resumed it.")
     )
@@ -99,6 +102,17 @@ class RunQuerySchema(PageQuerySchema):
     )
     tag = StrictString(
         load_default=None, validate=length(1, 64), metadata=about("Runs with this tag alone.")
+    )
+
+
+class MovedSchema(Schema):
+    """A run that was paused or resumed."""
+
+    run_id = fields.String(required=True, metadata=about("The run's id."))
+    status = fields.String(
+        required=True,
+        metadata=about("Where it stands now: a running one that is paused stops at its next step.")
+        | {"enum": [str(Status.QUEUED), str(Status.RUNNING)]},
     )
 
 

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from trainer_app.core.files import sha256_file, write_atomically
+from trainer_app.core.files import write_atomically
 from trainer_app.core.stopping import ShouldStop
 from trainer_app.databank.client import DataBank, OtherBytes
+from trainer_app.databank.digests import sha256_of
 from trainer_app.databank.download import PART, OnMessage, download
 from trainer_app.databank.retry import Patience
 from trainer_app.errors import CorpusChanged, CorpusNotFound, DataNotFound
@@ -46,7 +47,7 @@ def fetch(
         raise CorpusNotFound("no corpus has this id")
     path = folder / f"{file_id}{_SUFFIX}"
     with locked(lock_path(folder, file_id), should_stop=should_stop):
-        if not _is_here(path, sha256):
+        if not _is_here(path, sha256, should_stop):
             on_message("fetching the corpus from the data bank")
             try:
                 download(
@@ -91,7 +92,7 @@ def _is_ours(name: str) -> bool:
     return name.endswith((_SUFFIX, f"{_SUFFIX}{PART}"))
 
 
-def _is_here(path: Path, sha256: str) -> bool:
+def _is_here(path: Path, sha256: str, should_stop: ShouldStop) -> bool:
     """Whether the text is here; one of unknown digest, as somebody may have put it, is read."""
     try:
         known = path.with_name(f"{path.name}{_DIGEST}").read_text("utf-8")
@@ -100,7 +101,7 @@ def _is_here(path: Path, sha256: str) -> bool:
     if not path.exists():
         return False
     if known != _note(path, sha256):
-        if sha256_file(path) != sha256:
+        if sha256_of(path, should_stop) != sha256:
             return False
         _remember(path, sha256)
     return True

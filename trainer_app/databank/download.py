@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -11,15 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.core.files import disk_full_named, fsync_directory
-from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.core.stopping import ShouldStop
 from trainer_app.databank.client import DataBank, OtherBytes, RemoteFile
+from trainer_app.databank.digests import sha256_of
 from trainer_app.databank.retry import Patience, Tries, TryAgain
 from trainer_app.errors import DataBankUnavailable, DataNotFound
 
 PART: Final = ".part"  # what the name of an unfinished file ends with
 _PROGRESS_BYTES: Final = 65_536  # less than that between two failures is no progress
 _MESSAGE_SECONDS: Final = 5.0
-_BLOCK: Final = 1 << 20
 
 OnMessage = Callable[[str], object]
 
@@ -133,13 +132,7 @@ def _size(path: Path) -> int:
 
 
 def _verify(part: Path, sha256: str, should_stop: ShouldStop) -> None:
-    digest = hashlib.sha256()
-    with part.open("rb") as file:
-        while block := file.read(_BLOCK):
-            raise_if_stopped(should_stop)
-            digest.update(block)
-    if digest.hexdigest() != sha256:
+    found = sha256_of(part, should_stop)
+    if found != sha256:
         part.unlink()
-        raise TryAgain(
-            f"what the data bank sent has SHA-256 {digest.hexdigest()}, not {sha256}", wrong=True
-        )
+        raise TryAgain(f"what the data bank sent has SHA-256 {found}, not {sha256}", wrong=True)

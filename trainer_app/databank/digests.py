@@ -1,0 +1,21 @@
+"""Digests of files that take a while to read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+
+_BLOCK: Final = 1 << 20
+
+
+def sha256_of(path: Path, should_stop: ShouldStop) -> str:
+    """The SHA-256 of a file's bytes, in hex. Raises StopRequested between two blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            raise_if_stopped(should_stop)
+            digest.update(block)
+    return digest.hexdigest()
