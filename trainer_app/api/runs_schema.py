@@ -74,7 +74,9 @@ class RunSchema(Schema):
         required=True, allow_none=True, metadata=about("When it reached its final status.")
     )
     error_code = fields.String(
-        required=True, allow_none=True, metadata=about("Why it failed; of a completed run: not uploaded.")
+        required=True,
+        allow_none=True,
+        metadata=about("Why it failed; of a completed run: not uploaded."),
     )
     spec = fields.Nested(ResolvedSpecSchema, required=True)
 
