@@ -30,6 +30,7 @@ from celery.worker import state
 from tasks import process
 from tasks.app import app
 from tasks.held import draining
+from tasks.memory import device_bytes
 from tasks.shells import WORK
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
@@ -107,7 +108,8 @@ def _watch(worker: Worker) -> None:
 
 
 def _beat(hostname: str, queues: Sequence[str]) -> None:
-    key, value = f"{WORKER_KEY}{hostname}", json.dumps(list(queues))
+    key = f"{WORKER_KEY}{hostname}"
+    value = json.dumps({"queues": list(queues), "memory_bytes": device_bytes(os.environ)})
     while not _stopping.is_set():
         try:
             process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)

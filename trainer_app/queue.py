@@ -80,6 +80,7 @@ class LiveWorker:
 
     name: str
     queues: tuple[str, ...]
+    memory_bytes: Mapping[str, int]  # by device, "cpu" and, where it sees one, "cuda"
 
 
 class Queue:
@@ -137,10 +138,14 @@ class Queue:
             values = self._redis.mget(keys) if keys else []
         except (redis.RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
-        return [
-            LiveWorker(name=key.removeprefix(WORKER_KEY), queues=tuple(json.loads(value)))
+        told = [
+            (key.removeprefix(WORKER_KEY), json.loads(value))
             for key, value in zip(keys, values, strict=True)
             if value is not None
+        ]
+        return [
+            LiveWorker(name=name, queues=tuple(one["queues"]), memory_bytes=one["memory_bytes"])
+            for name, one in told
         ]
 
     def training_queues(self) -> list[str]:

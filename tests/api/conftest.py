@@ -116,9 +116,10 @@ class World:
             file.write(text)
         return path
 
-    def worker(self, *queues: str) -> None:
+    def worker(self, *queues: str, name: str = "one", **memory_bytes: int) -> None:
+        told = {"queues": queues or ("trainer",), "memory_bytes": memory_bytes}
         with redis.Redis.from_url(self.settings.redis.url) as client:
-            client.set(f"{WORKER_KEY}one", json.dumps(queues or ("trainer",)))
+            client.set(f"{WORKER_KEY}{name}", json.dumps(told))
 
 
 @pytest.fixture

@@ -139,7 +139,8 @@ class Server:
 
     def worker(self) -> None:
         with redis.Redis.from_url(self.settings.redis.url) as client:
-            client.set(f"{WORKER_KEY}one", json.dumps(["trainer"]))
+            told = {"queues": ["trainer"], "memory_bytes": {}}
+            client.set(f"{WORKER_KEY}one", json.dumps(told))
 
 
 @pytest.fixture

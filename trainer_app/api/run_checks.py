@@ -9,6 +9,7 @@ from trainer_app.api import current
 from trainer_app.api.corpus_choice import corpus_sha256
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.ids import is_id
+from trainer_app.api.memory_check import check_memory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
 from trainer_app.queue import training_queue
@@ -20,11 +21,13 @@ def resolve(spec: TrainSpec) -> TrainSpec:
     """The spec with the digest of its corpus, once all that it refers to is found to fit.
 
     Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
-    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue. Messages name the field.
+    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue and for a model that fits
+    into no worker. Messages name the field.
     """
     _check_queue(spec)
-    _check_tokenizer(spec)
+    vocab_size = _check_tokenizer(spec)
     _check_base_run(spec)
+    check_memory(spec, vocab_size)
     return replace(spec, corpus_sha256=corpus_sha256(spec.corpus_file_id, spec.corpus_path))
 
 
@@ -37,9 +40,10 @@ def _check_queue(spec: TrainSpec) -> None:
         raise InvalidInput([Detail("queue", f"no live worker has this queue; known: {names}")])
 
 
-def _check_tokenizer(spec: TrainSpec) -> None:
+def _check_tokenizer(spec: TrainSpec) -> int:
+    """The size of its vocabulary; 0 where it is yet to be trained."""
     if spec.tokenizer_id is None:
-        return
+        return 0
     if not is_id(spec.tokenizer_id):
         raise TokenizerNotFound("tokenizer_id: no tokenizer has this id")
     tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
@@ -51,6 +55,7 @@ def _check_tokenizer(spec: TrainSpec) -> None:
             f"tokenizer_id: {spec.model_family} takes a {kind} tokenizer, "
             f"and {spec.tokenizer_id} is {tokenizer.method}"
         )
+    return tokenizer.vocab_size or 0
 
 
 def _check_base_run(spec: TrainSpec) -> None:
