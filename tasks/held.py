@@ -26,7 +26,7 @@ from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Jobs
-from trainer_app.store import lease
+from trainer_app.store import lease, pauses
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
@@ -105,7 +105,7 @@ class Held(Silent):
             now = time.monotonic()
             self._must_end_by = now + STUCK_SECONDS
             # A checkpoint that is being written for the next attempt is better finished.
-            if reason is not StopReason.DRAIN:
+            if reason not in {StopReason.DRAIN, StopReason.PAUSE}:
                 self._interrupt_at = now + INTERRUPT_SECONDS
         if self._reason is None or reason is StopReason.FENCED:
             self._reason = reason
@@ -171,6 +171,7 @@ class Held(Silent):
                 self._beat_at = now + self._jobs.beat_seconds
             else:
                 cancelled = lease.cancel_requested(self._database, self.claim)
+            paused = pauses.pause_requested(self._database, self.claim)
         except LeaseLost:
             self.stop(StopReason.FENCED)
         except Unavailable as error:
@@ -179,6 +180,8 @@ class Held(Silent):
         else:
             if cancelled:
                 self.stop(StopReason.CANCEL)
+            elif paused:
+                self.stop(StopReason.PAUSE)
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def _look_at_the_news(self, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import replace
 from types import FrameType
 from typing import Final
 
@@ -19,12 +20,13 @@ from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.events import JobEvents
-from trainer_app.log import JobLog, job_log_path
-from trainer_app.store import idempotency, lease, requests
+from trainer_app.log import JobLog, job_log_path, last_events
+from trainer_app.store import idempotency, lease, requests, upkeep
 from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
+_LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 
 _log = structlog.get_logger(__name__)
@@ -33,9 +35,20 @@ _log = structlog.get_logger(__name__)
 def reap() -> None:
     """End the attempts whose lease is over; log and announce what became of their jobs."""
     settings = process.settings()
-    for reaped in lease.reap(process.database(), max_crashes=settings.jobs.max_crashes):
+    for lost in lease.reap(process.database(), max_crashes=settings.jobs.max_crashes):
+        reaped = _explained(lost)
         _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
         _tell(reaped)
+
+
+def _explained(reaped: Reaped) -> Reaped:
+    """With the last words of its log, where a job has failed: whatever took its workers down."""
+    said = last_events(job_log_path(process.settings(), reaped.job_id), _LAST_WORDS)
+    if reaped.status != "failed" or not said:
+        return reaped
+    message = f"{reaped.message}; its log ends with: {' | '.join(said)}"
+    upkeep.explain(process.database(), reaped, message)
+    return replace(reaped, message=message)
 
 
 def _tell(reaped: Reaped) -> None:

@@ -67,6 +67,7 @@ def model_manifest(
             "tokenizer": finished.tokenizer_sha256,
             "weights": finished.weights_sha256,
         },
+        "loss_chain": finished.loss_chain,
         "versions": finished.versions,
         "system": {"device_name": finished.device_name, "threads": finished.threads},
         "git_commit": git_commit(),

@@ -26,7 +26,7 @@ from trainer_app.errors import (
 )
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
-from trainer_app.store import lease
+from trainer_app.store import lease, runs
 from trainer_app.store.lease import Artifact, Claim, Status
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
@@ -140,7 +140,10 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.FENCED:
             raise LeaseLost("the lease has passed to another attempt")
         case StopReason.DRAIN:
-            _hand_back(job)
+            _hand_back(job, "handed back: its worker shuts down", cause="its worker shut down")
+        case StopReason.PAUSE:
+            step = runs.get(process.database(), job.claim.job_id).checkpoint_step
+            _hand_back(job, f"paused at step {step or 0}")
         case StopReason.CANCEL:
             _fail(job, Status.CANCELLED, None, "cancelled", "user")
         case StopReason.TIMEOUT:
@@ -171,9 +174,10 @@ def _complete(job: Job, done: Done) -> None:
         job.events.metrics_completed(done.final_metrics)
 
 
-def _hand_back(job: Job) -> None:
-    message = "handed back: its worker shuts down"
-    status = _write(lambda: lease.hand_back(process.database(), job.claim, message=message))
+def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
+    status = _write(
+        lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause)
+    )
     if status is Status.CANCELLED:
         _tell_of_cancellation(job)
         return
@@ -203,7 +207,11 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     job.log.error(message, error_code=error.code)
     status = _write(
         lambda: lease.retry_later(
-            process.database(), job.claim, delay_seconds=delay, message=message
+            process.database(),
+            job.claim,
+            delay_seconds=delay,
+            message=message,
+            cause=error.message,
         )
     )
     if status is Status.CANCELLED:

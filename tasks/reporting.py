@@ -50,14 +50,18 @@ class RowReporter(Silent):
         self._points: deque[MetricPoint] = deque(maxlen=_KEPT_POINTS)
         self._changed = False
         self._pace = _Pace()
+        self._resumed: str | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
 
     def on_message(self, message: str) -> None:
+        if self._resumed is not None:
+            message = f"{message} ({self._resumed})"
         self._change(Progress(message=message))
 
     def on_start(self, start: StartReport) -> None:
+        self._resumed = resumed(self._claim, start)
         self._pace.start(start.first_step, start.total_steps)
         self._change(Progress(step=start.first_step, total_steps=start.total_steps))
 
@@ -82,6 +86,7 @@ class RowReporter(Silent):
                     learning_rate=step.learning_rate,
                     grad_norm=step.grad_norm,
                     tokens_per_sec=step.tokens_per_sec,
+                    chain=step.chain,
                 )
                 for step in steps
             ],
@@ -130,6 +135,13 @@ class RowReporter(Silent):
                 self._changed = True
 
 
+def resumed(claim: Claim, start: StartReport) -> str | None:
+    """How and why an attempt goes on where another has ended; None for a first one."""
+    if claim.attempt == 1:
+        return None
+    return f"attempt {claim.attempt}: {claim.cause}, resumed from {start.first_step}"
+
+
 class _Pace:
     """The time that the steps so far took, and so what is left."""
 
@@ -144,14 +156,17 @@ class _Pace:
 class LogReporter(Silent):
     """Tells the story of a run in its log: a line about steps every few seconds, at most."""
 
-    def __init__(self, log: JobLog) -> None:
+    def __init__(self, log: JobLog, claim: Claim) -> None:
         self._log = log
+        self._claim = claim
         self._said_at = 0.0
 
     def on_message(self, message: str) -> None:
         self._log.info(message)
 
     def on_start(self, start: StartReport) -> None:
+        if (why := resumed(self._claim, start)) is not None:
+            self._log.info(why)
         self._log.info(
             "training",
             **{name: getattr(start, name) for name in StartReport.__slots__},

@@ -64,7 +64,7 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
     )
     with tracker, closing(RowReporter(process.database(), job.claim, job.held)) as rows:
         events = EventReporter(job.events)
-        observer = Observers([LogReporter(job.log), rows, events, tracker, job.held])
+        observer = Observers([LogReporter(job.log, job.claim), rows, events, tracker, job.held])
         outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
         tracker.end(outcome)
     return outcome
@@ -106,7 +106,9 @@ def _done(job: Job, final: Path) -> Done:
     manifest = artifacts.read_manifest(final)
     measured = {name: manifest[name] for name in FIGURES}
     with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
-        kept = keep(job, final, on_message=Observers([LogReporter(job.log), rows]).on_message)
+        kept = keep(
+            job, final, on_message=Observers([LogReporter(job.log, job.claim), rows]).on_message
+        )
     return Done(
         result=json.dumps(measured),
         result_id=job.claim.job_id,

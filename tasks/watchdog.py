@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import psutil
@@ -41,13 +41,10 @@ class Watchdog:
         self._clock = clock
         self._overdue: dict[tuple[int, str], float] = {}  # pid and job -> since when
 
-    def look(
-        self, jobs: Mapping[int, str], *, children: Collection[int], draining: bool = False
-    ) -> None:
+    def look(self, jobs: Mapping[int, str], *, draining: bool = False) -> None:
         """Kill the children that do not leave their job, end the leases of dead ones.
 
-        ``jobs``: what each busy child works on, by pid. ``children``: the pids of all. Raises
-        Unavailable.
+        ``jobs``: what each busy child works on, by pid. Raises Unavailable.
         """
         owned = lease.owned(self._database, self._hostname)
         mine = {(one.pid, one.job_id) for one in owned if not one.cancel_requested}
@@ -62,7 +59,7 @@ class Watchdog:
                 self._kill(pid, signal.SIGKILL)
         self._overdue = overdue
         for one in owned:
-            if one.pid not in children and not _lives(one.pid):
+            if not _lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
                 lease.expire(
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt

@@ -98,7 +98,6 @@ def _watch(worker: Worker) -> None:
             requests: list[Request] = list(state.active_requests)
             watchdog.look(
                 {one.worker_pid: one.args[0] for one in requests if one.worker_pid is not None},
-                children=worker.pool.info["processes"],
                 draining=_stopping.is_set(),
             )
         except Unavailable as error:

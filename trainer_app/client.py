@@ -20,6 +20,7 @@ from trainer_app.replies import (
     Curve,
     Evaluated,
     Generated,
+    Moved,
     Page,
     Run,
     Scored,
@@ -157,6 +158,16 @@ class Client:
         reply: Cancelled = self._transport.post(f"/runs/{_id(run_id)}/cancel").json()
         return reply
 
+    def pause_run(self, run_id: str) -> Moved:
+        """Hold a run back, at a checkpoint if it runs, until it is resumed."""
+        reply: Moved = self._transport.post(f"/runs/{_id(run_id)}/pause").json()
+        return reply
+
+    def resume_run(self, run_id: str) -> Moved:
+        """Let a paused, cancelled or failed run go on from its last checkpoint."""
+        reply: Moved = self._transport.post(f"/runs/{_id(run_id)}/resume").json()
+        return reply
+
     def run_logs(self, run_id: str, *, tail: int = 200) -> str:
         """The last lines of a run's log, one JSON object each."""
         return self._transport.get(f"/runs/{_id(run_id)}/logs", {"tail": tail}).text
@@ -195,6 +206,12 @@ class Client:
         """What the finished model of a run consists of."""
         artifact: Artifact = self._transport.get(f"/runs/{_id(run_id)}/artifact").json()
         return artifact
+
+    def run_manifest(self, run_id: str) -> dict[str, object]:
+        """What the finished model of a run says of itself."""
+        path = f"/runs/{_id(run_id)}/artifact/manifest.json"
+        manifest: dict[str, object] = self._transport.get(path).json()
+        return manifest
 
     def download_artifact(self, run_id: str, name: str, target: Path) -> None:
         """One file of a finished model, written to ``target`` when it is complete."""

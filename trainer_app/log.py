@@ -9,12 +9,15 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 if TYPE_CHECKING:
     from trainer_app.settings import Settings
+
+_TAIL_BYTES: Final = 16_384  # enough for a few lines
+_EVENT_CHARACTERS: Final = 300
 
 
 def configure(settings: Settings) -> None:
@@ -91,6 +94,26 @@ class JobLog:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def last_events(path: Path, count: int) -> list[str]:
+    """What the last lines of a job's log say, oldest first; empty where there is no log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-count:]
+    except OSError:
+        return []
+    return [said for line in lines if (said := _said(line))]
+
+
+def _said(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # longer than what was read
+        return ""
+    step = f" {entry['step']}" if "step" in entry else ""
+    return f"{entry['event']}{step}"[:_EVENT_CHARACTERS]
 
 
 def _now() -> str:

@@ -163,6 +163,13 @@ class Queue:
         except (redis.RedisError, OSError) as error:
             _log.warning("a cancellation was not announced", job_id=job_id, error=str(error))
 
+    def forget_cancel(self, job_id: str) -> None:
+        """Take back what asks for a cancellation in Redis; raises Unavailable when it is away."""
+        try:
+            self._redis.delete(cancelled_key(job_id))
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
+
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()

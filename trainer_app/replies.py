@@ -74,6 +74,13 @@ class Run(TypedDict):
     spec: dict[str, object]
 
 
+class Moved(TypedDict):
+    """A run that was paused or resumed, and where it stands now."""
+
+    run_id: str
+    status: str
+
+
 class Cancelled(TypedDict):
     """The answer to a request to cancel."""
 
@@ -89,6 +96,8 @@ class MetricPoint(TypedDict):
     learning_rate: float | None
     grad_norm: float | None
     tokens_per_sec: float | None
+    attempt: int
+    chain: str | None
 
 
 class Curve(TypedDict):

@@ -107,7 +107,7 @@ class Tracker(Silent):
     def end(self, outcome: Finished | Stopped) -> None:
         """How the attempt ended; one of which this is never said has failed."""
         if isinstance(outcome, Stopped):
-            goes_on = outcome.reason in (StopReason.DRAIN, StopReason.FENCED)
+            goes_on = outcome.reason in (StopReason.DRAIN, StopReason.FENCED, StopReason.PAUSE)
             self._end = _End(exit_code=1, goes_on=goes_on)
         else:
             self._end = _End(exit_code=0, finished=outcome)

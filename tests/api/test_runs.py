@@ -26,6 +26,7 @@ RUN_FIELDS = {
     "last_heartbeat_ts",
     "message",
     "attempt",
+    "paused",
     "progress",
     "epoch",
     "step",

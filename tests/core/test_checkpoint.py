@@ -14,6 +14,7 @@ from torch import nn
 
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.device import fingerprint, random_states
+from trainer_app.core.files import sha256_file
 from trainer_app.core.run_state import RunState
 from trainer_app.core.tensors import (
     load_model_tensors,
@@ -137,6 +138,19 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     (message,) = messages
     assert bad.name in message
     assert not bad.exists()
+
+
+def test_a_checkpoint_of_a_version_without_a_chain_has_none(checkpoints: Checkpoints) -> None:
+    path = checkpoints.save(snapshot(1))
+    state = json.loads((path / "state.json").read_text())
+    del state["state"]["loss_chain"]
+    (path / "state.json").write_text(json.dumps(state))
+    digests = json.loads((path / "MANIFEST.json").read_text())
+    digests["state.json"] = sha256_file(path / "state.json")
+    (path / "MANIFEST.json").write_text(json.dumps(digests))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[0].state.loss_chain is None
 
 
 def test_what_a_crash_left_half_written_is_removed(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainer_app.core import step_log
+from trainer_app.core.loss_chain import START
 from trainer_app.core.step import StepResult
 from trainer_app.core.step_log import StepLog
 from trainer_app.errors import LossNotFinite
@@ -91,3 +92,34 @@ def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
     scaled.add(10, result(1.0, math.inf), notable=False)
     scaled.flush()
     assert observer.steps[0].grad_norm == 0.0
+
+
+def test_the_losses_that_are_reported_make_a_chain_that_a_resume_goes_on_with(
+    recorder: type[Recorder],
+) -> None:
+    whole, parts = recorder(), recorder()
+    first = log(whole)
+    for step in range(1, 26):
+        first.add(step, result(float(step)), notable=False)
+    first.flush()
+    chain: str | None = START
+    for begin, end in ((1, 13), (13, 26)):
+        part = log(parts)
+        part.chain = chain
+        for step in range(begin, end):
+            part.add(step, result(float(step)), notable=False)
+        part.flush()
+        chain = part.chain
+    chains = [step.chain for step in whole.steps]
+    assert chains == [step.chain for step in parts.steps]
+    assert chains[-1] == first.chain == chain
+    assert len(set(chains)) == len(chains) == 4
+
+
+def test_a_run_that_was_begun_without_a_chain_goes_on_without(recorder: type[Recorder]) -> None:
+    observer = recorder()
+    made = log(observer)
+    made.chain = None
+    made.add(10, result(1.0), notable=False)
+    made.flush()
+    assert [step.chain for step in observer.steps] == [None]

@@ -14,14 +14,18 @@ from trainer_app.stack.launch import running_stack
 
 
 @pytest.fixture
-def victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Victim]:
+def victim(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Victim]:
+    """A parameter of the test, if it has one, is a mapping of further settings."""
+    environment = ENVIRONMENT | getattr(request, "param", {})
     for name in list(os.environ):
         if name.startswith(("REDIS__", "DATABASE__", "APP__", "JOBS__", "CELERY__")):
             monkeypatch.delenv(name)
     text = tmp_path / "text.txt"
     text.write_bytes((Path(os.__file__).parent / "argparse.py").read_bytes())
     with (
-        running_stack(tmp_path / "data", environment=ENVIRONMENT) as stack,
+        running_stack(tmp_path / "data", environment=environment) as stack,
         Client(stack.api_url) as client,
     ):
         corpus = client.upload_corpus(text)

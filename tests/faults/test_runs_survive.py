@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults.victim import ENVIRONMENT, Victim
+from tests.faults.victim import ENVIRONMENT, Victim, runs_as
 from trainer_app.client import Client
-from trainer_app.replies import Run
 from trainer_app.stack.launch import running_stack
-
-RunTest = Callable[[Run], bool]
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
@@ -26,12 +22,6 @@ def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
         if entry["attempt"] == attempt and "first_step" in entry:
             return int(str(entry["first_step"]))
     raise AssertionError(log.read_text())
-
-
-def runs_as(attempt: int, beyond: int = 0) -> RunTest:
-    return lambda run: (
-        run["attempt"] == attempt and run["status"] == "running" and (run["step"] or 0) > beyond
-    )
 
 
 def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Victim) -> None:

@@ -13,6 +13,8 @@ from trainer_app.client import Client
 from trainer_app.replies import Run
 from trainer_app.stack.launch import RunningStack
 
+RunTest = Callable[[Run], bool]
+
 ENVIRONMENT: Final = {
     "APP__THREADS": "1",
     "JOBS__LEASE_SEC": "10",
@@ -73,3 +75,10 @@ class Victim:
         """The process that trains."""
         children = self.worker().children()
         return max(children, key=lambda child: child.memory_info().rss)
+
+
+def runs_as(attempt: int, beyond: int = 0) -> RunTest:
+    """Whether an attempt trains, beyond a step."""
+    return lambda run: (
+        run["attempt"] == attempt and run["status"] == "running" and (run["step"] or 0) > beyond
+    )

@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 from sqlalchemy import update
 
 from trainer_app.core.spec import TrainSpec
-from trainer_app.errors import AlreadyFinished, LeaseLost
-from trainer_app.store import lease, metrics, runs
+from trainer_app.errors import AlreadyFinished, Conflict, LeaseLost
+from trainer_app.store import lease, metrics, pauses, runs
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.lease import Claim, MetricPoint, Progress, Status
 from trainer_app.store.tables import JobRow
@@ -52,6 +52,7 @@ class Life(RuleBasedStateMachine):
         self.asked = False  # to cancel
         self.waits = False  # for a back-off
         self.over = False  # the lease
+        self.paused = False
         self.step = 0
 
     def teardown(self) -> None:
@@ -77,7 +78,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=claims)
     def deliver_a_message(self) -> Claim | MultipleResults[Claim]:
         claim = lease.claim(self.database, self.run_id, "worker:1", lease_seconds=60)
-        if self.status is not Status.QUEUED or self.waits:
+        if self.status is not Status.QUEUED or self.waits or self.paused:
             assert claim is None
             return multiple()
         assert claim is not None
@@ -125,6 +126,32 @@ class Life(RuleBasedStateMachine):
         self.asked = self.asked or self.status is Status.RUNNING
         assert status is self.status
 
+    @rule()
+    def pause(self) -> None:
+        try:
+            status = pauses.pause(self.database, self.run_id)
+        except AlreadyFinished:
+            assert self.status in _FINAL
+            return
+        self.paused = True
+        assert status is self.status
+
+    @rule()
+    def resume(self) -> None:
+        try:
+            status = pauses.resume(self.database, self.run_id)
+        except AlreadyFinished:
+            assert self.status is Status.COMPLETED
+            return
+        except Conflict:
+            assert self.status not in _FINAL
+            assert not self.paused
+            return
+        if self.status in _FINAL:
+            self.status, self.asked = Status.QUEUED, False
+        self.paused, self.waits, self.crashes = False, False, 0
+        assert status is self.status
+
     @precondition(lambda self: self.status is Status.RUNNING)
     @rule()
     def outlast_the_lease(self) -> None:
@@ -153,7 +180,8 @@ class Life(RuleBasedStateMachine):
     @rule()
     def dispatch(self) -> None:
         due = lease.due(self.database, all_queued=True)
-        assert bool(due) == (self.status is Status.QUEUED and not self.waits)
+        ready = self.status is Status.QUEUED and not self.paused
+        assert bool(due) == (ready and not self.waits)
 
     @invariant()
     def the_row_is_as_the_model_says(self) -> None:
@@ -161,7 +189,8 @@ class Life(RuleBasedStateMachine):
         assert (run.status, run.attempt, run.crashes) == (self.status, self.attempt, self.crashes)
         assert run.step == self.step
         assert (run.completed_at is not None) == (self.status in _FINAL)
-        assert (run.queue_position is not None) == (self.status is Status.QUEUED)
+        ready = self.status is Status.QUEUED and not self.paused
+        assert (run.queue_position is not None) == ready
         points = metrics.curve(self.database, self.run_id)
         assert [point.step for point in points] == list(range(1, self.step + 1))
         attempts = [point.attempt for point in points]

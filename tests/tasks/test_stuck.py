@@ -136,7 +136,7 @@ class Guarded:
 
     def look(self, after: float, *, draining: bool = False) -> None:
         self.clock.now += after
-        self._watchdog.look({self.pid: self.claim.job_id}, children=[self.pid], draining=draining)
+        self._watchdog.look({self.pid: self.claim.job_id}, draining=draining)
 
 
 @pytest.fixture
@@ -183,16 +183,16 @@ def test_the_lease_of_a_dead_child_ends_at_once_and_that_of_a_live_one_does_not(
     owner = f"train-0@here:{other_process.pid}"
     assert lease.claim(process.database(), run_id, owner, lease_seconds=60) is not None
 
-    watchdog.look({}, children=[])
+    watchdog.look({})
     assert lease.reap(process.database(), max_crashes=3) == []
     other_process.kill()
     while not lease.reap(process.database(), max_crashes=3):  # a zombie, then gone
-        watchdog.look({}, children=[])
+        watchdog.look({})
     other_process.wait()
 
     assert runs.get(process.database(), run_id).status == "queued"
     claim = lease.claim(process.database(), run_id, owner, lease_seconds=60)
     assert claim is not None
-    watchdog.look({}, children=[])
+    watchdog.look({})
 
     assert len(lease.reap(process.database(), max_crashes=3)) == 1

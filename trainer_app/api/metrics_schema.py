@@ -36,6 +36,12 @@ class PointSchema(Schema):
     learning_rate = fields.Float(required=True, allow_none=True)
     grad_norm = fields.Float(required=True, allow_none=True, metadata=about("Before clipping."))
     tokens_per_sec = fields.Float(required=True, allow_none=True)
+    attempt = fields.Integer(required=True, metadata=about("Which attempt measured it."))
+    chain = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=about("SHA-256 over the one before, this step and its training loss."),
+    )
 
 
 class CurveSchema(Schema):

@@ -1,4 +1,4 @@
-"""Training runs: start, list, look at, cancel."""
+"""Training runs: start, list, look at, pause, resume, cancel."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.run_checks import queue_for, resolve
 from trainer_app.api.runs_schema import (
     CancelSchema,
+    MovedSchema,
     RunAcceptedSchema,
     RunPageSchema,
     RunQuerySchema,
@@ -22,7 +23,7 @@ from trainer_app.api.runs_schema import (
 from trainer_app.api.schema import PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
-from trainer_app.store import idempotency, lease, runs
+from trainer_app.store import idempotency, lease, pauses, runs
 from trainer_app.store.pages import Page
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import JobKind
@@ -102,3 +103,28 @@ def cancel_run(run_id: str) -> dict[str, str]:
     lease.request_cancel(current.database(), run_id, kind=JobKind.TRAIN)
     current.queue().announce_cancel(run_id)
     return {"status": "cancellation-requested"}
+
+
+@blueprint.route("/runs/<id:run_id>/pause", methods=["POST"])
+@blueprint.response(200, MovedSchema)
+@blueprint.doc(operationId="pauseRun")
+@blueprint.leads_to("getRun", "resumeRun", run_id="$request.path.run_id")
+@blueprint.fails_with("RUN_NOT_FOUND", "ALREADY_FINISHED", "UNAVAILABLE")
+def pause_run(run_id: str) -> dict[str, str]:
+    """Hold a run back until it is resumed; a running one keeps a checkpoint."""
+    return {"run_id": run_id, "status": pauses.pause(current.database(), run_id)}
+
+
+@blueprint.route("/runs/<id:run_id>/resume", methods=["POST"])
+@blueprint.response(202, MovedSchema, headers=LOCATION)
+@blueprint.doc(operationId="resumeRun")
+@blueprint.leads_to("getRun", "cancelRun", run_id="$request.path.run_id")
+@blueprint.fails_with("RUN_NOT_FOUND", "CONFLICT", "ALREADY_FINISHED", "UNAVAILABLE")
+def resume_run(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Let a paused, cancelled or failed run go on from its last checkpoint."""
+    require_services()
+    # Before the run can start: it would take what was asked of it earlier for news.
+    current.queue().forget_cancel(run_id)
+    status = pauses.resume(current.database(), run_id)
+    wake(run_id)
+    return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from trainer_app.cli.session import Session, command
 from trainer_app.cli.tables import figure, moment, size, table
 from trainer_app.cli.watch import watch as watch_run
 from trainer_app.errors import TrainerError
+from trainer_app.replies import Moved
+from trainer_app.verify import check_curve
 
 group = typer.Typer(help="Training runs.", no_args_is_help=True)
 
@@ -108,6 +111,31 @@ def cancel(session: Session, run_id: RunId) -> Exit:
     return Exit.COMPLETED
 
 
+@command(group, "pause")
+def pause(session: Session, run_id: RunId) -> Exit:
+    """Hold a run back, at a checkpoint if it runs, until it is resumed."""
+    return _moved(session, session.client.pause_run(run_id))
+
+
+@command(group, "resume")
+def resume(session: Session, run_id: RunId) -> Exit:
+    """Let a paused, cancelled or failed run go on from its last checkpoint."""
+    return _moved(session, session.client.resume_run(run_id))
+
+
+@command(group, "verify")
+def verify(session: Session, run_id: RunId) -> Exit:
+    """Check a finished run's curve against the hash chain in its manifest."""
+    verdict = check_curve(
+        session.client.run_metrics(run_id)["points"], session.client.run_manifest(run_id)
+    )
+    if session.as_json:
+        session.print_json({"run_id": run_id, **asdict(verdict)})
+    else:
+        session.out.print(verdict.message)
+    return Exit.COMPLETED if verdict.ok else Exit.FAILED
+
+
 @command(group, "metrics")
 def metrics(
     session: Session,
@@ -172,6 +200,14 @@ def _inside(folder: Path, name: str) -> Path:
         raise TrainerError(f"the server names a file outside the folder: {figure(name)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _moved(session: Session, reply: Moved) -> Exit:
+    if session.as_json:
+        session.print_json(reply)
+    else:
+        session.out.print(reply["status"])
+    return Exit.COMPLETED
 
 
 def _watch(session: Session, run_id: str) -> Exit:

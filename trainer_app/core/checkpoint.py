@@ -141,7 +141,7 @@ def _load(directory: Path) -> Snapshot:
                 raise Damaged(f"{name} is not what was written")
         state = json.loads((directory / STATE).read_text())
         return Snapshot(
-            state=RunState(**state["state"]),
+            state=RunState(**{"loss_chain": None} | state["state"]),
             fingerprint=Fingerprint(**state["fingerprint"]),
             scaler=state["scaler"],
             model=load_tensors(directory / "model.safetensors"),

@@ -67,6 +67,7 @@ class Finished:
     early_stopped: bool
     final_loss: float  # of the last training step
     final_perplexity: float
+    loss_chain: str | None  # of the reported training losses; None: begun without one
     best_val_loss: float | None  # of the weights in directory; None: no validation split
     test_loss: float | None  # of the weights in directory; None: no test split
     test_perplexity: float | None
@@ -254,6 +255,7 @@ class _Attempt:
             early_stopped=state.early_stopped,
             final_loss=state.last_loss,
             final_perplexity=perplexity(state.last_loss),
+            loss_chain=state.loss_chain,
             best_val_loss=state.best_val_loss,
             test_loss=test.loss if test else None,
             test_perplexity=test.perplexity if test else None,

@@ -107,6 +107,7 @@ class Loop:
         self.state = snapshot.state
         self._best = snapshot.best
         self._log.last_loss = snapshot.state.last_loss
+        self._log.chain = snapshot.state.loss_chain
         load_model_tensors(self._place.model, snapshot.model)
         load_optimizer_tensors(self._place.model, self._place.optimizer, snapshot.optimizer)
         if self._place.accelerator.scaler is not None and snapshot.scaler is not None:
@@ -218,3 +219,4 @@ class Loop:
     def _read_losses(self) -> None:
         self._log.flush()
         self.state.last_loss = self._log.last_loss
+        self.state.loss_chain = self._log.chain

@@ -18,6 +18,7 @@ class StopReason(StrEnum):
     CANCEL = "cancel"  # somebody asked for it: keep a checkpoint, end as cancelled
     DRAIN = "drain"  # the worker shuts down: keep a checkpoint, another goes on
     FENCED = "fenced"  # the lease is lost: write nothing more
+    PAUSE = "pause"  # it is held back: keep a checkpoint, go on when it is resumed
     TIMEOUT = "timeout"  # the job's time is over: keep a checkpoint, end as failed
 
 
@@ -56,6 +57,7 @@ class StepReport:
     grad_norm: float  # before clipping
     tokens_per_sec: float
     samples_per_sec: float
+    chain: str | None = None  # of the losses up to here: core/loss_chain.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

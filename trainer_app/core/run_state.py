@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer_app.core import loss_chain
+
 
 @dataclass(slots=True, kw_only=True)
 class RunState:
@@ -12,6 +14,7 @@ class RunState:
     step: int = 0  # optimizer steps done
     evaluated_step: int = 0  # the last step after which there was an evaluation
     last_loss: float = 0.0  # training loss of the last step
+    loss_chain: str | None = loss_chain.START  # None: begun by a version that kept none
     best_val_loss: float | None = None  # None: no evaluation yet
     best_step: int = 0  # the step that reached it
     evaluations_without_improvement: int = 0

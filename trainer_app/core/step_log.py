@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from trainer_app.core import loss_chain
 from trainer_app.core.observer import Observer, StepReport
 from trainer_app.errors import LossNotFinite
 
@@ -30,6 +31,7 @@ class StepLog:
     logging_steps: int
     scaled: bool  # fp16: a step with an infinite gradient is skipped by the scaler, no failure
     last_loss: float = 0.0
+    chain: str | None = loss_chain.START
     _waiting: list[tuple[int, StepResult, bool]] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
 
@@ -53,6 +55,8 @@ class StepLog:
             self._check(step, loss, norm)
             self.last_loss = loss
             if notable or step in (1, self.total_steps) or step % self.logging_steps == 0:
+                if self.chain is not None:
+                    self.chain = loss_chain.link(self.chain, step, loss)
                 reports.append(
                     StepReport(
                         step=step,
@@ -63,6 +67,7 @@ class StepLog:
                         grad_norm=norm if math.isfinite(norm) else 0.0,
                         tokens_per_sec=steps_per_second * self.tokens_per_step,
                         samples_per_sec=steps_per_second * self.samples_per_step,
+                        chain=self.chain,
                     )
                 )
         self._waiting.clear()

@@ -31,6 +31,7 @@ class Claim:
     retries: int
     created_at: float  # unix seconds
     request_id: str | None  # X-Request-ID of the POST
+    cause: str | None = None  # why the attempt before this one has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             JobRow.id == job_id,
             JobRow.status == Status.QUEUED,
             ~JobRow.cancel_requested,
+            ~JobRow.paused,
             JobRow.not_before <= NOW,
         )
         .values(
@@ -126,6 +127,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             JobRow.retries,
             JobRow.created_at,
             JobRow.request_id,
+            JobRow.cause,
         )
     )
     with db.write() as session:
@@ -146,6 +148,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
         retries=row.retries,
         created_at=row.created_at,
         request_id=row.request_id,
+        cause=row.cause,
     )
 
 
@@ -224,28 +227,25 @@ def finish(
         session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
 
 
-def hand_back(db: Database, claim: Claim, *, message: str) -> Status:
+def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Status:
     """Queue the job again, as when its worker shuts down; no crash is charged.
+
+    ``cause``: why, as the next attempt is to tell; as the message without it.
 
     Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
     """
-    return _requeue(db, claim, {"message": clean(message), "not_before": 0.0})
+    return _requeue(db, claim, message, cause, {"not_before": 0.0})
 
 
-def retry_later(db: Database, claim: Claim, *, delay_seconds: float, message: str) -> Status:
+def retry_later(
+    db: Database, claim: Claim, *, delay_seconds: float, message: str, cause: str | None = None
+) -> Status:
     """Queue the job again after a failure that is not its user's; counts a retry.
 
     Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
     """
-    return _requeue(
-        db,
-        claim,
-        {
-            "message": clean(message),
-            "not_before": NOW + delay_seconds,
-            "retries": JobRow.retries + 1,
-        },
-    )
+    values = {"not_before": NOW + delay_seconds, "retries": JobRow.retries + 1}
+    return _requeue(db, claim, message, cause, values)
 
 
 def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None = None) -> bool:
@@ -297,7 +297,9 @@ def request_cancel(db: Database, job_id: str, *, kind: JobKind | None = None) ->
     return Status(status)
 
 
-def _requeue(db: Database, claim: Claim, values: Mapping[str, object]) -> Status:
+def _requeue(
+    db: Database, claim: Claim, message: str, cause: str | None, values: Mapping[str, object]
+) -> Status:
     # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
     asked = JobRow.cancel_requested.is_(true())
     with db.write() as session:
@@ -309,6 +311,8 @@ def _requeue(db: Database, claim: Claim, values: Mapping[str, object]) -> Status
                 "completed_at": case((asked, NOW), else_=null()),
                 "owner": None,
                 "lease_until": None,
+                "message": clean(message),
+                "cause": clean(cause or message),
                 **values,
             },
         ).status

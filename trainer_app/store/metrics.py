@@ -25,11 +25,19 @@ class MetricPoint:
     learning_rate: float | None = None
     grad_norm: float | None = None  # before clipping
     tokens_per_sec: float | None = None
+    chain: str | None = None  # of the training losses up to here: core/loss_chain.py
     attempt: int = 0  # which attempt measured it; set by the store
     at: float = 0.0  # unix seconds, by the database's clock; set by the store
 
 
-_MEASURES: Final = ("train_loss", "val_loss", "learning_rate", "grad_norm", "tokens_per_sec")
+_MEASURES: Final = (
+    "train_loss",
+    "val_loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_sec",
+    "chain",
+)
 _COLUMNS: Final = [getattr(MetricRow, field.name) for field in fields(MetricPoint)]
 
 
@@ -45,7 +53,7 @@ def record(session: Session, run_id: str, attempt: int, points: Iterable[MetricP
         known = {
             name: value
             for name, value in measured.items()
-            if value is not None and math.isfinite(value)
+            if value is not None and (isinstance(value, str) or math.isfinite(value))
         }
         row = rows.setdefault(point.step, dict.fromkeys(_MEASURES))
         row |= {"run_id": run_id, "step": point.step, "epoch": point.epoch, "attempt": attempt}

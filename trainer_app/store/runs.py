@@ -30,6 +30,7 @@ class Run:
     attempt: int
     crashes: int
     cancel_requested: bool
+    paused: bool
     progress: int  # percent
     epoch: int  # 0-based
     step: int  # optimizer steps done
@@ -39,7 +40,7 @@ class Run:
     tokens_per_sec: float | None
     eta_sec: float | None
     queue: str
-    queue_position: int | None  # jobs before it; None unless it is queued
+    queue_position: int | None  # jobs before it; None unless it waits for a worker
     created_at: float
     started_at: float | None
     completed_at: float | None
@@ -150,10 +151,11 @@ def list_(
 _ahead: Final = aliased(JobRow)
 _COUNTED: Final = case(
     (
-        JobRow.status == Status.QUEUED,
+        and_(JobRow.status == Status.QUEUED, ~JobRow.paused),
         select(func.count())
         .where(
             _ahead.status == Status.QUEUED,
+            ~_ahead.paused,
             _ahead.queue == JobRow.queue,
             or_(
                 _ahead.priority > JobRow.priority,
@@ -184,7 +186,7 @@ _numbered: Final = (
             - 1
         ).label("position"),
     )
-    .where(_queued.status == Status.QUEUED)
+    .where(_queued.status == Status.QUEUED, ~_queued.paused)
     .subquery()
 )
 
@@ -198,6 +200,7 @@ def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*t
         JobRow.attempt,
         JobRow.crashes,
         JobRow.cancel_requested,
+        JobRow.paused,
         JobRow.queue,
         JobRow.created_at,
         JobRow.started_at,

@@ -16,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -138,6 +139,8 @@ class JobRow(Table):
     lease_until: Mapped[float | None]
     heartbeat_at: Mapped[float | None]
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    # Held back until it is resumed. A server default: workers of the version before write rows too.
+    paused: Mapped[bool] = mapped_column(default=False, server_default=false())
     crashes: Mapped[int] = mapped_column(Integer, default=0)  # attempts whose worker died
     retries: Mapped[int] = mapped_column(Integer, default=0)  # attempts that the system failed
     # When to wake a worker. 0 is no back-off, whatever the clock says.
@@ -146,6 +149,7 @@ class JobRow(Table):
     dispatches: Mapped[int] = mapped_column(Integer, default=0)
     # For people.
     message: Mapped[str] = mapped_column(default="")
+    cause: Mapped[str | None]  # why there is another attempt after the last one
     error_code: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -216,6 +220,7 @@ class MetricRow(Table):
     learning_rate: Mapped[float | None]
     grad_norm: Mapped[float | None]  # before clipping
     tokens_per_sec: Mapped[float | None]
+    chain: Mapped[str | None] = mapped_column(String(64))  # of the losses up to here
     attempt: Mapped[int] = mapped_column(Integer)
     at: Mapped[float]
 

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Update, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from trainer_app.errors import WorkerLost
+from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
@@ -58,6 +59,20 @@ class Owned:
     owner: str
     pid: int
     cancel_requested: bool
+
+
+def explain(db: Database, reaped: Reaped, message: str) -> None:
+    """Say more of why a job has failed that lost its workers, unless it goes on by now."""
+    with db.write() as session:
+        session.execute(
+            update(JobRow)
+            .where(
+                JobRow.id == reaped.job_id,
+                JobRow.attempt == reaped.attempt,
+                JobRow.status == Status.FAILED,
+            )
+            .values(message=clean(message))
+        )
 
 
 def owned(db: Database, hostname: str) -> list[Owned]:
@@ -126,6 +141,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                     status=fate.status,
                     error_code=fate.error_code,
                     message=fate.message,
+                    cause=fate.cause,
                     completed_at=None if fate.status is Status.QUEUED else NOW,
                     not_before=NOW + fate.delay if fate.delay else 0.0,
                 )
@@ -153,7 +169,7 @@ def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) ->
     120 s, up to 15 min. ``all_queued``: however lately each was published, as when Redis has lost
     its messages. ``job_id``: that job alone.
     """
-    conditions = [JobRow.status == Status.QUEUED, JobRow.not_before <= NOW]
+    conditions = [JobRow.status == Status.QUEUED, ~JobRow.paused, JobRow.not_before <= NOW]
     if not all_queued:
         conditions.append(_is_unanswered())
     if job_id is not None:
@@ -185,6 +201,7 @@ def mark_dispatched(db: Database, job_id: str) -> None:
 class _Fate:
     status: Status
     message: str
+    cause: str | None = None  # for the next attempt to tell
     error_code: str | None = None
     delay: float = 0.0  # seconds
 
@@ -207,6 +224,7 @@ def _fate(
     return _Fate(
         status=Status.QUEUED,
         message=f"attempt {attempt}: worker lost{where}; queued again",
+        cause=f"worker lost{where}",
         delay=_CRASH_BACK_OFF[min(crashes, len(_CRASH_BACK_OFF)) - 1],
     )
 

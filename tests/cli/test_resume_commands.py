@@ -1,0 +1,47 @@
+"""``trainer runs pause, resume, verify``."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.conftest import Server, Trainer
+from trainer_app import artifacts
+from trainer_app.core.loss_chain import START, link
+from trainer_app.store import lease
+from trainer_app.store.lease import MetricPoint, Progress
+
+
+def finished_run(server: Server, *, chain: str) -> str:
+    """A completed run of one step, whose manifest ends with ``chain``."""
+    run_id = server.run()
+    claim = server.claim(run_id)
+    point = MetricPoint(step=1, train_loss=4.25, chain=link(START, 1, 4.25))
+    lease.progress(server.database, claim, Progress(step=1), [point])
+    server.finish(claim)
+    staging = server.settings.paths.runs / run_id / "staging"
+    staging.mkdir(parents=True)
+    artifacts.publish(
+        staging, artifacts.model_directory(server.settings, run_id), {"loss_chain": chain}
+    )
+    return run_id
+
+
+def test_a_curve_that_is_whole_is_verified(server: Server, trainer: Trainer) -> None:
+    run_id = finished_run(server, chain=link(START, 1, 4.25))
+    answer = trainer("runs", "verify", run_id, url=server.url)
+    assert answer.code == 0
+    assert "verified: 1 steps" in answer.out
+
+
+def test_a_curve_that_is_another_one_fails(server: Server, trainer: Trainer) -> None:
+    run_id = finished_run(server, chain=START)
+    answer = trainer("runs", "verify", run_id, "--json", url=server.url)
+    assert answer.code == 1
+    assert json.loads(answer.out)["ok"] is False
+
+
+def test_a_run_is_paused_and_resumed(server: Server, trainer: Trainer) -> None:
+    run_id = server.run()
+    assert trainer("runs", "pause", run_id, url=server.url).out == "queued\n"
+    assert json.loads(trainer("runs", "resume", run_id, "--json").out)["status"] == "queued"
+    assert trainer("runs", "resume", run_id).code == 2

@@ -1,0 +1,121 @@
+"""Runs that are held back, and runs that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from trainer_app.errors import AlreadyFinished, Conflict, LeaseLost, RunNotFound
+from trainer_app.store import lease, pauses, runs
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim, Progress, Status
+
+Move = Callable[[Database, str], Status]
+
+
+def test_a_paused_run_in_the_queue_is_neither_taken_nor_published_nor_counted(
+    database: Database, run_id: str
+) -> None:
+    assert pauses.pause(database, run_id) is Status.QUEUED
+    assert pauses.pause(database, run_id) is Status.QUEUED
+
+    assert lease.claim(database, run_id, "worker:1", lease_seconds=60) is None
+    assert lease.due(database, all_queued=True) == []
+    run = runs.get(database, run_id)
+    assert (run.status, run.paused, run.queue_position) == (Status.QUEUED, True, None)
+    assert run.message == "paused before it started"
+
+
+def test_a_running_run_is_asked_to_pause_and_its_claim_hands_it_back(
+    database: Database, claim: Claim
+) -> None:
+    assert not pauses.pause_requested(database, claim)
+    assert pauses.pause(database, claim.job_id) is Status.RUNNING
+    assert pauses.pause_requested(database, claim)
+
+    lease.hand_back(database, claim, message="paused at step 3")
+
+    run = runs.get(database, claim.job_id)
+    assert (run.status, run.paused, run.message) == (Status.QUEUED, True, "paused at step 3")
+    with pytest.raises(LeaseLost):
+        pauses.pause_requested(database, claim)
+
+
+def test_a_resumed_run_goes_on_and_knows_why_it_had_stopped(
+    database: Database, claim: Claim
+) -> None:
+    pauses.pause(database, claim.job_id)
+    lease.hand_back(database, claim, message="paused at step 3")
+
+    assert pauses.resume(database, claim.job_id) is Status.QUEUED
+    again = lease.claim(database, claim.job_id, "worker:2", lease_seconds=60)
+
+    assert again is not None
+    assert (again.attempt, again.cause) == (2, "paused")
+
+
+def test_a_pause_is_taken_back_while_the_run_still_runs(database: Database, claim: Claim) -> None:
+    pauses.pause(database, claim.job_id)
+
+    assert pauses.resume(database, claim.job_id) is Status.RUNNING
+
+    assert not pauses.pause_requested(database, claim)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cause"),
+    [
+        (Status.CANCELLED, None, "cancelled"),
+        (Status.FAILED, "DISK_FULL", "failed with DISK_FULL"),
+    ],
+)
+def test_a_run_that_has_ended_goes_on_with_its_checkpoint_and_all_its_tries(
+    database: Database, claim: Claim, status: Status, code: str | None, cause: str
+) -> None:
+    lease.progress(database, claim, Progress(checkpoint="step-7", checkpoint_step=7))
+    lease.request_cancel(database, claim.job_id)
+    lease.finish(database, claim, status, error_code=code, message="over")
+
+    assert pauses.resume(database, claim.job_id) is Status.QUEUED
+    run = runs.get(database, claim.job_id)
+    again = lease.claim(database, claim.job_id, "worker:2", lease_seconds=60)
+
+    assert (run.message, run.error_code, run.completed_at) == ("resumed", None, None)
+    assert (run.cancel_requested, run.queue_position) == (False, 0)
+    assert again is not None
+    assert (again.attempt, again.checkpoint, again.crashes) == (2, "step-7", 0)
+    assert again.cause == cause
+
+
+def test_what_was_not_stopped_is_not_resumed(database: Database, run_id: str) -> None:
+    with pytest.raises(Conflict, match="is queued: there is nothing to resume"):
+        pauses.resume(database, run_id)
+    claim = lease.claim(database, run_id, "worker:1", lease_seconds=60)
+    assert claim is not None
+    with pytest.raises(Conflict, match="is running"):
+        pauses.resume(database, run_id)
+
+
+def test_a_completed_run_is_neither_paused_nor_resumed(database: Database, claim: Claim) -> None:
+    lease.finish(database, claim, Status.COMPLETED)
+    for move in (pauses.pause, pauses.resume):
+        with pytest.raises(AlreadyFinished, match="has already completed"):
+            move(database, claim.job_id)
+
+
+def test_a_cancelled_run_is_not_paused(database: Database, run_id: str) -> None:
+    lease.request_cancel(database, run_id)
+    with pytest.raises(AlreadyFinished, match="been cancelled"):
+        pauses.pause(database, run_id)
+
+
+def test_a_paused_run_in_the_queue_is_cancelled_at_once(database: Database, run_id: str) -> None:
+    pauses.pause(database, run_id)
+    assert lease.request_cancel(database, run_id) is Status.CANCELLED
+
+
+@pytest.mark.parametrize("move", [pauses.pause, pauses.resume])
+def test_there_must_be_such_a_run(database: Database, move: Move) -> None:
+    with pytest.raises(RunNotFound):
+        move(database, "run-none")

@@ -1,0 +1,170 @@
+"""Runs that go on: what they say of it, and that their curve is one chain."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tasks import housekeeping, process, training
+from tasks.held import draining
+from tasks.perform import perform
+from trainer_app import artifacts
+from trainer_app.core.loss_chain import START, link
+from trainer_app.core.spec import TrainSpec
+from trainer_app.log import JobLog, job_log_path, last_events
+from trainer_app.settings import Settings
+from trainer_app.store import lease, metrics, pauses, runs
+from trainer_app.store.runs import Run
+
+TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
+
+
+@pytest.fixture
+def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("APP__THREADS", "1")
+    process.settings.cache_clear()
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+    spec = TrainSpec(
+        model_family="char_lstm",
+        model_size="tiny",
+        max_seq_len=16,
+        batch_size=4,
+        max_steps=400,
+        num_epochs=100,
+        corpus_path="a.txt",
+        corpus_sha256=sha256(TEXT).hexdigest(),
+        eval_steps=100,
+        logging_steps=3,
+    )
+    return runs.create(process.database(), spec, queue="trainer").run_id
+
+
+def train(run_id: str) -> Run:
+    perform(run_id, hostname="train-0@here", work=training.work)
+    return runs.get(process.database(), run_id)
+
+
+def train_until_stopped(run_id: str, stop: Callable[[], object]) -> Run:
+    """Train, and call ``stop`` once there are steps."""
+
+    def watch() -> None:
+        give_up_at = time.monotonic() + 60
+        while runs.get(process.database(), run_id).step == 0 and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+        stop()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run = train(run_id)
+    watcher.join()
+    draining.clear()
+    return run
+
+
+def logged(run_id: str) -> str:
+    return job_log_path(process.settings(), run_id).read_text()
+
+
+def test_a_run_that_is_paused_waits_at_a_checkpoint_and_goes_on_from_it(run_id: str) -> None:
+    paused = train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id))
+    assert (paused.status, paused.paused) == ("queued", True)
+    assert paused.checkpoint_step
+    assert paused.message == f"paused at step {paused.checkpoint_step}"
+    assert train(run_id).attempt == 1  # a message that comes late
+
+    pauses.resume(process.database(), run_id)
+    run = train(run_id)
+
+    assert (run.status, run.attempt) == ("completed", 2)
+    assert f"attempt 2: paused, resumed from {paused.checkpoint_step}" in logged(run_id)
+
+
+def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(
+    run_id: str,
+) -> None:
+    cancelled = train_until_stopped(
+        run_id, lambda: lease.request_cancel(process.database(), run_id)
+    )
+    assert cancelled.status == "cancelled"
+    assert cancelled.checkpoint_step
+
+    pauses.resume(process.database(), run_id)
+    run = train(run_id)
+
+    assert (run.status, run.attempt) == ("completed", 2)
+    points = metrics.curve(process.database(), run_id)
+    assert {point.attempt for point in points} == {1, 2}
+    chain = START
+    for point in points:
+        assert point.train_loss is not None
+        chain = link(chain, point.step, point.train_loss)
+        assert point.chain == chain
+    folder = artifacts.model_directory(process.settings(), run_id)
+    assert json.loads((folder / "manifest.json").read_bytes())["loss_chain"] == chain
+
+
+def test_the_message_of_a_resumed_run_names_the_cause(run_id: str) -> None:
+    said = []
+    train_until_stopped(run_id, draining.set)
+
+    def look_and_pause() -> None:
+        said.append(runs.get(process.database(), run_id).message)
+        pauses.pause(process.database(), run_id)
+
+    train_until_second_start(run_id, look_and_pause)
+
+    assert "attempt 2: its worker shut down, resumed from " in said[0]
+
+
+def train_until_second_start(run_id: str, look: Callable[[], None]) -> None:
+    """Train, and call ``look`` once the second attempt says that it trains."""
+
+    def watch() -> None:
+        give_up_at = time.monotonic() + 60
+        while time.monotonic() < give_up_at:
+            if "attempt 2" in runs.get(process.database(), run_id).message:
+                break
+            time.sleep(0.02)
+        look()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    train(run_id)
+    watcher.join()
+
+
+def test_a_run_that_loses_every_worker_tells_the_last_words_of_its_log(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
+    process.settings.cache_clear()
+    log = JobLog(job_log_path(worker, run_id), run_id=run_id)
+    log.info("x" * 20_000)
+    for step in (5, 10):
+        log.info("step", step=step)
+    log.info("saving the model")
+    assert lease.claim(process.database(), run_id, "train-0@gone:1", lease_seconds=60)
+    lease.expire(process.database(), run_id, owner_prefix="train-0@gone:")
+
+    housekeeping.reap()
+
+    message = "lost its worker 1 time; last at step 0; its log ends with: "
+    run = runs.get(process.database(), run_id)
+    assert run.message == f"{message}step 5 | step 10 | saving the model"
+    log.close()
+
+
+def test_a_line_that_is_too_long_to_quote_is_left_out(worker: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = JobLog(path)
+    log.info("x" * 20_000)
+    log.close()
+
+    assert last_events(path, 3) == []

@@ -1,0 +1,99 @@
+"""Runs that are held back, and runs that go on: each move is one conditional UPDATE."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, case, func, literal, null, select, true, update
+from sqlalchemy.orm import Session
+
+from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
+from trainer_app.store.claims import Claim, held, lost
+from trainer_app.store.database import Database
+from trainer_app.store.tables import FINAL, JobKind, JobRow, Status
+
+
+def pause(db: Database, run_id: str) -> Status:
+    """Hold a run back: no worker takes it until it is resumed, and one that has it is told.
+
+    Returns where it stands now; asking twice gives the same. Raises RunNotFound, and
+    AlreadyFinished once it has ended.
+    """
+    fresh = JobRow.attempt == 0
+    statement = (
+        update(JobRow)
+        .where(*_named(run_id), JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
+        .values(
+            paused=True,
+            message=case((fresh, "paused before it started"), else_=JobRow.message),
+        )
+        .returning(JobRow.status)
+    )
+    with db.write() as session:
+        status = session.scalar(statement)
+        if status is None:
+            raise AlreadyFinished(f"{run_id} has already {_ended(_status(session, run_id))}")
+    return Status(status)
+
+
+def pause_requested(db: Database, claim: Claim) -> bool:
+    """Whether the claimed run is to be paused. Raises LeaseLost."""
+    with db.read() as session:
+        asked = session.scalar(select(JobRow.paused).where(*held(claim)))
+    if asked is None:
+        raise lost(claim)
+    return asked
+
+
+def resume(db: Database, run_id: str) -> Status:
+    """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
+
+    Returns where it stands now. Raises RunNotFound, AlreadyFinished when it has completed, and
+    Conflict when it is queued or running and not paused.
+    """
+    ended = JobRow.status.in_([Status.CANCELLED, Status.FAILED])
+    cause = case(
+        (JobRow.status == Status.CANCELLED, "cancelled"),
+        (JobRow.status == Status.FAILED, "failed with " + func.coalesce(JobRow.error_code, "?")),
+        else_="paused",
+    )
+    statement = (
+        update(JobRow)
+        .where(*_named(run_id), ended | JobRow.paused.is_(true()))
+        .values(
+            status=case((ended, literal(Status.QUEUED)), else_=JobRow.status),
+            paused=False,
+            cancel_requested=case((ended, False), else_=JobRow.cancel_requested),
+            crashes=0,
+            retries=0,
+            not_before=0.0,
+            dispatched_at=None,
+            dispatches=0,
+            completed_at=null(),
+            error_code=None,
+            cause=case((JobRow.status == Status.RUNNING, JobRow.cause), else_=cause),
+            message=case((JobRow.status == Status.RUNNING, JobRow.message), else_="resumed"),
+        )
+        .returning(JobRow.status)
+    )
+    with db.write() as session:
+        status = session.scalar(statement)
+        if status is None:
+            stands = _status(session, run_id)
+            if stands in FINAL:
+                raise AlreadyFinished(f"{run_id} has already {_ended(stands)}")
+            raise Conflict(f"{run_id} is {stands}: there is nothing to resume")
+    return Status(status)
+
+
+def _named(run_id: str) -> tuple[ColumnElement[bool], ...]:
+    return (JobRow.id == run_id, JobRow.kind == JobKind.TRAIN)
+
+
+def _status(session: Session, run_id: str) -> Status:
+    status = session.scalar(select(JobRow.status).where(*_named(run_id)))
+    if status is None:
+        raise RunNotFound(f"{run_id}: there is no such run")
+    return Status(status)
+
+
+def _ended(status: Status) -> str:
+    return "been cancelled" if status is Status.CANCELLED else status
