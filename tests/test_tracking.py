@@ -112,6 +112,7 @@ def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished
         early_stopped=True,
         final_loss=1.0,
         final_perplexity=math.e,
+        loss_chain=None,
         best_val_loss=1.5,
         test_loss=test_loss,
         test_perplexity=None if test_loss is None else math.exp(test_loss),
