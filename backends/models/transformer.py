@@ -125,13 +125,12 @@ def _attend(
     q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask_TS: Tensor | None = None
 ) -> Tensor:
     """Each query attends to what stands before it, or to what the mask lets it."""
+    groups = q_BHTC.shape[1] // k_BKSC.shape[1]
+    if groups > 1:
+        # Repeated, for not every fused kernel takes grouped keys: none does in float32 on CUDA.
+        k_BKSC, v_BKSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
     return F.scaled_dot_product_attention(
-        q_BHTC,
-        k_BKSC,
-        v_BKSC,
-        attn_mask=mask_TS,
-        is_causal=mask_TS is None,
-        enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
+        q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS, is_causal=mask_TS is None
     )
 
 

@@ -6,14 +6,15 @@ import json
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from backends.loading import load_model, load_tokenizer
-from backends.registry import MODEL_FAMILIES
+from backends.loading import load_model, load_tokenizer, tokenizer_kind
+from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName
@@ -57,6 +58,23 @@ def test_a_run_ends_with_a_model_that_loads_and_figures_that_fit_it(
     assert [report.step for report in observer.evaluations] == [4, 8, 12]
     assert outcome.best_val_loss == min(report.val_loss for report in observer.evaluations)
     assert json.dumps(observer.messages)
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_a_run_takes_a_tokenizer_of_any_kind_and_publishes_its_files(
+    bench: Bench, tmp_path: Path, kind: str
+) -> None:
+    trained = tokenizer_kind(kind).train(
+        [bench.corpus.read_text()], vocab_size=320, min_frequency=2
+    )
+    directory = tmp_path / kind
+    directory.mkdir()
+    trained.save(directory)
+    spec = replace(bench.spec, model_family="llama", max_steps=2)
+    done = replace(bench, tokenizer=directory).finish(spec)
+    for file in directory.iterdir():
+        assert (done.directory / file.name).read_bytes() == file.read_bytes()
+    assert load_model(done.directory).config.vocab_size == trained.vocab_size
 
 
 def test_one_epoch_takes_each_window_once_and_is_evaluated_at_its_end(
