@@ -30,7 +30,7 @@ def work(job: Job) -> Done | StopReason:
         if turn.response is not None and turn.request_id != claim.job_id
     ]
     response = reply(
-        finished_model(claim),
+        finished_model(job),
         spec,
         history,
         should_stop=lambda: job.held.should_stop() is not None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks import process
 from tasks.corpora import corpus_file
+from tasks.fetched import corpus_of
 from tasks.models import model_folder
 from tasks.perform import Done, Job
 from trainer_app import artifacts
@@ -14,22 +15,16 @@ from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.files import write_atomically
-from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
-from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import CorpusNotFound
-from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 
 
-def work(job: Job) -> Done | StopReason:
+def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
     spec = EvaluateSpec.from_json(job.claim.spec)
-    try:
-        evaluation = _evaluate(job, spec)
-    except StopRequested as stop:
-        return stop.reason
+    evaluation = _evaluate(job, spec)
     settings = process.settings()
     lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
     file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
@@ -59,7 +54,7 @@ def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     run = runs.get(process.database(), str(job.claim.run_id)).spec
     if spec.text_sha256 is not None:
         return evaluate_text(
-            model_folder(job.claim),
+            model_folder(job),
             corpus_file(settings, None, spec.path_override),
             sha256=spec.text_sha256,
             spec=run,
@@ -69,10 +64,10 @@ def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
             should_stop=job.held.should_stop,
         )
     return evaluate_run(
-        model_folder(job.claim),
+        model_folder(job),
         Split[spec.split.upper()],
         spec=run,
-        corpus=_corpus(settings, run),
+        corpus=_corpus(job, run),
         tokens=settings.paths.tokens,
         device="auto",
         on_message=job.log.info,
@@ -80,9 +75,9 @@ def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     )
 
 
-def _corpus(settings: Settings, run: TrainSpec) -> Path:
+def _corpus(job: Job, run: TrainSpec) -> Path:
     try:
-        return corpus_file(settings, run.corpus_file_id, run.corpus_path)
+        return corpus_of(job, run, on_message=job.log.info)
     except CorpusNotFound:
         # Its token ids may still be there: only where they are not is the text missed.
-        return settings.paths.tokens / "no-such-corpus"
+        return process.settings().paths.tokens / "no-such-corpus"

@@ -12,7 +12,7 @@ from trainer_app.core.observer import StopReason
 def work(job: Job) -> Done | StopReason:
     """Continue the claimed request's prompt with its run's model."""
     generation = generate(
-        finished_model(job.claim),
+        finished_model(job),
         GenerateSpec.from_json(job.claim.spec),
         should_stop=lambda: job.held.should_stop() is not None,
     )

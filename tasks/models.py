@@ -6,24 +6,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from tasks import process
+from tasks.fetched import whole_model
+from tasks.perform import Job
 from trainer_app import artifacts
 from trainer_app.core.device import resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
-from trainer_app.store.lease import Claim
 
 _KEPT_MODELS: Final = 4
 
 
-def model_folder(claim: Claim) -> Path:
-    """The published model of the run that a request is about."""
-    assert claim.run_id is not None
-    return artifacts.model_directory(process.settings(), claim.run_id)
+def model_folder(job: Job) -> Path:
+    """The published model of the run that a request is about. Raises as ``whole_model`` does."""
+    return whole_model(job, str(job.claim.run_id), on_message=job.log.info)
 
 
-def finished_model(claim: Claim) -> LoadedModel:
-    """The same, ready to be used. Raises NotReady and ModelIncompatible."""
-    directory = model_folder(claim)
+def finished_model(job: Job) -> LoadedModel:
+    """The same, ready to be used. Raises ModelIncompatible, too."""
+    directory = model_folder(job)
     return _loaded(directory, artifacts.pointer(directory).sha256)
 
 

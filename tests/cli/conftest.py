@@ -94,21 +94,27 @@ class Server:
         )
 
     def answer_soon(
-        self, status: Status = Status.COMPLETED, *, result: str | None = None, message: str = ""
+        self,
+        status: Status = Status.COMPLETED,
+        *,
+        result: str | None = None,
+        message: str = "",
+        times: int = 1,
     ) -> None:
-        """Ends the next request to generate, as a worker would."""
+        """Ends the next requests to a finished run, as a worker would."""
 
         def work() -> None:
             waiting = select(JobRow.id).where(JobRow.status == Status.QUEUED)
             deadline = time.monotonic() + 10
-            while time.monotonic() < deadline:
+            left = times
+            while left and time.monotonic() < deadline:
                 with self.database.read() as session:
                     job_id = session.scalar(waiting)
                 if job_id is not None:
                     code = None if status is Status.COMPLETED else "INTERNAL_ERROR"
                     claim = self.claim(job_id)
                     self.finish(claim, status, result=result, error_code=code, message=message)
-                    return
+                    left -= 1
                 time.sleep(0.02)
 
         Thread(target=work, daemon=True).start()

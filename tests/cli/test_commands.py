@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -224,6 +225,104 @@ def test_a_prompt_that_cannot_be_continued_says_why(server: Server, trainer: Tra
     assert "no room" in failed.out
 
 
+def test_a_model_is_evaluated_on_a_split_or_on_another_text(
+    server: Server, trainer: Trainer
+) -> None:
+    server.corpus()
+    run_id = server.finished_run()
+    server.model(run_id)
+    result = json.dumps({"loss": 1.5, "perplexity": 4.5, "bits_per_byte": 0.75})
+    server.answer_soon(result=result)
+    printed = trainer("evaluate", run_id, "--split", "test", url=server.url)
+    assert printed.code == 0
+    heading, figures = printed.out.splitlines()
+    assert heading.split() == ["loss", "perplexity", "bits_per_byte"]
+    assert figures.split() == ["1.5", "4.5", "0.75"]
+    server.answer_soon(result=result)
+    told = json.loads(trainer("evaluate", run_id, "--path", "tale.txt", "--json").out)
+    assert (told["path_override"], told["loss"]) == ("tale.txt", 1.5)
+    server.answer_soon(Status.FAILED, message="no room")
+    failed = trainer("evaluate", run_id)
+    assert failed.code == 1
+    assert "failed: INTERNAL_ERROR: no room" in failed.out
+
+
+def test_a_text_is_scored_as_a_whole_and_by_token(server: Server, trainer: Trainer) -> None:
+    run_id = server.finished_run()
+    server.model(run_id)
+    result: dict[str, object] = {"loss": 1.5, "perplexity": 4.5}
+    server.answer_soon(result=json.dumps(result))
+    printed = trainer("score", run_id, "--text", "a\x1b", url=server.url)
+    assert [line.split() for line in printed.out.splitlines()] == [
+        ["loss", "perplexity"],
+        ["1.5", "4.5"],
+    ]
+    candidate = {"token": "\x1b", "token_id": 5, "probability": 0.25, "bits": 2.0}
+    result |= {"tokens": ["a", "\x1b"], "surprisal": [2.0], "topk": [[candidate]]}
+    server.answer_soon(result=json.dumps(result))
+    detailed = trainer(
+        "score", run_id, "--text", "a\x1b", "--detail-level", "per_char", "--top-k", "1"
+    )
+    assert [line.split() for line in detailed.out.splitlines()[2:]] == [
+        ["token", "bits", "likeliest"],
+        ["'a'", "-", "-"],
+        ["'\\x1b'", "2", "'\\x1b'", "0.250"],
+    ]
+    server.answer_soon(result=json.dumps(result))
+    assert json.loads(trainer("score", run_id, "--text", "ab", "--json").out)["topk"]
+
+
+def test_one_message_is_answered(server: Server, trainer: Trainer) -> None:
+    run_id = server.finished_run()
+    server.model(run_id)
+    server.answer_soon(result=json.dumps({"response": "[b] \x1b[2J"}))
+    said = trainer("chat", run_id, "--message", "hello", url=server.url)
+    assert said.code == 0
+    answer, hint = said.out.splitlines()
+    assert answer == "[b] \\x1b[2J"
+    session_id = hint.rpartition(" ")[2]
+    server.answer_soon(result=json.dumps({"response": "again"}))
+    more = trainer("chat", run_id, "--message", "more", "--session-id", session_id, "--json")
+    told = json.loads(more.out)
+    assert (told["session_id"], told["response"]) == (session_id, "again")
+    assert len(server.client().get_chat(run_id, session_id)["messages"]) == 2
+    server.client().delete_chat(run_id, session_id)
+    gone = trainer("chat", run_id, "--message", "more", "--session-id", session_id)
+    assert (gone.code, "DATA_NOT_FOUND" in gone.err) == (2, True)
+
+
+def test_a_talk_goes_on_line_by_line_until_the_input_ends(
+    server: Server, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = server.finished_run()
+    server.model(run_id)
+
+    class Keyboard(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Keyboard("one\n\n  \ntwo\n"))
+    server.answer_soon(result=json.dumps({"response": "first"}), times=2)
+    talk = trainer("chat", run_id, url=server.url)
+    assert talk.code == 0
+    assert talk.out.splitlines()[:2] == ["first", "first"]
+    assert talk.err == "you> " * 5
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    silent = trainer("chat", run_id)
+    assert (silent.code, silent.out, silent.err) == (0, "", "")
+
+
+def test_a_talk_ends_with_the_answer_that_failed(
+    server: Server, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = server.finished_run()
+    server.model(run_id)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    server.answer_soon(Status.FAILED, message="no room")
+    talk = trainer("chat", run_id, url=server.url)
+    assert (talk.code, talk.out) == (1, "failed: INTERNAL_ERROR: no room\n")
+
+
 def test_a_refusal_names_each_field(server: Server, trainer: Trainer) -> None:
     refused = trainer("runs", "train", "--max-seq-len", "7", url=server.url)
     assert refused.code == 2
@@ -283,7 +382,15 @@ def test_the_database_is_brought_up_to_date(settings: Settings, trainer: Trainer
 
 
 def test_every_command_says_its_exit_codes(trainer: Trainer) -> None:
-    for command in ([], ["runs", "train"], ["corpora", "add"], ["up"], ["demo"], ["generate"]):
+    for command in (
+        [],
+        ["runs", "train"],
+        ["corpora", "add"],
+        ["up"],
+        ["demo"],
+        ["generate"],
+        ["chat"],
+    ):
         assert "4 not reachable" in trainer(*command, "--help").out
 
 

@@ -38,3 +38,33 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("argparse.py", "decimal.py", "difflib.py", "doctest.py", "inspect.py", "typing.py")
     path.write_bytes(b"".join((source / name).read_bytes() for name in names))
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(stack: RunningStack, text: Path) -> tuple[str, str]:
+    """A tokenizer and a small GPT-2, trained once for the tests that only look and ask."""
+    with Client(stack.api_url) as client:
+        corpus = client.upload_corpus(text)
+        tokenizer = client.train_tokenizer(
+            {"method": "bpe", "vocab_size": 512, "corpus_file_id": corpus["file_id"]}
+        )
+        tokenizer_id = tokenizer["tokenizer_id"]
+        done = client.wait_for_tokenizer(tokenizer_id, timeout=90)
+        assert done["status"] == "completed", done
+        accepted = client.train_run(
+            {
+                "model_size": "tiny",
+                "corpus_file_id": corpus["file_id"],
+                "tokenizer_id": tokenizer_id,
+                "max_seq_len": 64,
+                "batch_size": 16,
+                "max_steps": 150,
+                "learning_rate": 3e-3,
+                "eval_steps": 75,
+                "user_id": 7,
+                "tags": ["e2e"],
+            }
+        )
+        run = client.wait_for_run(accepted["run_id"], timeout=90)
+        assert run["status"] == "completed", run
+        return tokenizer_id, accepted["run_id"]

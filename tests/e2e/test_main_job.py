@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 import redis
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,36 +17,6 @@ from trainer_app.stack.launch import RunningStack
 
 VOCABULARY = 512
 WAIT_SECONDS = 90.0
-
-
-@pytest.fixture(scope="session")
-def trained(stack: RunningStack, text: Path) -> tuple[str, str]:
-    """A tokenizer and a small GPT-2, trained once for the tests of this file."""
-    with Client(stack.api_url) as client:
-        corpus = client.upload_corpus(text)
-        tokenizer = client.train_tokenizer(
-            {"method": "bpe", "vocab_size": VOCABULARY, "corpus_file_id": corpus["file_id"]}
-        )
-        tokenizer_id = tokenizer["tokenizer_id"]
-        done = client.wait_for_tokenizer(tokenizer_id, timeout=WAIT_SECONDS)
-        assert done["status"] == "completed", done
-        accepted = client.train_run(
-            {
-                "model_size": "tiny",
-                "corpus_file_id": corpus["file_id"],
-                "tokenizer_id": tokenizer_id,
-                "max_seq_len": 64,
-                "batch_size": 16,
-                "max_steps": 150,
-                "learning_rate": 3e-3,
-                "eval_steps": 75,
-                "user_id": 7,
-                "tags": ["e2e"],
-            }
-        )
-        run = client.wait_for_run(accepted["run_id"], timeout=WAIT_SECONDS)
-        assert run["status"] == "completed", run
-        return tokenizer_id, accepted["run_id"]
 
 
 def test_a_run_learns_what_an_untrained_model_cannot_know(

@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from trainer_app.errors import Unavailable
 from trainer_app.store import migrate
@@ -94,6 +95,32 @@ def test_what_a_migration_made_can_be_taken_back(
     command.downgrade(config, "base")
     with closing(Database(empty_url)) as database, database.read() as session:
         assert inspect(session.connection()).get_table_names() == ["alembic_version"]
+
+
+def test_an_older_database_keeps_its_jobs_and_takes_the_new_kinds(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", empty_url)
+    config = Config(_ALEMBIC_INI)
+    columns = (
+        "id, kind, status, user_id, queue, priority, spec, attempt, cancel_requested, crashes, "
+        "retries, not_before, dispatches, message, created_at, run_id"
+    )
+    values = "'queued', 0, 'q', 0, '{}', 0, FALSE, 0, 0, 0, 0, '', 0"
+    add = f"INSERT INTO jobs ({columns}) VALUES (:id, :kind, {values}, :run)"
+    command.upgrade(config, "0002")
+    with closing(Database(empty_url)) as database:
+        with database.write() as session:
+            session.execute(text(add), {"id": "a", "kind": "train", "run": None})
+            session.execute(text(add), {"id": "b", "kind": "generate", "run": "a"})
+        migrate.upgrade(empty_url)
+        with database.write() as session:
+            session.execute(text(add), {"id": "c", "kind": "chat", "run": "a"})
+        with pytest.raises(IntegrityError), database.write() as session:
+            session.execute(text(add), {"id": "d", "kind": "dance", "run": "a"})
+        command.downgrade(config, "0002")
+        with database.read() as session:
+            assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b"]
 
 
 def test_the_switch_to_the_write_ahead_log_waits_for_others(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import func, select
 
-from trainer_app.errors import DataNotFound, FieldError
+from trainer_app.errors import Conflict, DataNotFound, FieldError
 from trainer_app.store import lease, requests, runs
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey
 from trainer_app.store.lease import Claim, JobKind, Status
 from trainer_app.store.requests import Request
-from trainer_app.store.tables import IdempotencyRow
+from trainer_app.store.tables import IdempotencyRow, JobRow
 
 Elapse = Callable[[float], None]
 
@@ -108,3 +108,97 @@ def test_runs_are_never_forgotten(database: Database, claim: Claim, elapse: Elap
     elapse(1e9)
     assert requests.purge(database, completed_seconds=1, failed_seconds=1) == 0
     assert runs.get(database, claim.job_id).status is Status.COMPLETED
+
+
+KINDS = (JobKind.GENERATE, JobKind.SCORE, JobKind.EVALUATE, JobKind.CHAT)
+
+
+def _ask(
+    database: Database,
+    run_id: str,
+    kind: JobKind = JobKind.CHAT,
+    topic: str | None = "session-1",
+    key: IdempotencyKey | None = None,
+) -> Request:
+    return requests.create(
+        database, kind, run_id, '{"a": 1}', queue="q", user_id=7, topic=topic, idempotency=key
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_request_is_kept_and_forgotten(
+    database: Database, run_id: str, elapse: Elapse, kind: JobKind
+) -> None:
+    made = _ask(database, run_id, kind)
+    assert made == requests.get(database, kind, run_id, made.request_id)
+    assert made.topic == "session-1"
+    for other in set(KINDS) - {kind}:
+        with pytest.raises(DataNotFound):
+            requests.get(database, other, run_id, made.request_id)
+    lease.finish(database, _claim(database, made), "completed", result="{}")
+    elapse(101)
+    assert requests.purge(database, completed_seconds=100, failed_seconds=200) == 1
+
+
+def test_the_latest_request_about_a_topic_is_found(
+    database: Database, run_id: str, elapse: Elapse
+) -> None:
+    def latest(topic: str) -> Request | None:
+        return requests.latest(database, JobKind.EVALUATE, run_id, topic)
+
+    assert latest("test") is None
+    first = _ask(database, run_id, JobKind.EVALUATE, "test")
+    _ask(database, run_id, JobKind.EVALUATE, "validation")
+    _ask(database, run_id, JobKind.SCORE, "test")
+    assert latest("test") == first
+    elapse(1)
+    second = _ask(database, run_id, JobKind.EVALUATE, "test")
+    assert latest("test") == second
+
+
+def test_of_one_chat_one_turn_is_live_at_a_time(database: Database, run_id: str) -> None:
+    first = _ask(database, run_id)
+    _ask(database, run_id, topic="session-2")
+    with pytest.raises(Conflict, match="session-1: its last message is not answered yet"):
+        _ask(database, run_id, key=_key())
+    claim = _claim(database, first)
+    with pytest.raises(Conflict):
+        _ask(database, run_id, key=_key())
+    lease.finish(database, claim, "failed")
+    _ask(database, run_id, key=_key())  # the key was not taken by those that were refused
+
+
+def test_other_requests_about_one_topic_may_be_many(database: Database, run_id: str) -> None:
+    for _ in range(3):
+        _ask(database, run_id, JobKind.EVALUATE, "test")
+
+
+def test_what_was_said_in_a_chat_is_forgotten_and_what_runs_is_stopped(
+    database: Database, run_id: str
+) -> None:
+    ended = _ask(database, run_id, key=_key())
+    lease.finish(database, _claim(database, ended), "completed", result='{"response": "b"}')
+    running = _ask(database, run_id)
+    claim = _claim(database, running)
+    others = [_ask(database, run_id, topic="session-2"), _ask(database, run_id, JobKind.SCORE)]
+
+    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == [running.request_id]
+
+    assert lease.cancel_requested(database, claim)
+    with pytest.raises(DataNotFound):
+        requests.get(database, JobKind.CHAT, run_id, ended.request_id)
+    with database.read() as session:
+        kept = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.run_id == run_id)).all()
+        assert session.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
+    assert {row.id: row.spec for row in kept} == {
+        running.request_id: "{}",
+        **{other.request_id: '{"a": 1}' for other in others},
+    }
+
+
+def test_a_message_that_waits_is_forgotten_and_never_answered(
+    database: Database, run_id: str
+) -> None:
+    waiting = _ask(database, run_id)
+    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == []
+    assert lease.claim(database, waiting.request_id, "worker:1", lease_seconds=60) is None

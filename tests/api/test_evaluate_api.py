@@ -1,0 +1,225 @@
+"""Asking how well a finished model predicts held-out text."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from trainer_app import artifacts
+from trainer_app.core.evaluate_spec import EvaluateSpec
+from trainer_app.store import requests
+from trainer_app.store.tables import Status
+
+if TYPE_CHECKING:
+    from tests.api.conftest import World
+
+Body = dict[str, object]
+NOTHING = {"loss": None, "perplexity": None, "bits_per_byte": None, "artifact_path": None}
+
+
+@pytest.fixture
+def run_id(world: World) -> str:
+    """A completed run with a model."""
+    run_id = world.run(Status.COMPLETED, user_id=7)
+    world.model(run_id)
+    return run_id
+
+
+def evaluate(client: FlaskClient, run_id: str, body: Body, **headers: str) -> TestResponse:
+    return client.post(f"/runs/{run_id}/evaluate", json=body, headers=list(headers.items()))
+
+
+def shown(client: FlaskClient, run_id: str, split: str) -> dict[str, object]:
+    found: dict[str, object] = client.get(f"/runs/{run_id}/eval?split={split}").get_json()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "split"), [({}, "validation"), ({"path_override": None, "split": "test"}, "test")]
+)
+def test_an_evaluation_is_accepted_and_queued(
+    client: FlaskClient, world: World, run_id: str, body: Body, split: str
+) -> None:
+    response = evaluate(client, run_id, body)
+    assert response.status_code == 202
+    made = response.get_json()
+    assert made == {
+        "run_id": run_id,
+        "split": split,
+        "request_id": made["request_id"],
+        "status": "queued",
+        "path_override": None,
+        "error": None,
+        **NOTHING,
+    }
+    assert response.headers["Location"] == f"/runs/{run_id}/eval?split={split}"
+    assert client.get(response.headers["Location"]).get_json() == made
+    claim = world.claim(str(made["request_id"]))
+    assert (claim.kind, claim.user_id, claim.queue) == ("evaluate", 7, "trainer.inference")
+    assert EvaluateSpec.from_json(claim.spec) == EvaluateSpec(split=split)  # type: ignore[arg-type]
+
+
+def test_validation_is_the_split_that_is_shown_when_none_is_named(
+    client: FlaskClient, run_id: str
+) -> None:
+    made = evaluate(client, run_id, {}).get_json()
+    assert client.get(f"/runs/{run_id}/eval").get_json() == made
+
+
+@pytest.mark.parametrize("query", ["split=train", "split=", "split=test&split=test", "spilt=test"])
+def test_a_split_that_is_none_is_refused(client: FlaskClient, run_id: str, query: str) -> None:
+    assert client.get(f"/runs/{run_id}/eval?{query}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"split": "train"}, "split"),
+        ({"split": None}, "split"),
+        ({"path_override": ""}, "path_override"),
+        ({"path_override": 1}, "path_override"),
+        ({"path": "a.txt"}, "path"),
+    ],
+)
+def test_a_bad_field_of_an_evaluation_is_named(
+    client: FlaskClient, run_id: str, body: Body, field: str
+) -> None:
+    response = evaluate(client, run_id, body)
+    assert response.status_code == 422
+    assert response.get_json()["details"][0]["field"] == field
+
+
+def test_the_last_evaluation_of_each_split_is_shown(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    result = {"loss": 1.5, "perplexity": 4.5, "bits_per_byte": 0.75, "artifact_path": "/a.json"}
+    first = evaluate(client, run_id, {"split": "test"}).get_json()
+    world.end(first["request_id"], Status.COMPLETED, json.dumps(result))
+    assert shown(client, run_id, "test") == {**first, "status": "completed", **result}
+    second = evaluate(client, run_id, {"split": "test"}).get_json()
+    assert shown(client, run_id, "test") == second
+    world.end(second["request_id"], Status.FAILED)
+    failed = shown(client, run_id, "test")
+    assert (failed["status"], failed["error"], failed["loss"]) == (
+        "failed",
+        "TIMED_OUT: over",
+        None,
+    )
+
+
+def test_where_none_was_asked_for_there_is_no_evaluation(client: FlaskClient, run_id: str) -> None:
+    evaluate(client, run_id, {})
+    response = client.get(f"/runs/{run_id}/eval?split=test")
+    assert (response.status_code, response.get_json()["code"]) == (404, "EVAL_NOT_FOUND")
+
+
+def test_an_evaluation_outlives_its_request(client: FlaskClient, world: World, run_id: str) -> None:
+    made = evaluate(client, run_id, {}).get_json()
+    world.end(made["request_id"], Status.COMPLETED, "{}")
+    kept = {**made, "status": "completed", "loss": 2.5}
+    file = artifacts.evaluation_file(world.settings, run_id, "validation")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(kept))
+    assert requests.purge(world.database, completed_seconds=-1, failed_seconds=-1) == 1
+    assert shown(client, run_id, "validation") == kept
+
+
+@pytest.mark.parametrize(
+    ("split", "fraction"), [("validation", "holdout_fraction"), ("test", "test_split_ratio")]
+)
+def test_a_split_that_the_run_does_not_have_is_refused_with_the_reason(
+    client: FlaskClient, world: World, split: str, fraction: str
+) -> None:
+    run_id = world.run(Status.COMPLETED, **{fraction: 0.0})
+    world.model(run_id)
+    response = evaluate(client, run_id, {"split": split})
+    assert response.status_code == 422
+    [detail] = response.get_json()["details"]
+    assert detail["field"] == "split"
+    assert f"no {split} split: its {fraction} is 0" in detail["message"]
+    world.corpus("other.txt")
+    asked: Body = {"split": split, "path_override": "other.txt"}
+    assert evaluate(client, run_id, asked).status_code == 202
+
+
+def test_another_text_is_pinned_by_its_digest(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    world.corpus("texts/t.txt", "Es war einmal")
+    made = evaluate(client, run_id, {"path_override": "texts/t.txt"}).get_json()
+    assert (made["split"], made["path_override"]) == ("validation", "texts/t.txt")
+    assert EvaluateSpec.from_json(world.claim(made["request_id"]).spec) == EvaluateSpec(
+        path_override="texts/t.txt", text_sha256=sha256(b"Es war einmal").hexdigest()
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "none",
+        "../x",
+        "%2e%2e%2fx",
+        "/etc/passwd",
+        "/proc/self/environ",
+        "/dev/zero",
+        "file:///etc/passwd",
+        "texts",
+        "link",
+        "a\\b",
+        "C:x",
+        "\uff0e\uff0e/x",
+        "x" * 1_000,
+    ],
+)
+def test_a_text_to_evaluate_on_that_is_missing_or_forbidden_gets_one_answer(
+    client: FlaskClient, world: World, run_id: str, path: str
+) -> None:
+    world.corpus("texts/t.txt")
+    (world.settings.paths.corpus / "link").symlink_to("/etc/passwd")
+    response = evaluate(client, run_id, {"path_override": path})
+    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    assert "there is no such file under the corpus root" in response.get_json()["message"]
+    assert client.get(f"/runs/{run_id}/eval").status_code == 404
+
+
+@pytest.mark.parametrize(("data", "code"), [(b"", "CORPUS_EMPTY"), (b"\xff", "CORPUS_NOT_TEXT")])
+def test_a_text_to_evaluate_on_that_is_none_is_refused(
+    client: FlaskClient, world: World, run_id: str, data: bytes, code: str
+) -> None:
+    world.corpus("t.txt")
+    (world.settings.paths.corpus / "t.txt").write_bytes(data)
+    response = evaluate(client, run_id, {"path_override": "t.txt"})
+    assert (response.status_code, response.get_json()["code"]) == (422, code)
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED, Status.CANCELLED])
+def test_a_run_that_failed_or_has_not_ended_is_not_evaluated(
+    client: FlaskClient, world: World, status: Status
+) -> None:
+    run_id = world.run(status)
+    response = evaluate(client, run_id, {})
+    assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+    assert status in response.get_json()["message"]
+    assert client.get(f"/runs/{run_id}/eval").get_json()["code"] == "EVAL_NOT_FOUND"
+
+
+def test_an_unknown_run_has_no_evaluations(client: FlaskClient) -> None:
+    for response in (evaluate(client, "run-none", {}), client.get("/runs/run-none/eval")):
+        assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
+
+
+def test_a_repeated_evaluation_gets_the_first_answer(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    world.corpus("t.txt", "one")
+    asked: Body = {"path_override": "t.txt"}
+    first = evaluate(client, run_id, asked, **{"Idempotency-Key": "k"})
+    world.corpus("t.txt", "another")
+    again = evaluate(client, run_id, asked, **{"Idempotency-Key": "k"})
+    assert (again.status_code, again.get_json()) == (202, first.get_json())
+    assert evaluate(client, run_id, {}, **{"Idempotency-Key": "k"}).status_code == 422
