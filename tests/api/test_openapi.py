@@ -128,7 +128,7 @@ def test_a_body_shows_bounds_defaults_and_descriptions(document: Node) -> None:
         "description": "Tokens per sequence.",
         "example": 256,
     }
-    for body in ("Train", "TokenizerTrain", "Generate"):
+    for body in ("Train", "TokenizerTrain", "Generate", "Evaluate", "Score", "Chat"):
         schema = part(document, "components", "schemas", body)
         assert schema["additionalProperties"] is False
         for name, field in part(schema, "properties").items():
