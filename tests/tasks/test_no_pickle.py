@@ -18,7 +18,7 @@ def run_watched(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env=os.environ | {"APP__THREADS": "1", "JOBS__CHECKPOINT_SEC": "0.0"},
+        env=os.environ | {"APP__THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=110,
