@@ -12,6 +12,7 @@ import structlog
 
 from tasks import process
 from tasks.held import Held
+from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
@@ -103,7 +104,7 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     try:
-        with job.held.interruptible():
+        with job.held.interruptible(), disk_full_named(process.settings().paths.data_root):
             return work(job)
     except LeaseLost:
         return StopReason.FENCED

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trainer_app.core.files import replace_directory, sha256_file, write_atomically
+from trainer_app.core.files import (
+    disk_full_named,
+    replace_directory,
+    sha256_file,
+    write_atomically,
+)
 from trainer_app.errors import DataNotFound, NotReady
 from trainer_app.settings import Settings
 
@@ -91,7 +96,8 @@ def publish(
     }
     text = json.dumps({**manifest, "files": files}, indent=2, sort_keys=True, allow_nan=False)
     write_atomically(staging / MANIFEST, text.encode() + b"\n")
-    final.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_named(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
     replace_directory(staging, final)
     return sha256_file(final / MANIFEST)
 

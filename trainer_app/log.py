@@ -16,6 +16,8 @@ import structlog
 if TYPE_CHECKING:
     from trainer_app.settings import Settings
 
+_log = structlog.get_logger(__name__)
+
 _TAIL_BYTES: Final = 16_384  # enough for a few lines
 _EVENT_CHARACTERS: Final = 300
 
@@ -65,19 +67,31 @@ def job_log_path(settings: Settings, job_id: str) -> Path:
 class JobLog:
     """The log of one job: appended by whoever holds its lease, followed by its readers.
 
-    Each line reaches the kernel in one write, so a killed process leaves no torn line.
+    Each line reaches the kernel in one write, so a killed process leaves no torn line. A disk
+    that takes no line costs the line, never the job: it is the row that tells what became of it.
     """
 
     def __init__(self, path: Path, **context: object) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._path = path
+        self._file: int | None = None  # opened by the first line that can be written
+        self._torn = False
         self._context = context
 
     def write(self, level: str, event: str, **values: object) -> None:
         """Append one line; a non-finite number in ``values`` becomes null."""
         entry = {"ts": _now(), "level": level, "event": event} | self._context | values
         line = json.dumps(_finite(entry), ensure_ascii=False, default=str)
-        os.write(self._file, line.encode("utf-8", "backslashreplace") + b"\n")
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                self._file = os.open(self._path, flags, 0o644)
+            # A full disk may take a part: what follows is to be lines again.
+            whole = b"\n" + data if self._torn else data
+            self._torn = os.write(self._file, whole) < len(whole)
+        except OSError as error:
+            _log.warning("a line of a job's log is lost", event_lost=event, error=str(error))
 
     def info(self, event: str, **values: object) -> None:
         """Append a line that tells what happens."""
@@ -93,7 +107,8 @@ class JobLog:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
 
 
 def last_events(path: Path, count: int) -> list[str]:

@@ -60,13 +60,12 @@ class Checkpoints:
 
     def save(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint durably, then remove all but the newest two. Raises DiskFull."""
-        self._directory.mkdir(parents=True, exist_ok=True)
         name = f"step-{snapshot.state.step:09d}-attempt-{self._attempt}"
         final = self._directory / name
         temporary = temporary_beside(final)
-        temporary.mkdir()
         try:
             with disk_full_named(final):
+                temporary.mkdir(parents=True)
                 self._write(temporary, snapshot)
             replace_directory(temporary, final)  # a stop may follow a checkpoint at its step
         finally:

@@ -102,14 +102,21 @@ def rename_directory(source: Path, target: Path) -> None:
 def replace_directory(source: Path, target: Path) -> None:
     """Like ``rename_directory``, in place of the folder, if any, that stands at ``target``.
 
-    A crash between the two renames leaves no folder at ``target``: use it only for what its
-    writer would write again.
+    An error leaves the old folder there. A crash between the two renames leaves none: use it only
+    for what its writer would write again.
     """
+    fsync_tree(source)
     old = temporary_beside(target)
-    with suppress(FileNotFoundError):
+    with disk_full_named(target), suppress(FileNotFoundError):
         target.rename(old)
-    rename_directory(source, target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        rename_directory(source, target)
+    except (OSError, DiskFull):
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
