@@ -20,6 +20,7 @@ import redis
 import structlog
 from celery.signals import (
     celeryd_after_setup,
+    celeryd_init,
     setup_logging,
     worker_process_init,
     worker_ready,
@@ -71,6 +72,16 @@ _workers: list[Worker] = []
 def set_up_logging(**_: object) -> None:
     """Use our log form in place of Celery's."""
     logs.configure(process.settings())
+
+
+@celeryd_init.connect
+def be_gentle_to_a_busy_machine(**_: object) -> None:
+    """Let the child's OpenMP threads sleep rather than spin for long when they wait.
+
+    Whatever else runs takes a core from one thread, and the others spin until it comes back: two
+    threads on two busy cores trained a small model at 1,000 tokens/s, and at 5,000 with this.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @celeryd_after_setup.connect
@@ -136,7 +147,8 @@ def prepare_the_child(**_: object) -> None:
     """Import all that a job needs, and listen for the order to hand back."""
     logs.configure(process.settings())
     signal.signal(_DRAIN_SIGNAL, _start_to_drain)
-    for module in WORK.values():
+    # torch imports its compiler when a process builds its first model: better now than then.
+    for module in (*WORK.values(), "torch._dynamo"):
         import_module(module)
 
 
