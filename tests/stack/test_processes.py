@@ -35,13 +35,13 @@ def test_the_procfile_starts_the_same_processes(
     }
     planned = {
         process.name.removesuffix("-0"): ["python", *process.command[1:]]
-        for process in processes(settings, gpus=())
+        for process in processes(settings, gpus=(), with_flower=True)
     }
     assert written == planned
 
 
 def test_every_command_runs_a_module_that_is_there(settings: Settings) -> None:
-    for process in processes(settings, gpus=()):
+    for process in processes(settings, gpus=(), with_flower=True):
         python, flag, module, *_ = process.command
         assert (python, flag) == (sys.executable, "-m")
         assert find_spec(module) is not None

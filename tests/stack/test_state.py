@@ -48,6 +48,7 @@ def test_it_says_where_all_is(tmp_path: Path) -> None:
         "inference": [pid],
         "light": [pid],
         "housekeeping": [pid],
+        "flower": pid,
     }
 
 

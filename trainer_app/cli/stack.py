@@ -37,15 +37,27 @@ def _up(
         str | None, typer.Option(help="Address to listen on.", envvar="API__HOST")
     ] = None,
     data_root: _DataRoot = None,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Also show workers and tasks, with Flower.")
+    ] = False,
+    flower_port: Annotated[
+        int | None,
+        typer.Option(help="0 takes a free one.", envvar="FLOWER__PORT", show_default="5555"),
+    ] = None,
 ) -> None:
     """Start the whole stack in the foreground: broker, database, API, workers.
 
     Ctrl-C stops it: running jobs keep a checkpoint and go on at the next start.
     """
     # The options are settings like all others, which the stack's processes inherit.
-    given = {"API__PORT": port, "API__HOST": host, "APP__DATA_ROOT": data_root}
+    given = {
+        "API__PORT": port,
+        "API__HOST": host,
+        "APP__DATA_ROOT": data_root,
+        "FLOWER__PORT": flower_port,
+    }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    raise typer.Exit(up(load_settings()))
+    raise typer.Exit(up(load_settings(), with_flower=flower))
 
 
 def _demo(

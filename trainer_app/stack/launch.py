@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +54,18 @@ def running_stack(
     data_root: Path,
     *,
     environment: Mapping[str, str | None] | None = None,
+    options: Sequence[str] = (),
     ready_seconds: float = READY_SECONDS,
 ) -> Iterator[RunningStack]:
     """A stack on a free port, stopped at the end.
 
-    ``environment`` adds to that of this process; None takes a variable away. Raises Unavailable,
-    with the last line that it printed, when it does not become ready.
+    ``environment`` adds to that of this process; None takes a variable away. ``options`` are
+    further ones of ``trainer up``. Raises Unavailable, with the last line that it printed, when
+    it does not become ready.
     """
-    stack = start_stack(data_root, environment=environment, ready_seconds=ready_seconds)
+    stack = start_stack(
+        data_root, environment=environment, options=options, ready_seconds=ready_seconds
+    )
     try:
         yield stack
     finally:
@@ -72,6 +76,7 @@ def start_stack(
     data_root: Path,
     *,
     environment: Mapping[str, str | None] | None = None,
+    options: Sequence[str] = (),
     ready_seconds: float = READY_SECONDS,
 ) -> RunningStack:
     """Like ``running_stack``, for a caller who stops it in other ways."""
@@ -79,7 +84,7 @@ def start_stack(
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603 (our own command)
-            (*_UP, "--port", "0", "--data-root", str(data_root)),
+            (*_UP, "--port", "0", "--data-root", str(data_root), *options),
             env=_merged(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=file,

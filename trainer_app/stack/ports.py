@@ -18,6 +18,12 @@ def free_port(host: str) -> int:
     return port
 
 
+def local_url(host: str, port: int) -> str:
+    """How a client on this machine reaches a server that listens on ``host``."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not bound)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
 def _bound(host: str, port: int) -> int | None:
     """The port that could be bound, or None when it is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

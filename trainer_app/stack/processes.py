@@ -27,6 +27,7 @@ class Role(StrEnum):
     INFERENCE = "inference"
     LIGHT = "light"
     HOUSEKEEPING = "housekeeping"
+    FLOWER = "flower"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,9 @@ class Process:
     environment: Mapping[str, str] = field(default_factory=dict)  # beside the supervisor's own
 
 
-def processes(settings: Settings, gpus: Sequence[str]) -> list[Process]:
+def processes(
+    settings: Settings, gpus: Sequence[str], *, with_flower: bool = False
+) -> list[Process]:
     """Everything but the broker; ``gpus`` are names as CUDA_VISIBLE_DEVICES takes them.
 
     A training worker sees its own GPU alone. The inference worker shares the first one; the
@@ -57,6 +60,12 @@ def processes(settings: Settings, gpus: Sequence[str]) -> list[Process]:
         )
         for index, (device, visible) in enumerate(_devices(gpus))
     ]
+    flower = Process(
+        name="flower",
+        role=Role.FLOWER,
+        command=_python("trainer_app.stack.flower"),
+        environment=blind,
+    )
     return [
         Process(
             name="api",
@@ -83,6 +92,7 @@ def processes(settings: Settings, gpus: Sequence[str]) -> list[Process]:
             command=_python("tasks.housekeeping"),
             environment=blind,
         ),
+        *([flower] if with_flower else []),
     ]
 
 

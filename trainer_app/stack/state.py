@@ -26,6 +26,7 @@ class Pids(TypedDict):
     inference: list[int]
     light: list[int]
     housekeeping: list[int]
+    flower: int | None  # null where it was not asked for
 
 
 class Started(TypedDict):
@@ -40,6 +41,7 @@ class StackState(TypedDict):
     """What stack.json holds; its mode is 0600, for ``redis_url`` has the password in it."""
 
     api_url: str
+    flower_url: str | None  # null where it was not asked for
     redis_url: str
     database_url: str
     pid: int  # of the supervisor: SIGTERM stops the stack
@@ -57,6 +59,7 @@ def write_state(
     running: Sequence[tuple[Process, int]],
     *,
     api_url: str,
+    flower_url: str | None = None,
     redis_url: str,
     database_url: str,
 ) -> None:
@@ -67,6 +70,7 @@ def write_state(
 
     state = StackState(
         api_url=api_url,
+        flower_url=flower_url,
         redis_url=redis_url,
         database_url=database_url,
         pid=os.getpid(),
@@ -77,6 +81,7 @@ def write_state(
             inference=pids(Role.INFERENCE),
             light=pids(Role.LIGHT),
             housekeeping=pids(Role.HOUSEKEEPING),
+            flower=next(iter(pids(Role.FLOWER)), None),
         ),
         processes=[
             Started(name=process.name, pid=pid, created=created)

@@ -21,9 +21,10 @@ from trainer_app.api.gate import check_exposure
 from trainer_app.errors import DiskFull, SettingsError, Unavailable
 from trainer_app.settings import Settings
 from trainer_app.stack import broker as brokers
+from trainer_app.stack import flower
 from trainer_app.stack.gpus import visible_gpus
 from trainer_app.stack.output import Output
-from trainer_app.stack.ports import free_port, is_free
+from trainer_app.stack.ports import free_port, is_free, local_url
 from trainer_app.stack.processes import Process, Role, processes
 from trainer_app.stack.state import end_leftovers, read_state, remove_state, write_state
 from trainer_app.stack.supervisor import Supervisor
@@ -52,7 +53,7 @@ class _Signals:
         self.count += 1
 
 
-def up(settings: Settings) -> int:
+def up(settings: Settings, *, with_flower: bool = False) -> int:
     """Run the stack and return the exit code: 0 when it was asked to stop, 1 when it never came up.
 
     Raises SettingsError, before anything is started, where it cannot be started like this, and
@@ -60,24 +61,36 @@ def up(settings: Settings) -> int:
     """
     root = settings.paths.data_root
     _check_settings(settings)
+    if with_flower:
+        flower.check_installed()
     _check_data_root(root)
     with _locked(root):
         settings = _with_port(settings)
+        if with_flower:
+            settings = _with_flower_port(settings)
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        plan = processes(settings, visible_gpus(os.environ))
+        plan = processes(settings, visible_gpus(os.environ), with_flower=with_flower)
         output = Output(sys.stdout, logs, [Role.BROKER, *(process.name for process in plan)])
         left = end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS)
         if left:
             output.say(f"ended what a killed stack had left running: {', '.join(left)}")
-        return _Stack(settings, output, _Signals()).run(plan)
+        flower_url = flower.flower_url(settings) if with_flower else None
+        return _Stack(settings, output, _Signals(), flower_url).run(plan)
 
 
 class _Stack:
     """A stack whose data root is checked and locked."""
 
-    def __init__(self, settings: Settings, output: Output, signals: _Signals) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        output: Output,
+        signals: _Signals,
+        flower_url: str | None = None,
+    ) -> None:
         self._settings = settings
+        self._flower_url = flower_url  # None: it was not asked for
         self._output = output
         self._signals = signals
         self._redis_url = settings.redis.url
@@ -90,11 +103,14 @@ class _Stack:
                 "DATABASE__URL": settings.database_url,
                 "API__HOST": settings.api.host,
                 "API__PORT": str(settings.api.port),
+                "FLOWER__PORT": str(settings.flower.port),
                 "PYTHONUNBUFFERED": "1",  # lines are to be seen as they are written
             }
         )
 
     def run(self, plan: list[Process]) -> int:
+        if self._flower_url is not None:
+            flower.credentials(self._settings, self._output.plain)
         supervisor = Supervisor(self._output, self._environment)
         try:
             self._start_broker(supervisor)
@@ -157,7 +173,8 @@ class _Stack:
                     ask_at = time.monotonic() + _ASK_SECONDS
                     ready, reason = _readiness(client)
                     if ready:
-                        self._output.plain(f"{READY_LINE}{url}  (docs at /docs)")
+                        more = f", Flower at {self._flower_url}" if self._flower_url else ""
+                        self._output.plain(f"{READY_LINE}{url}  (docs at /docs{more})")
                     elif why := self._hopeless(supervisor, time.monotonic() - started, reason):
                         self._output.say(why)
                         return 1
@@ -180,6 +197,7 @@ class _Stack:
                 self._settings.paths.data_root,
                 supervisor.pids(),
                 api_url=api_url(self._settings),
+                flower_url=self._flower_url,
                 redis_url=self._redis_url,
                 database_url=self._settings.database_url,
             )
@@ -190,12 +208,7 @@ class _Stack:
 
 def api_url(settings: Settings) -> str:
     """Where a client on this machine reaches the API."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api.host, settings.api.host)  # noqa: S104 (read, not bound)
-    return (
-        f"http://[{host}]:{settings.api.port}"
-        if ":" in host
-        else f"http://{host}:{settings.api.port}"
-    )
+    return local_url(settings.api.host, settings.api.port)
 
 
 def _readiness(client: httpx.Client) -> tuple[bool, str]:
@@ -237,12 +250,23 @@ def _locked(root: Path) -> Iterator[None]:
 
 def _with_port(settings: Settings) -> Settings:
     host, port = settings.api.host, settings.api.port
+    chosen = _listenable("API", host, port, advice="choose another one with --port")
+    return replace(settings, api=replace(settings.api, port=chosen))
+
+
+def _with_flower_port(settings: Settings) -> Settings:
+    host, port = settings.flower.host, settings.flower.port
+    chosen = _listenable("FLOWER", host, port, advice="choose another one with --flower-port")
+    return replace(settings, flower=replace(settings.flower, port=chosen))
+
+
+def _listenable(name: str, host: str, port: int, *, advice: str) -> int:
+    """The port, a free one for 0; raises SettingsError where nobody can listen on it."""
     try:
         if port and not is_free(host, port):
-            raise SettingsError(f"API__PORT: {port} is in use; choose another one with --port")
-        chosen = port or free_port(host)
+            raise SettingsError(f"{name}__PORT: {port} is in use; {advice}")
+        return port or free_port(host)
     except OSError as error:
         raise SettingsError(
-            f"API__HOST: cannot listen on {host}:{port}: {error.strerror}"
+            f"{name}__HOST: cannot listen on {host}:{port}: {error.strerror}"
         ) from error
-    return replace(settings, api=replace(settings.api, port=chosen))

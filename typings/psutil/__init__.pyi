@@ -7,6 +7,8 @@ class Process:
     pid: int
     def __init__(self, pid: int | None = None) -> None: ...
     def create_time(self) -> float: ...
+    def cmdline(self) -> list[str]: ...
+    def net_connections(self, kind: str = "inet") -> list[pconn]: ...
     def children(self, recursive: bool = False) -> list[Process]: ...
     def is_running(self) -> bool: ...
     def status(self) -> str: ...
@@ -19,11 +21,20 @@ class Process:
 class memory_info_result:
     rss: int
 
+class addr:
+    ip: str
+    port: int
+
+class pconn:
+    laddr: addr
+    status: str
+
 class svmem:
     total: int
     available: int
 
 STATUS_ZOMBIE: str
+CONN_LISTEN: str
 
 def virtual_memory() -> svmem: ...
 def cpu_count(logical: bool = True) -> int | None: ...
