@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import psutil
@@ -78,18 +78,7 @@ class RowReporter(Silent):
         )
         self._change(
             update,
-            [
-                MetricPoint(
-                    step=step.step,
-                    epoch=step.epoch,
-                    train_loss=step.train_loss,
-                    learning_rate=step.learning_rate,
-                    grad_norm=step.grad_norm,
-                    tokens_per_sec=step.tokens_per_sec,
-                    chain=step.chain,
-                )
-                for step in steps
-            ],
+            [point_of(step) for step in steps],
         )
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
@@ -100,6 +89,10 @@ class RowReporter(Silent):
 
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         self._change(Progress(checkpoint=checkpoint.path.name, checkpoint_step=checkpoint.step))
+
+    def add(self, points: Iterable[MetricPoint]) -> None:
+        """Write points that an earlier attempt has measured."""
+        self._change(Progress(), list(points))
 
     def close(self) -> None:
         """Write what waits, and stop."""
@@ -133,6 +126,19 @@ class RowReporter(Silent):
             with self._lock:
                 self._points.extendleft(reversed(points))
                 self._changed = True
+
+
+def point_of(step: StepReport) -> MetricPoint:
+    """A step as a point of the curve."""
+    return MetricPoint(
+        step=step.step,
+        epoch=step.epoch,
+        train_loss=step.train_loss,
+        learning_rate=step.learning_rate,
+        grad_norm=step.grad_norm,
+        tokens_per_sec=step.tokens_per_sec,
+        chain=step.chain,
+    )
 
 
 def resumed(claim: Claim, start: StartReport) -> str | None:

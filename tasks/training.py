@@ -12,6 +12,7 @@ from typing import Final
 
 from tasks import process
 from tasks.fetched import corpus_of, finished_tokenizer, whole_model
+from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job
 from tasks.reporting import EventReporter, LogReporter, RowReporter
@@ -62,9 +63,24 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         spec=spec,
         memory=workspace.run / "tracked.json",
     )
-    with tracker, closing(RowReporter(process.database(), job.claim, job.held)) as rows:
+    database = process.database()
+    with (
+        tracker,
+        closing(RowReporter(database, job.claim, job.held)) as rows,
+        closing(
+            Journal(
+                workspace.run,
+                rows,
+                database,
+                run_id=job.claim.job_id,
+                attempt=job.claim.attempt,
+            )
+        ) as journal,
+    ):
         events = EventReporter(job.events)
-        observer = Observers([LogReporter(job.log, job.claim), rows, events, tracker, job.held])
+        observer = Observers(
+            [LogReporter(job.log, job.claim), journal, rows, events, tracker, job.held]
+        )
         outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
         tracker.end(outcome)
     return outcome

@@ -14,11 +14,16 @@ from trainer_app.stack.launch import running_stack
 
 
 @pytest.fixture
+def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of the stack that differ from ENVIRONMENT; a test file may have its own."""
+    return getattr(request, "param", {})
+
+
+@pytest.fixture
 def victim(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    further_settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Victim]:
-    """A parameter of the test, if it has one, is a mapping of further settings."""
-    environment = ENVIRONMENT | getattr(request, "param", {})
+    environment = ENVIRONMENT | further_settings
     for name in list(os.environ):
         if name.startswith(("REDIS__", "DATABASE__", "APP__", "JOBS__", "CELERY__")):
             monkeypatch.delenv(name)

@@ -12,7 +12,7 @@ from tests.faults.victim import Victim, runs_as
 
 # The lease would run out in the meantime: the cancellation alone is to end it.
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [{"JOBS__LEASE_SEC": "120"}], indirect=True)
+@pytest.mark.parametrize("further_settings", [{"JOBS__LEASE_SEC": "120"}], indirect=True)
 def test_a_cancelled_run_whose_process_is_frozen_is_gone_while_redis_is_down(
     victim: Victim,
 ) -> None:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from tasks import housekeeping, process, training
 from tasks.held import draining
@@ -21,6 +22,7 @@ from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, pauses, runs
 from trainer_app.store.runs import Run
+from trainer_app.store.tables import MetricRow
 
 TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
 
@@ -168,3 +170,24 @@ def test_a_line_that_is_too_long_to_quote_is_left_out(worker: Settings, tmp_path
     log.close()
 
     assert last_events(path, 3) == []
+
+
+def test_points_that_a_killed_process_had_not_told_the_database_are_not_lost(
+    run_id: str,
+) -> None:
+    stopped = train_until_stopped(run_id, draining.set)
+    assert stopped.checkpoint_step
+    with process.database().write() as session:
+        session.execute(delete(MetricRow).where(MetricRow.step > 3))
+    folder = process.settings().paths.runs / run_id
+    with (folder / "curve-1.jsonl").open("a") as file:
+        file.write('{"step": 4')  # cut off by a full disk
+
+    assert train(run_id).status == "completed"
+
+    points = metrics.curve(process.database(), run_id)
+    chain = START
+    for point in points:
+        assert point.train_loss is not None
+        chain = link(chain, point.step, point.train_loss)
+    assert chain == points[-1].chain
