@@ -13,6 +13,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from celery.__main__ import main as celery
+
 from trainer_app.core.files import write_atomically
 from trainer_app.errors import SettingsError, TrainerError
 from trainer_app.settings import Settings, load_settings
@@ -49,16 +51,17 @@ def credentials(settings: Settings, say: Callable[[str], None]) -> str:
 
 
 def main() -> None:
-    """Become Flower."""
+    """Run Flower until SIGTERM."""
     try:
         check_installed()
         settings = load_settings()
         auth = credentials(settings, print)
     except TrainerError as error:
         sys.exit(f"error: {error.message}")
+    os.environ.update(FLOWER_BASIC_AUTH=auth)
     place = (f"--address={settings.flower.host}", f"--port={settings.flower.port}")
-    command = (sys.executable, "-m", "celery", "-q", "-A", "tasks.app", "flower", *place)
-    os.execve(sys.executable, command, {**os.environ, "FLOWER_BASIC_AUTH": auth})  # noqa: S606 (our own command)
+    sys.argv = ["celery", "-q", "-A", "tasks.app", "flower", *place]
+    celery()
 
 
 if __name__ == "__main__":
