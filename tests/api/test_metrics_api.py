@@ -103,3 +103,16 @@ def test_a_stream_goes_on_behind_the_last_event(client: FlaskClient, world: Worl
     path = f"/runs/{run_id}/metrics/stream"
     found = events(client.get(path, headers={"Last-Event-ID": "2"}).text)
     assert [step for step, _ in found] == [3]
+
+
+def test_a_client_that_was_away_during_an_evaluation_gets_its_loss(
+    client: FlaskClient, world: World
+) -> None:
+    run_id = world.run()
+    claim = world.claim(run_id)
+    record(world, claim, MetricPoint(step=2, train_loss=1.0))
+    record(world, claim, MetricPoint(step=2, val_loss=1.5))
+    lease.finish(world.database, claim, Status.COMPLETED)
+    path = f"/runs/{run_id}/metrics/stream"
+    found = events(client.get(path, headers={"Last-Event-ID": "2"}).text)
+    assert [(step, point["val_loss"]) for step, point in found] == [(2, 1.5)]

@@ -67,7 +67,9 @@ def stream_metrics(_query: dict[str, object], run_id: str) -> Response:
         nonlocal step, last
         # From the last step, not behind it: an evaluation may have added to that point.
         for point in metrics.curve(database, run.run_id, points=None, after_step=step - 1):
-            if point == last or (last is None and point.step == step):
+            # The client has had its last step, but perhaps without the loss of an evaluation.
+            had = last is None and point.step == step and point.val_loss is None
+            if point == last or had:
                 continue
             step, last = point.step, point
             yield event(step, json.dumps(_POINT.dump(point)))
