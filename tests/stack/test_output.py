@@ -40,11 +40,16 @@ def test_a_large_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "api.log").stat().st_size < 200
 
 
-def test_a_terminal_that_is_gone_stops_neither_the_stack_nor_its_logs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["line", "plain"])
+def test_a_terminal_that_is_gone_stops_neither_the_stack_nor_its_logs(
+    tmp_path: Path, first: str
+) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "w", closefd=False) as stream:
         output = Output(stream, tmp_path, ["api"])
+        if first == "plain":
+            output.plain("ready")
         for text in (b"one", b"two"):
             output.line("api", text)
         output.plain("ready")

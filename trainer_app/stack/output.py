@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -45,14 +45,19 @@ class Output:
         """A line without prefix, for a person or a script to find."""
         with self._lock:
             if self._stream is not None:
-                self._stream.write(f"{text}\n")
-                self._stream.flush()
+                with self._reader_may_be_gone():
+                    self._stream.write(f"{text}\n")
+                    self._stream.flush()
 
     def _print(self, message: Message) -> None:
-        if self._stream is None:
-            return
+        if self._stream is not None:
+            with self._reader_may_be_gone():
+                self._printer.write(message)
+
+    @contextmanager
+    def _reader_may_be_gone(self) -> Iterator[None]:
         try:
-            self._printer.write(message)
+            yield
         except (OSError, ValueError):
             # The terminal or the reader of the pipe is gone: the stack and its logs go on.
             self._stream = None
