@@ -1,0 +1,62 @@
+"""The documentation names the addresses that there are: all of them, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.curl_lines import PAGES, ROOT, commands, request_of
+from trainer_app.api.errors import STATUSES
+from trainer_app.factory import create_app
+from trainer_app.settings import Settings
+
+UNLISTED = {("GET", "/docs"), ("GET", "/openapi.json")}  # named in the text
+
+
+@pytest.fixture
+def operations(settings: Settings) -> dict[tuple[str, re.Pattern[str]], str]:
+    """Method and pattern of the path of each operation of the OpenAPI document."""
+    with create_app(settings).test_client() as client:
+        paths = client.get("/openapi.json").get_json()["paths"]
+    return {
+        (method.upper(), re.compile(re.sub(r"{\w+}", "[^/]+", path))): f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if method != "parameters"
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_address_that_is_shown_exists(
+    page: Path, operations: dict[tuple[str, re.Pattern[str]], str]
+) -> None:
+    invented = [
+        command
+        for command in commands(page)
+        if request_of(command) not in UNLISTED
+        and not any(
+            method == request_of(command)[0] and pattern.fullmatch(request_of(command)[1])
+            for method, pattern in operations
+        )
+    ]
+    assert invented == []
+
+
+def test_every_operation_is_shown_on_the_page_of_the_api(
+    operations: dict[tuple[str, re.Pattern[str]], str],
+) -> None:
+    shown = [request_of(command) for command in commands(ROOT / "docs" / "api.md")]
+    missing = {
+        name
+        for (method, pattern), name in operations.items()
+        if not any(method == verb and pattern.fullmatch(path) for verb, path in shown)
+    }
+    assert missing == set()
+
+
+def test_every_code_of_an_error_is_on_the_page_of_the_api() -> None:
+
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert {code for code in STATUSES if f"`{code}`" not in text} == set()
