@@ -160,3 +160,14 @@ def test_the_page_loads_its_own_files_alone(client: FlaskClient) -> None:
 def test_the_root_leads_to_the_page(client: FlaskClient) -> None:
     response = client.get("/")
     assert (response.status_code, response.headers["Location"]) == (302, "/docs")
+
+
+def test_posts_alone_take_an_idempotency_key(document: Node) -> None:
+    taking = set()
+    for path, method, operation in operations(document):
+        shared = cast("list[Node]", part(document, "paths", path).get("parameters", []))
+        own = cast("list[Node]", operation.get("parameters", []))
+        if any(parameter.get("name") == "Idempotency-Key" for parameter in [*shared, *own]):
+            taking.add((method, path))
+    assert {method for method, _ in taking} == {"post"}
+    assert taking >= {("post", "/corpora"), ("post", "/runs/train"), ("post", "/tokenizers/train")}

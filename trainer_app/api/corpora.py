@@ -34,9 +34,10 @@ _BODY = {
 }
 
 
-@blueprint.route("/corpora", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.route("/corpora", methods=["POST"])
 @blueprint.response(201, CorpusSchema, headers={"Location": {"schema": {"type": "string"}}})
-@blueprint.doc(operationId="uploadCorpus", requestBody=_BODY)
+# Not at the route, whose parameters are those of GET as well.
+@blueprint.doc(operationId="uploadCorpus", requestBody=_BODY, parameters=[KEY_PARAMETER])
 @blueprint.leads_to("getCorpus", "deleteCorpus", file_id="$response.body#/file_id")
 @blueprint.fails_with("CORPUS_EMPTY", "CORPUS_NOT_TEXT", "DISK_FULL", "UNAVAILABLE")
 def upload_corpus() -> tuple[Corpus, dict[str, str]]:
