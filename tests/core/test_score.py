@@ -84,6 +84,16 @@ def test_each_token_of_a_long_text_gets_what_its_own_window_gives(
         assert surprisal[first - 1 : last] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@given(tokens=st.integers(2, 5_000), size=st.integers(1, 3_000))
+def test_batches_hold_all_windows_in_order_and_equal_in_length(tokens: int, size: int) -> None:
+    batches = list(scores._batches(tokens, size))
+    assert [window for batch in batches for window in batch] == list(windows(tokens, size))
+    for batch in batches:
+        assert len({last - start for start, _, last in batch}) == 1
+        assert len(batch) == 1 or len(batch) * size <= scores.TOKENS_AT_ONCE
+    assert len(batches) <= 2 + tokens // (size // 2 or 1) / max(scores.TOKENS_AT_ONCE // size, 1)
+
+
 @given(tokens=st.integers(2, 400), size=st.integers(1, 70))
 def test_windows_predict_each_token_once_with_half_a_window_before_it(
     tokens: int, size: int
@@ -193,7 +203,8 @@ def test_the_logits_of_a_window_are_never_all_held(monkeypatch: pytest.MonkeyPat
     assert chunked.surprisal == pytest.approx(whole.surprisal, rel=1e-5)
 
 
-def test_a_stop_ends_it_between_two_windows() -> None:
+def test_a_stop_ends_it_between_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "TOKENS_AT_ONCE", CONTEXT)
     questions = iter([None, StopReason.CANCEL])
     with pytest.raises(StopRequested):
         score(build("gpt2"), ScoreSpec(text=CORPUS), should_stop=lambda: next(questions))

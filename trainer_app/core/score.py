@@ -1,6 +1,7 @@
 """How well a model predicts a text, token by token: of any length, in bounded memory.
 
-Shapes in names: T tokens of a window, R rows of logits, D width, V vocabulary, K candidates.
+Shapes in names: B windows, T tokens of a window, R rows of logits, D width, V vocabulary,
+K candidates.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trainer_app.errors import FieldError, LossNotFinite
 if TYPE_CHECKING:
     from trainer_app.core.loaded import LoadedModel
 
+TOKENS_AT_ONCE: Final = 2_048  # read by one forward pass, between two looks for a stop
 LOGITS_AT_ONCE: Final = 1 << 22  # 16 MiB of float32
 
 
@@ -120,14 +122,33 @@ def _predictions(
     model = loaded.model
     head_VD = model.head_weight()
     rows = max(LOGITS_AT_ONCE // len(head_VD), 1)
-    for start, first, last in windows(len(ids), model.config.max_seq_len):
+    for batch in _batches(len(ids), model.config.max_seq_len):
         raise_if_stopped(should_stop)
-        window_T = torch.tensor(ids[start : last + 1], device=loaded.device)
-        hidden_TD = model.hidden(window_T[None, :-1])[0]
-        for row in range(first - start, last - start + 1, rows):
-            targets_R = window_T[row : row + rows]
-            hidden_RD = hidden_TD[row - 1 : row - 1 + len(targets_R)]
-            yield F.linear(hidden_RD, head_VD).float(), targets_R
+        window_BT = torch.tensor(
+            [ids[start : last + 1] for start, _, last in batch], device=loaded.device
+        )
+        hidden_BTD = model.hidden(window_BT[:, :-1])
+        for (start, first, last), window_T, hidden_TD in zip(
+            batch, window_BT, hidden_BTD, strict=True
+        ):
+            for row in range(first - start, last - start + 1, rows):
+                targets_R = window_T[row : row + rows]
+                hidden_RD = hidden_TD[row - 1 : row - 1 + len(targets_R)]
+                yield F.linear(hidden_RD, head_VD).float(), targets_R
+
+
+def _batches(tokens: int, size: int) -> Iterator[list[tuple[int, int, int]]]:
+    """The windows in order, as many at once as TOKENS_AT_ONCE allows; those of a batch are equal
+    in length: all but the last are.
+    """
+    most = max(TOKENS_AT_ONCE // size, 1)
+    batch: list[tuple[int, int, int]] = []
+    for start, first, last in windows(tokens, size):
+        if batch and (len(batch) == most or last - start < size):
+            yield batch
+            batch = []
+        batch.append((start, first, last))
+    yield batch
 
 
 def _likeliest(loaded: LoadedModel, logits_RV: Tensor, k: int) -> Iterator[list[Candidate]]:
