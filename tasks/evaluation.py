@@ -18,16 +18,15 @@ from trainer_app.core.files import write_atomically
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.errors import CorpusNotFound
-from trainer_app.store import lease, runs
+from trainer_app.store import runs
 
 
 def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
     spec = EvaluateSpec.from_json(job.claim.spec)
     evaluation = _evaluate(job, spec)
-    settings = process.settings()
-    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
-    file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
+    job.renew_lease()
+    file = artifacts.evaluation_file(process.settings(), str(job.claim.run_id), spec.split)
     result = {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,

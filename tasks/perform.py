@@ -59,6 +59,14 @@ class Job:
     log: JobLog
     events: JobEvents
 
+    def renew_lease(self) -> None:
+        """Make sure, before a result is published, that it is still this attempt's to publish.
+
+        However long the database is away: the work is done. Raises LeaseLost.
+        """
+        seconds = process.settings().jobs.lease_seconds
+        _write(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
+
 
 Work = Callable[[Job], Done | StopReason]
 
@@ -225,7 +233,7 @@ def _tell_of_cancellation(job: Job) -> None:
 
 
 def _write(change: Callable[[], Written]) -> Written:
-    """Make a final change, however long the database is away: the work is done, keep it."""
+    """Make a change at the end, however long the database is away: the work is done, keep it."""
     give_up_at = time.monotonic() + _PATIENCE_SECONDS
     pause = 0.1
     while True:

@@ -108,12 +108,16 @@ class RowReporter(Silent):
     def _run(self) -> None:
         while not self._closing.wait(_FLUSH_SECONDS):
             self._flush()
-        self._flush()
+        # The end of a finished run's curve is waited for; what a stopped one has not told is in
+        # its journal.
+        while not self._flush() and self._held.should_stop() is None:
+            time.sleep(_FLUSH_SECONDS)
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Write what waits; False: the database is away, and it still does."""
         with self._lock:
             if not self._changed:
-                return
+                return True
             update, points = self._update, list(self._points)
             self._points.clear()
             self._changed = False
@@ -126,6 +130,8 @@ class RowReporter(Silent):
             with self._lock:
                 self._points.extendleft(reversed(points))
                 self._changed = True
+            return False
+        return True
 
 
 def point_of(step: StepReport) -> MetricPoint:

@@ -25,7 +25,6 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.restore import is_whole
-from trainer_app.store import lease
 from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
@@ -108,7 +107,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
+    job.renew_lease()
     artifacts.publish(
         folder,
         final,

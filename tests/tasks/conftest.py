@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from tasks.held import draining
 from tests.databank_server import DataBankServer, running_data_bank
 from trainer_app import events
 from trainer_app.settings import Settings
+from trainer_app.store.database import Database
 
 
 @pytest.fixture
@@ -34,6 +37,34 @@ def worker(settings: Settings) -> Iterator[Settings]:
     process.database().close()
     for make in made:
         make.cache_clear()
+
+
+@pytest.fixture
+def lock_database(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Lets nobody write to the database from now on until the given function returns."""
+    database = Database(worker.database_url, wait_seconds=0.05)
+    monkeypatch.setattr(process, "database", lambda: database)
+    threads = []
+
+    def lock(wait: Callable[[], object]) -> None:
+        is_locked = threading.Event()
+
+        def hold() -> None:
+            connection = sqlite3.connect(str(database.file), isolation_level=None)
+            connection.execute("BEGIN IMMEDIATE")
+            is_locked.set()
+            wait()
+            connection.close()
+
+        threads.append(threading.Thread(target=hold))
+        threads[-1].start()
+        assert is_locked.wait(10)
+
+    yield lock
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture

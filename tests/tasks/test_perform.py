@@ -268,6 +268,20 @@ def test_a_fenced_engine_ends_quietly(worker: Settings, run_id: str) -> None:
     assert runs.get(process.database(), run_id).status == "queued"
 
 
+def test_a_database_that_is_away_when_a_result_is_published_is_waited_for(
+    lock_database: Callable[[Callable[[], object]], None], run_id: str
+) -> None:
+    def work(job: Job) -> Done:
+        lock_database(lambda: time.sleep(0.5))
+        job.renew_lease()
+        return done(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt) == ("completed", 1)
+
+
 def test_a_job_ends_when_its_time_is_over(
     worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,23 @@ def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(
     assert json.loads((folder / "manifest.json").read_bytes())["loss_chain"] == chain
 
 
+def test_a_run_that_ends_while_the_database_is_away_keeps_the_end_of_its_curve(
+    run_id: str, lock_database: Callable[[Callable[[], object]], None]
+) -> None:
+    def wait_for_the_end() -> None:
+        give_up_at = time.monotonic() + 60
+        while "saving the model" not in logged(run_id) and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+        time.sleep(3.0)
+
+    run = train_until_stopped(run_id, lambda: lock_database(wait_for_the_end))
+
+    assert (run.status, run.attempt, run.step) == ("completed", 1, 400)
+    folder = artifacts.model_directory(process.settings(), run_id)
+    chain = json.loads((folder / "manifest.json").read_bytes())["loss_chain"]
+    assert metrics.curve(process.database(), run_id)[-1].chain == chain
+
+
 def test_the_message_of_a_resumed_run_names_the_cause(run_id: str) -> None:
     said = []
     train_until_stopped(run_id, draining.set)
