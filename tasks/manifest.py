@@ -152,13 +152,16 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(  # noqa: S603 - a fixed command
-        ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(  # noqa: S603 - a fixed command
+            ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git here, or it hangs: a finished run is not to fail for it
     return answer.stdout.strip() or None
 
 
