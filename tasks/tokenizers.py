@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 
 from tasks import process
 from tasks.fetched import corpus_of
@@ -13,18 +14,26 @@ from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
-from trainer_app.store import lease
 
 
 def work(job: Job) -> Done | StopReason:
-    """Train the claimed tokenizer to its end, or stop and leave nothing behind."""
+    """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
+    runs = process.settings().paths.runs
+    for left_over in runs.glob(f"{job.claim.job_id}-*"):  # of attempts that were killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    staging = runs / f"{job.claim.job_id}-{job.claim.attempt}"
+    staging.mkdir(parents=True)
+    try:
+        return _train(job, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _train(job: Job, staging: Path) -> Done | StopReason:
     settings = process.settings()
     spec = TokenizerSpec.from_json(job.claim.spec)
     tokenizer_id = spec.tokenizer_id or job.claim.job_id
     corpus = corpus_of(job, spec, on_message=job.log.info)
-    staging = settings.paths.runs / f"{job.claim.job_id}-{job.claim.attempt}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     report = train_tokenizer(
         spec,
         corpus,
@@ -35,12 +44,11 @@ def work(job: Job) -> Done | StopReason:
     )
     reason = job.held.should_stop()
     if reason is not None or report is None:
-        shutil.rmtree(staging, ignore_errors=True)
         return reason or StopReason.CANCEL
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    lease.beat(process.database(), job.claim, lease_seconds=settings.jobs.lease_seconds)
+    job.renew_lease()
     final = artifacts.tokenizer_directory(settings, tokenizer_id)
     artifacts.publish(staging, final, tokenizer_manifest(tokenizer_id, spec, report, times))
     return Done(

@@ -1,0 +1,38 @@
+"""A tokenizer as its worker trains it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+
+from tasks import process
+from tasks import tokenizers as tokenizer_training
+from tasks.perform import perform
+from trainer_app.core.spec import TokenizerSpec
+from trainer_app.settings import Settings
+from trainer_app.store import tokenizers
+
+TEXT = b"one line\nand another\n" * 20
+
+
+@pytest.mark.parametrize(("size", "status"), [(100, "completed"), (5, "failed")])
+def test_neither_an_end_nor_a_killed_attempt_leaves_files_behind(
+    worker: Settings, size: int, status: str
+) -> None:
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+    spec = TokenizerSpec(
+        method="char",
+        vocab_size=size,
+        corpus_path="a.txt",
+        corpus_sha256=sha256(TEXT).hexdigest(),
+        holdout_fraction=0.0,
+    )
+    made = tokenizers.create(process.database(), spec, queue="trainer.light")
+    (worker.paths.runs / f"{made.job_id}-0").mkdir(parents=True)
+
+    perform(made.job_id, hostname="light-0@here", work=tokenizer_training.work)
+
+    assert tokenizers.get(process.database(), made.tokenizer_id).status == status
+    assert list(worker.paths.runs.iterdir()) == []
