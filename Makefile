@@ -1,8 +1,8 @@
 # The commands of this project, once: tox and CI call these same targets.
 #
 # Variables: PYTHON (interpreter for the virtual environment), TORCH_INDEX (extra package index for
-# torch), BIN (folder with the tools; tox points it at its own environments), ARGS (passed on to
-# pytest and to the demo).
+# torch), BIN (folder with the tools; tox points it at its own environments), GPU (any value: give
+# the containers the GPUs), ARGS (passed on to pytest and to the demo).
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,12 +19,15 @@ INSTALLED := $(STAMP)
 endif
 RUN := $(BIN)/python -m
 
+COMPOSE = docker compose --env-file deploy/.env -f deploy/docker-compose.yml \
+	$(if $(GPU),-f deploy/docker-compose.gpu.yml) --profile flower
+
 # Threads of torch's own would fight over the cores with the test processes beside them.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-quick test-faults test-gpu check lint types imports \
-	constraints-check format clean distclean
+.PHONY: help install demo up start stop restart test test-quick test-faults test-gpu check lint \
+	types imports constraints-check format clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +43,22 @@ demo: $(INSTALLED) ## train a tokenizer and a GPT-2 on real text with the whole 
 
 up: $(INSTALLED) ## start the whole system here, until Ctrl-C
 	@env -u OMP_NUM_THREADS $(BIN)/trainer up $(ARGS)
+
+start: deploy/.env ## start the whole system in containers (GPU=1: with its GPUs)
+	$(COMPOSE) up --build --detach
+	@echo "http://127.0.0.1:8000 answers soon; its key is in deploy/.env"
+
+stop: ## stop the containers; running jobs are handed back with a checkpoint
+	$(COMPOSE) stop
+
+restart: deploy/.env ## build what has changed, and start the containers anew
+	$(COMPOSE) up --build --detach --force-recreate
+
+# Made once; edit it to change what the containers are given.
+deploy/.env:
+	@umask 077; secret() { head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n'; }; \
+	printf 'SECURITY__API_KEY=%s\nBROKER_PASSWORD=%s\nTORCH_INDEX=%s\n' \
+		"$$(secret)" "$$(secret)" '$(TORCH_INDEX)' > $@
 
 test: $(INSTALLED) ## all tests that a CPU can run, with coverage
 	$(RUN) pytest -n $(TEST_PROCESSES) --dist worksteal --cov --cov-report=term $(ARGS)
@@ -73,7 +92,8 @@ format: $(INSTALLED) ## rewrite the source as ruff wants it
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-clean: ## remove caches and reports
+clean: ## remove caches, reports and the containers; volumes, which hold the data, stay
+	-@[ ! -f deploy/.env ] || $(COMPOSE) down
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .tox build htmlcov
 	rm -rf .coverage .coverage.* coverage.xml
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from typing import Final
 from flask import Blueprint, Flask, Response, send_from_directory
 from flask_smorest import Api
 
-from trainer_app.api import gate, request_id
+from trainer_app.api import gate, rate_limit, request_id
 from trainer_app.api.errors import RETRY_AFTER_SECONDS, STATUSES
 from trainer_app.api.headers import DOCS_POLICY
 from trainer_app.api.ids import PATTERN, IdConverter
@@ -144,6 +144,8 @@ def _error(status: str, codes: list[str]) -> _Document:
             "description": "Seconds after which to try again.",
             "schema": {"type": "integer", "example": RETRY_AFTER_SECONDS},
         }
+    if status == "429":
+        headers |= rate_limit.DOCUMENTED
     return {
         "description": ", ".join(sorted(codes)),
         "headers": headers,

@@ -20,6 +20,15 @@ from trainer_app.settings import Settings
 # The request itself may have to find out that Redis is away, too, and has 5 s in all.
 _REDIS_SECONDS: Final = 0.5
 _KEEPS_RETRY_AFTER: Final = frozenset({429, 503})
+# What every answer has where a limit is set.
+DOCUMENTED: Final[dict[str, object]] = {
+    f"X-RateLimit-{name}": {"description": description, "schema": {"type": "integer"}}
+    for name, description in {
+        "Limit": "How many requests one client may send.",
+        "Remaining": "How many of them are left.",
+        "Reset": "When all are there again, in unix seconds.",
+    }.items()
+}
 
 
 def install(app: Flask, settings: Settings) -> None:
