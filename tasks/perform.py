@@ -151,8 +151,8 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.DRAIN:
             _hand_back(job, "handed back: its worker shuts down", cause="its worker shut down")
         case StopReason.PAUSE:
-            step = runs.get(process.database(), job.claim.job_id).checkpoint_step
-            _hand_back(job, f"paused at step {step or 0}")
+            run = _write(lambda: runs.get(process.database(), job.claim.job_id))
+            _hand_back(job, f"paused at step {run.checkpoint_step or 0}")
         case StopReason.CANCEL:
             _fail(job, Status.CANCELLED, None, "cancelled", "user")
         case StopReason.TIMEOUT:

@@ -103,7 +103,8 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     (folder / "eval").mkdir(exist_ok=True)
     write_atomically(folder / "eval" / "metrics.json", metrics_file(finished).encode())
     write_atomically(folder / "README.md", model_card(run_id, spec, finished).encode())
-    shutil.copyfile(job_log_path(settings, run_id), folder / "logs.jsonl")
+    if (log := job_log_path(settings, run_id)).exists():  # a disk that took no line has none
+        shutil.copyfile(log, folder / "logs.jsonl")
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )

@@ -142,6 +142,20 @@ def test_a_log_that_cannot_be_written_costs_lines_and_not_the_job(
     assert json.loads(last)["event"] == "after"
 
 
+def test_a_run_whose_log_was_never_written_completes(
+    start: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("APP__LOGS_ROOT", str(tmp_path / "file" / "logs"))
+    process.settings.cache_clear()
+    run_id = start()
+
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+    assert is_whole(artifacts.model_directory(process.settings(), run_id))
+
+
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = JobLog(path)
