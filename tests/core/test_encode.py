@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +146,21 @@ def test_a_stop_leaves_nothing_behind(
     with pytest.raises(StopRequested):
         encoded(write_corpus(b"one\n"), tokenizer, tmp_path / "tokens", lambda: StopReason.CANCEL)
     assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_live_one_is_left_alone(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path
+) -> None:
+    killed, live = (tmp_path / name for name in (".a-t.1.tmp", ".a-t.2.tmp"))
+    for folder in (killed, live):
+        folder.mkdir()
+        (folder / "ids.bin").touch()
+    for path in (killed / "ids.bin", killed, live):
+        os.utime(path, (0, 0))
+
+    encoded(write_corpus(b"one line\nand another\n"), tokenizer, tmp_path)
+
+    assert (killed.exists(), live.exists()) == (False, True)
 
 
 def test_a_folder_that_cannot_be_renamed_is_an_error(

@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from backends.contracts import Tokenizer
 
 NEWS_SECONDS: Final = 2.0  # between two messages about progress
+ABANDONED_SECONDS: Final = 3_600.0  # since a writer of token ids last wrote
 
 OnMessage = Callable[[str], None]
 Number = TypeVar("Number", np.uint16, np.uint32, np.uint64)
@@ -100,6 +101,7 @@ def encode_corpus(
     directory = root / f"{corpus_sha256[:32]}-{tokenizer_sha256[:32]}"
     if not directory.is_dir():
         root.mkdir(parents=True, exist_ok=True)
+        sweep(root)
         temporary = temporary_beside(directory)
         temporary.mkdir()
         try:
@@ -116,6 +118,15 @@ def encode_corpus(
         units=int(meta["units"]),
         bytes=int(meta["bytes"]),
     )
+
+
+def sweep(root: Path) -> None:
+    """Remove what writers left behind that were killed; a live one writes all the time."""
+    for path in root.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # finished or swept by another just now
+            written_at = max(part.stat().st_mtime for part in (path, *path.iterdir()))
+            if time.time() - written_at > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def publish_first(temporary: Path, directory: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from backends.contracts import EOS_ID
-from trainer_app.core.encode import Encoded, TokenIds, map_ids, publish_first
+from trainer_app.core.encode import Encoded, TokenIds, map_ids, publish_first, sweep
 from trainer_app.core.files import disk_full_named, temporary_beside, write_atomically
 from trainer_app.core.splits import ByteHistogram, Split, SplitRule
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
@@ -62,6 +62,7 @@ def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop)
     """
     directory = encoded.directory / rule.name
     if not directory.is_dir():
+        sweep(encoded.directory)
         temporary = temporary_beside(directory)
         temporary.mkdir()
         try:
