@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +34,7 @@ from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import runs
+from trainer_app.store import lease, runs
 
 
 class Start(Protocol):
@@ -184,33 +186,45 @@ def tracked(worker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_a_tracked_run_that_is_drained_goes_on_with_its_curve(
     tracked: Path, start: Start, worker: Settings
 ) -> None:
-    run_id = start(max_steps=60, eval_steps=20)
+    run_id = start(max_steps=1_000_000, eval_steps=10)
     memory = worker.paths.runs / run_id / "tracked.json"
-    drain = threading.Thread(target=_drain_when_it_is_there, args=(memory,))
-    drain.start()
-    perform(run_id, hostname="train-0@here", work=training.work)
-    drain.join()
+
+    with _when_it_has_told(memory, 10, draining.set):
+        perform(run_id, hostname="train-0@here", work=training.work)
     draining.clear()
     assert runs.get(process.database(), run_id).status == "queued"
-    perform(run_id, hostname="train-0@here", work=training.work)
+    told: int = json.loads(memory.read_bytes())["logged"]
+    cancel = partial(lease.request_cancel, process.database(), run_id)
+    with _when_it_has_told(memory, told + 10, cancel):
+        perform(run_id, hostname="train-0@here", work=training.work)
 
-    assert runs.get(process.database(), run_id).status == "completed"
+    assert runs.get(process.database(), run_id).status == "cancelled"
     first, second = (_steps(file) for file in sorted(tracked.glob("offline-run-*/*.wandb")))
-    assert first
-    assert second
-    assert first + second == sorted({*first, *second})
-    assert {20, 40, 60} <= {*first, *second}
-    assert not memory.parent.exists()
+    assert first[-1] == told
+    steps = first + second
+    assert steps == [1, *range(2, steps[-1] + 1, 2)]
 
 
-def _drain_when_it_is_there(memory: Path) -> None:
-    give_up_at = time.monotonic() + 30
-    while not memory.exists() and time.monotonic() < give_up_at:
-        time.sleep(0.01)
-    draining.set()
+@contextmanager
+def _when_it_has_told(memory: Path, step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Act once the tracking has come to a step, while the block runs."""
+
+    def wait() -> None:
+        give_up_at = time.monotonic() + 60
+        while time.monotonic() < give_up_at:
+            if memory.exists() and json.loads(memory.read_bytes())["logged"] >= step:
+                break
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
 
 
 def _steps(file: Path) -> list[int]:
