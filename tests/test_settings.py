@@ -10,6 +10,7 @@ import pytest
 
 from trainer_app.errors import SettingsError
 from trainer_app.settings import load_settings
+from trainer_app.store.database import Database
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 READ_BY_OTHERS = "# --- read by others"
@@ -326,3 +327,11 @@ def test_a_beat_follows_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_host_has_a_name() -> None:
     assert load_settings().host_id
+
+
+def test_any_data_root_holds_its_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "100% of it? é#%20"
+    monkeypatch.setenv("APP__DATA_ROOT", str(root))
+    monkeypatch.delenv("DATABASE__URL", raising=False)
+
+    assert Database(load_settings().database_url).file == root / "trainer.db"

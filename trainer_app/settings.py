@@ -10,7 +10,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from environs import Env, EnvError
 from marshmallow.validate import OneOf, Range, Regexp
@@ -188,7 +188,8 @@ def _worded(message: str) -> str:
 
 def _read(env: Env) -> Settings:
     paths = _read_paths(env)
-    database_url = env.str("DATABASE__URL", f"sqlite:///{paths.data_root / 'trainer.db'}")
+    file = quote(str(paths.data_root / "trainer.db"))  # a "?" or "%" would mean something else
+    database_url = env.str("DATABASE__URL", f"sqlite:///{file}")
     if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?://", database_url):
         raise SettingsError("DATABASE__URL: must start with sqlite:// or postgresql://")
     return Settings(
