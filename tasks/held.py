@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -23,7 +23,7 @@ import structlog
 
 from trainer_app.core.observer import Silent, StopReason
 from trainer_app.core.stopping import StopRequested
-from trainer_app.errors import LeaseLost, Unavailable
+from trainer_app.errors import AlreadyFinished, LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Jobs
 from trainer_app.store import lease, pauses
@@ -197,7 +197,8 @@ class Held(Silent):
                 pipe.get(cancelled_key(job_id))
                 asked = pipe.execute()[1] == "1"
             if asked and self._reason is None:
-                lease.request_cancel(self._database, job_id)
+                with suppress(AlreadyFinished):  # the key was set as the job ended
+                    lease.request_cancel(self._database, job_id)
                 self.stop(StopReason.CANCEL)
         except (redis.RedisError, OSError, Unavailable) as error:
             _log.debug("Redis is away", job_id=job_id, error=str(error))

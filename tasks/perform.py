@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -191,8 +192,9 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
         _tell_of_cancellation(job)
         return
     job.log.info(message)
-    for wakeup in lease.due(process.database(), job_id=job.claim.job_id):
-        process.queue().publish(wakeup)
+    with suppress(Unavailable):  # housekeeping publishes it when the database is back
+        for wakeup in lease.due(process.database(), job_id=job.claim.job_id):
+            process.queue().publish(wakeup)
 
 
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:

@@ -144,7 +144,9 @@ class Queue:
             if value is not None
         ]
         return [
-            LiveWorker(name=name, queues=tuple(one["queues"]), memory_bytes=one["memory_bytes"])
+            LiveWorker(
+                name=name, queues=tuple(one["queues"]), memory_bytes=one.get("memory_bytes", {})
+            )
             for name, one in told
         ]
 

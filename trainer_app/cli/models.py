@@ -109,7 +109,7 @@ def _columns(scored: Scored) -> Iterator[list[object]]:
         yield ["bits", None, *scored["surprisal"]]
     if scored["topk"] is not None:
         likeliest = (
-            ", ".join(f"{ascii(one['token'])} {one['probability']:.3f}" for one in candidates)
+            ", ".join(f"{one['token']!a} {one['probability']:.3f}" for one in candidates)
             for candidates in scored["topk"]
         )
         yield ["likeliest", None, *likeliest]

@@ -148,5 +148,5 @@ def _load(directory: Path) -> Snapshot:
             random=load_tensors(directory / "rng.safetensors"),
             best=load_tensors(directory / BEST) if BEST in digests else None,
         )
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
