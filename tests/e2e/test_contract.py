@@ -592,6 +592,12 @@ def test_a_chat_that_is_not_there_cannot_be_gone_on_with(stranger: Stranger, run
     assert code(stranger.post(f"/runs/{run}/chat", body)) == (404, "DATA_NOT_FOUND")
 
 
+def test_a_model_answers_while_a_run_trains(stranger: Stranger, run: str, long_run: str) -> None:
+    asked = stranger.post(f"/runs/{run}/chat", {"message": "import os", "max_new_tokens": 8})
+    assert stranger.wait(asked.headers["Location"], seconds=30)["status"] == "completed"
+    assert stranger.get(f"/runs/{long_run}").json()["status"] == "running"
+
+
 # Fine-tuning
 
 
