@@ -3,7 +3,8 @@
     python -m benchmarks.big_corpus [--megabytes 1000] [--data-root DIR]
 
 Starts a stack of its own, makes the line while it is sent, and prints one JSON object: seconds of
-each phase, and the peak of the resident memory of each process while it worked.
+each phase, and the peak of the resident memory of each process while it worked; on standard error
+the same as each phase ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -54,6 +56,9 @@ class Peaks:
             return
         self.bytes[name] = max(self.bytes.get(name, 0), total)
 
+    def megabytes(self) -> dict[str, int]:
+        return {name: value // 1_000_000 for name, value in sorted(self.bytes.items())}
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
@@ -91,17 +96,22 @@ def upload(stack: RunningStack, megabytes: int) -> str:
 def measure(stack: RunningStack, megabytes: int) -> dict[str, object]:
     seconds: dict[str, float] = {}
     peaks = Peaks(stack)
+
+    def ended(phase: str, began: float) -> None:
+        seconds[phase] = round(time.monotonic() - began, 1)
+        print(phase, seconds[phase], "s", peaks.megabytes(), file=sys.stderr, flush=True)
+
     with Client(stack.api_url, timeout=WAIT_SECONDS) as client:
         began = time.monotonic()
         corpus = upload(stack, megabytes)
-        seconds["upload"] = time.monotonic() - began
+        ended("upload", began)
         began = time.monotonic()
         tokenizer = client.train_tokenizer(
             {"method": "bpe", "vocab_size": 1_000, "corpus_file_id": corpus}
         )["tokenizer_id"]
         trained = client.wait_for_tokenizer(tokenizer, timeout=WAIT_SECONDS)
         assert trained["status"] == "completed", trained
-        seconds["tokenizer"] = time.monotonic() - began
+        ended("tokenizer", began)
         began = time.monotonic()
         run_id = client.train_run(
             {
@@ -117,12 +127,12 @@ def measure(stack: RunningStack, megabytes: int) -> dict[str, object]:
         )["run_id"]
         run = client.wait_for_run(run_id, timeout=WAIT_SECONDS)
         assert run["status"] == "completed", run
-        seconds["run"] = time.monotonic() - began
+        ended("run", began)
     peaks.close()
     return {
         "megabytes": megabytes,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "peak_megabytes": {name: value // 1_000_000 for name, value in peaks.bytes.items()},
+        "seconds": seconds,
+        "peak_megabytes": peaks.megabytes(),
         "within_2_gb_each": max(peaks.bytes.values()) < LIMIT_BYTES,
         "val_loss": run["val_loss"],
     }
