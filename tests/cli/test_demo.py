@@ -83,16 +83,23 @@ def test_ctrl_c_stops_the_stack(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
 
 
-def test_at_the_end_it_says_how_to_start_the_stack_again(server: Server) -> None:
+@pytest.mark.parametrize("on_path", [True, False])
+def test_at_the_end_it_says_how_to_start_the_stack_again(
+    server: Server, on_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(folder) if on_path else "/nowhere")
+    monkeypatch.chdir(folder.parent)
+    trainer = "trainer" if on_path else f"{folder.name}/trainer"
     printed = io.StringIO()
     with server.client() as client:
         run = client.get_run(server.run())
-    with subprocess.Popen(["true"]) as process:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
         root = Path("data", "my demo")
         stack = RunningStack(process=process, data_root=root, output=root, api_url=server.url)
         _what_next(Console(file=printed, soft_wrap=True), stack, run, root, keep=False)
-    assert "  trainer up --data-root 'data/my demo'\n" in printed.getvalue()
-    assert f"  trainer generate {run['run_id']} --prompt" in printed.getvalue()
+    assert f"  {trainer} up --data-root 'data/my demo'\n" in printed.getvalue()
+    assert f"  {trainer} generate {run['run_id']} --prompt" in printed.getvalue()
 
 
 def _cancel_first_run(root: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -244,6 +247,7 @@ def _what_next(
         markup=False,
     )
     console.print("what to try next", style="bold")
+    trainer = _command(os.environ)
     if keep:
         where = f"TRAINER_URL={stack.api_url} "
         console.print(
@@ -251,6 +255,15 @@ def _what_next(
         )
     else:
         where = ""
-        console.print(f"  trainer up --data-root {shlex.quote(str(data_root))}", markup=False)
-    console.print(f"  {where}trainer generate {run['run_id']} --prompt 'def '", markup=False)
-    console.print(f"  {where}trainer corpora add YOUR_TEXT.txt", markup=False)
+        console.print(f"  {trainer} up --data-root {shlex.quote(str(data_root))}", markup=False)
+    console.print(f"  {where}{trainer} generate {run['run_id']} --prompt 'def '", markup=False)
+    console.print(f"  {where}{trainer} corpora add YOUR_TEXT.txt", markup=False)
+
+
+def _command(environment: Mapping[str, str]) -> str:
+    """What to type for ``trainer``: its path where the shell would not find it by its name."""
+    if shutil.which("trainer", path=environment.get("PATH", "")):
+        return "trainer"
+    path = Path(sys.executable).with_name("trainer")
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
