@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,9 +23,14 @@ from trainer_app.core.splits import ByteHistogram, Split, SplitRule
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trainer_app.core.splits import SplitPlan
 
-CHUNK_UNITS: Final = 1 << 16  # copied at once; at most 16 KiB characters each, 100 bytes as a rule
+# Copied at once, whichever is less. Units have about 100 bytes as a rule, but of a text that is one
+# line each has 16,384 characters.
+CHUNK_UNITS: Final = 1 << 16
+CHUNK_TOKENS: Final = 1 << 22  # more than any unit has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +108,8 @@ def _copy(
     text_bytes = 0
     first_token = 0
     with disk_full_named(path), path.open("wb") as file:
-        for start in range(0, encoded.units, CHUNK_UNITS):
+        for start, end in _chunks(counts):
             raise_if_stopped(should_stop)
-            end = min(start + CHUNK_UNITS, encoded.units)
             # one unit more, to see whether the last run goes on in the next chunk
             chosen = plan.assign(hashes[start : end + 1]) == split
             goes_on = np.append(chosen[1:], False)[: end - start]
@@ -117,3 +122,13 @@ def _copy(
             text_bytes += int(sizes[start:end][chosen].sum(dtype=np.int64))
             first_token = last_token
     return text_bytes
+
+
+def _chunks(counts: NDArray[np.uint32]) -> Iterator[tuple[int, int]]:
+    """The first unit of each chunk and the one behind its last."""
+    start = 0
+    while start < len(counts):
+        tokens = np.cumsum(counts[start : start + CHUNK_UNITS], dtype=np.int64)
+        end = start + int(np.searchsorted(tokens, CHUNK_TOKENS, side="right"))
+        yield start, end
+        start = end
