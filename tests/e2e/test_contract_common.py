@@ -105,12 +105,19 @@ def quick(corpus: str) -> Json:
     }
 
 
-def server_log(locked: RunningStack) -> str:
-    return "".join(
-        path.read_text("utf-8", "replace")
-        for folder in (locked.data_root / "run" / "logs", locked.data_root / "logs")
-        for path in folder.iterdir()
-    )
+def server_log(locked: RunningStack, *, of_request: str) -> str:
+    """All that the stack has logged, once the request of this id is there: logs lag the answers."""
+    logged = ""
+    deadline = time.monotonic() + 10.0
+    while of_request not in logged and time.monotonic() < deadline:
+        time.sleep(0.02)
+        logged = "".join(
+            path.read_text("utf-8", "replace")
+            for folder in (locked.data_root / "run" / "logs", locked.data_root / "logs")
+            for path in folder.iterdir()
+        )
+    assert of_request in logged
+    return logged
 
 
 # Keys
@@ -144,8 +151,8 @@ def test_no_key_right_or_wrong_is_in_a_log(
     locked: RunningStack, stranger: Stranger, keyless: Stranger, model: str
 ) -> None:
     keyless.get("/runs", X_Api_Key="wrong-key-of-this-test")
-    keyless.get("/runs?api_key=key-in-a-url")
-    logged = server_log(locked)
+    keyless.get("/runs?api_key=key-in-a-url", X_Request_ID="last-try-without-a-key")
+    logged = server_log(locked, of_request="last-try-without-a-key")
     assert model in logged
     for key in (*KEYS, "wrong-key-of-this-test", "key-in-a-url"):
         assert key not in logged
@@ -183,7 +190,8 @@ def test_a_request_id_is_in_the_error_the_log_and_the_log_of_the_task(
 ) -> None:
     answer = stranger.get("/runs/unknown", X_Request_ID="find-me-in-the-log")
     assert answer.json()["request_id"] == "find-me-in-the-log"
-    assert '"request_id": "find-me-in-the-log"' in server_log(locked).replace('":"', '": "')
+    logged = server_log(locked, of_request="find-me-in-the-log")
+    assert '"request_id": "find-me-in-the-log"' in logged.replace('":"', '": "')
 
     lines = stranger.get(f"/runs/{model}/logs?tail=10000").text.splitlines()
 
