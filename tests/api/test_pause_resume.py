@@ -67,6 +67,58 @@ def test_an_unknown_run_is_not_found(client: FlaskClient, move: str) -> None:
     assert (answer.status_code, answer.get_json()["code"]) == (404, "RUN_NOT_FOUND")
 
 
+@pytest.mark.parametrize("move", ["pause", "cancel"])
+def test_a_repeated_stop_does_not_stop_what_was_resumed_since(
+    client: FlaskClient, world: World, move: str
+) -> None:
+    run_id = world.run()
+    key = {"Idempotency-Key": "once"}
+    first = client.post(f"/runs/{run_id}/{move}", headers=key)
+    client.post(f"/runs/{run_id}/resume")
+
+    again = client.post(f"/runs/{run_id}/{move}", headers=key)
+
+    assert (again.status_code, again.get_json()) == (200, first.get_json())
+    run = client.get(f"/runs/{run_id}").get_json()
+    assert (run["status"], run["paused"]) == ("queued", False)
+    assert lease.claim(world.database, run_id, "worker", lease_seconds=60) is not None
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        assert news.get(cancelled_key(run_id)) is None
+
+
+def test_a_repeated_resume_takes_back_no_later_cancellation(
+    client: FlaskClient, world: World
+) -> None:
+    run_id = world.run(Status.CANCELLED)
+    key = {"Idempotency-Key": "once"}
+    first = client.post(f"/runs/{run_id}/resume", headers=key)
+    client.post(f"/runs/{run_id}/cancel")
+
+    again = client.post(f"/runs/{run_id}/resume", headers=key)
+
+    assert (again.status_code, again.get_json()) == (202, first.get_json())
+    assert again.headers["Location"] == first.headers["Location"]
+    assert client.get(f"/runs/{run_id}").get_json()["status"] == "cancelled"
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        assert news.get(cancelled_key(run_id)) == "1"
+
+
+@pytest.mark.parametrize("move", ["pause", "resume", "cancel"])
+def test_a_move_has_no_body_or_an_empty_one(client: FlaskClient, world: World, move: str) -> None:
+    run_id = world.run()
+    client.post(f"/runs/{run_id}/pause")
+    address = f"/runs/{run_id}/{move}"
+    key = {"Idempotency-Key": "once"}
+    for bad, status in ((b'{"force": true}', 422), (b"[]", 422), (b"{", 400)):
+        answer = client.post(address, data=bad, content_type="application/json", headers=key)
+        assert answer.status_code == status
+    assert client.post(address, data=b"force", content_type="text/plain").status_code == 415
+    assert client.get(f"/runs/{run_id}").get_json()["paused"]
+    assert client.post(address, json={}, headers=key).status_code in {200, 202}
+    assert client.post(address, headers=key).status_code in {200, 202}
+    assert client.post(address, headers={"Idempotency-Key": "a b"}).status_code == 422
+
+
 def test_nothing_is_resumed_while_redis_is_away(
     world: World, make_client: Callable[[Settings], FlaskClient]
 ) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from trainer_app.errors import AlreadyFinished, Conflict, LeaseLost, RunNotFound
+from trainer_app.errors import AlreadyFinished, Conflict, FieldError, LeaseLost, RunNotFound
 from trainer_app.store import lease, pauses, runs
 from trainer_app.store.database import Database
+from trainer_app.store.idempotency import IdempotencyKey
 from trainer_app.store.lease import Claim, Progress, Status
 
 Move = Callable[[Database, str], Status]
+KEY = IdempotencyKey(endpoint="POST /runs/run-1/move", key="key", body_sha256="a" * 64)
 
 
 def test_a_paused_run_in_the_queue_is_neither_taken_nor_published_nor_counted(
@@ -119,3 +123,61 @@ def test_a_paused_run_in_the_queue_is_cancelled_at_once(database: Database, run_
 def test_there_must_be_such_a_run(database: Database, move: Move) -> None:
     with pytest.raises(RunNotFound):
         move(database, "run-none")
+
+
+def test_a_repeated_pause_does_not_undo_the_resume_after_it(
+    database: Database, run_id: str
+) -> None:
+    for _ in range(2):
+        assert pauses.pause(database, run_id, idempotency=KEY) is Status.QUEUED
+        if runs.get(database, run_id).paused:
+            pauses.resume(database, run_id)
+    assert not runs.get(database, run_id).paused
+
+
+def test_a_repeated_resume_gets_the_answer_of_then_and_moves_nothing(
+    database: Database, claim: Claim
+) -> None:
+    pauses.pause(database, claim.job_id)
+    assert pauses.resume(database, claim.job_id, idempotency=KEY) is Status.RUNNING
+    pauses.pause(database, claim.job_id)
+    lease.hand_back(database, claim, message="paused at step 3")
+
+    assert pauses.resume(database, claim.job_id, idempotency=KEY) is Status.RUNNING
+
+    assert runs.get(database, claim.job_id).paused
+
+
+def test_a_repeated_cancellation_does_not_cancel_what_was_resumed_since(
+    database: Database, run_id: str
+) -> None:
+    assert lease.request_cancel(database, run_id, idempotency=KEY) is Status.CANCELLED
+    pauses.resume(database, run_id)
+    assert lease.request_cancel(database, run_id, idempotency=KEY) is Status.CANCELLED
+    assert runs.get(database, run_id).status is Status.QUEUED
+
+
+def test_a_move_that_failed_leaves_its_key_unused(database: Database, run_id: str) -> None:
+    with pytest.raises(Conflict):
+        pauses.resume(database, run_id, idempotency=KEY)
+    pauses.pause(database, run_id)
+    assert pauses.resume(database, run_id, idempotency=KEY) is Status.QUEUED
+    assert not runs.get(database, run_id).paused
+
+
+def test_a_key_that_came_with_another_body_moves_nothing(database: Database, run_id: str) -> None:
+    pauses.pause(database, run_id, idempotency=KEY)
+    with pytest.raises(FieldError, match="another body"):
+        pauses.resume(database, run_id, idempotency=replace(KEY, body_sha256="b" * 64))
+    assert runs.get(database, run_id).paused
+
+
+def test_of_many_at_once_with_one_key_all_get_the_answer_of_the_first(
+    database: Database, run_id: str
+) -> None:
+    lease.request_cancel(database, run_id)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda _: pauses.resume(database, run_id, idempotency=KEY), range(8))
+        )
+    assert answers == [Status.QUEUED] * 8

@@ -10,7 +10,7 @@ from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 
 from trainer_app.api import current
-from trainer_app.api.body import read_json
+from trainer_app.api.body import read_json, read_optional_json
 from trainer_app.api.errors import InvalidInput
 from trainer_app.api.schema import details_of
 
@@ -28,9 +28,10 @@ class StrictParser(FlaskParser):
     # Each schema decides; webargs would drop unknown query parameters.
     DEFAULT_UNKNOWN_BY_LOCATION = {}  # noqa: RUF012  webargs reads it from the class
 
-    def load_json(self, req: Request, schema: Schema) -> object:  # noqa: ARG002
-        """The decoded body; webargs' signature."""
-        return read_json(req, current.settings().api.max_body_bytes)
+    def load_json(self, req: Request, schema: Schema) -> object:
+        """The decoded body, which may be left out where it has no fields; webargs' signature."""
+        read = read_json if schema.fields else read_optional_json
+        return read(req, current.settings().api.max_body_bytes)
 
     def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:  # noqa: ARG002
         """The query parameters, each given once; webargs' signature."""

@@ -44,6 +44,13 @@ def read_json(request: Request, limit: int) -> object:
     return decode(b"".join(read_blocks(request, limit)))
 
 
+def read_optional_json(request: Request, limit: int) -> object:
+    """As ``read_json``; an absent or empty body stands for an empty object."""
+    if not request.content_length and "Transfer-Encoding" not in request.headers:
+        return {}
+    return read_json(request, limit)
+
+
 def check_framing(request: Request) -> None:
     """Refuse a body of two lengths: servers and proxies would disagree on where it ends."""
     if request.headers.get("Content-Length") and request.headers.get("Transfer-Encoding"):

@@ -11,9 +11,9 @@ from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.metrics_schema import (
     CurveQuerySchema,
     CurveSchema,
-    EmptyQuerySchema,
     PointSchema,
 )
+from trainer_app.api.schema import EmptySchema
 from trainer_app.api.streams import LAST_EVENT_ID, Events, Followers, event, last_event_id
 from trainer_app.store import metrics, runs
 from trainer_app.store.metrics import MetricPoint
@@ -44,7 +44,7 @@ def get_metrics(query: CurveQuery, run_id: str) -> dict[str, object]:
 
 
 @blueprint.route("/runs/<id:run_id>/metrics/stream", parameters=[LAST_EVENT_ID])
-@blueprint.arguments(EmptyQuerySchema, location="query")
+@blueprint.arguments(EmptySchema, location="query")
 @blueprint.response(
     200,
     {"type": "string"},

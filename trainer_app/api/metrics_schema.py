@@ -18,10 +18,6 @@ class CurveQuerySchema(StrictSchema):
     )
 
 
-class EmptyQuerySchema(StrictSchema):
-    """No query parameters."""
-
-
 class PointSchema(Schema):
     """One step of the curve; null: not measured there."""
 

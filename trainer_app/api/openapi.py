@@ -29,7 +29,7 @@ _ASSET_NAMES: Final = (
 _DESCRIPTION: Final = (
     "Train, evaluate and use small language models on your own machines.\n\n"
     "Every error has the same body; `code` says what happened. A POST that starts work answers "
-    "202 with `Location`: follow it. Send `Idempotency-Key` to repeat such a POST safely."
+    "202 with `Location`: follow it. Send `Idempotency-Key` to repeat any POST safely."
 )
 _Document = dict[str, object]
 

@@ -20,7 +20,7 @@ from trainer_app.api.runs_schema import (
     RunQuerySchema,
     RunSchema,
 )
-from trainer_app.api.schema import PageQuery
+from trainer_app.api.schema import EmptySchema, PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
 from trainer_app.store import idempotency, lease, pauses, runs
@@ -93,38 +93,49 @@ def get_run(run_id: str) -> Run:
     return runs.get(current.database(), run_id)
 
 
-@blueprint.route("/runs/<id:run_id>/cancel", methods=["POST"])
+@blueprint.route("/runs/<id:run_id>/cancel", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(EmptySchema, required=False)
 @blueprint.response(200, CancelSchema)
 @blueprint.doc(operationId="cancelRun")
 @blueprint.leads_to("getRun", run_id="$request.path.run_id")
 @blueprint.fails_with("RUN_NOT_FOUND", "ALREADY_FINISHED", "UNAVAILABLE")
-def cancel_run(run_id: str) -> dict[str, str]:
+def cancel_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
     """Ask for a run's cancellation; a queued run is cancelled at once."""
-    lease.request_cancel(current.database(), run_id, kind=JobKind.TRAIN)
-    current.queue().announce_cancel(run_id)
+    database = current.database()
+    key = idempotency_key("")
+    if idempotency.find(database, key) is None:
+        lease.request_cancel(database, run_id, kind=JobKind.TRAIN, idempotency=key)
+        current.queue().announce_cancel(run_id)
     return {"status": "cancellation-requested"}
 
 
-@blueprint.route("/runs/<id:run_id>/pause", methods=["POST"])
+@blueprint.route("/runs/<id:run_id>/pause", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(EmptySchema, required=False)
 @blueprint.response(200, MovedSchema)
 @blueprint.doc(operationId="pauseRun")
 @blueprint.leads_to("getRun", "resumeRun", run_id="$request.path.run_id")
 @blueprint.fails_with("RUN_NOT_FOUND", "ALREADY_FINISHED", "UNAVAILABLE")
-def pause_run(run_id: str) -> dict[str, str]:
+def pause_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
     """Hold a run back until it is resumed; a running one keeps a checkpoint."""
-    return {"run_id": run_id, "status": pauses.pause(current.database(), run_id)}
+    status = pauses.pause(current.database(), run_id, idempotency=idempotency_key(""))
+    return {"run_id": run_id, "status": status}
 
 
-@blueprint.route("/runs/<id:run_id>/resume", methods=["POST"])
+@blueprint.route("/runs/<id:run_id>/resume", methods=["POST"], parameters=[KEY_PARAMETER])
+@blueprint.arguments(EmptySchema, required=False)
 @blueprint.response(202, MovedSchema, headers=LOCATION)
 @blueprint.doc(operationId="resumeRun")
 @blueprint.leads_to("getRun", "cancelRun", run_id="$request.path.run_id")
 @blueprint.fails_with("RUN_NOT_FOUND", "CONFLICT", "ALREADY_FINISHED", "UNAVAILABLE")
-def resume_run(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     """Let a paused, cancelled or failed run go on from its last checkpoint."""
     require_services()
-    # Before the run can start: it would take what was asked of it earlier for news.
-    current.queue().forget_cancel(run_id)
-    status = pauses.resume(current.database(), run_id)
-    wake(run_id)
+    database = current.database()
+    key = idempotency_key("")
+    status = idempotency.find(database, key)
+    if status is None:
+        # Before the run can start: it would take what was asked of it earlier for news.
+        current.queue().forget_cancel(run_id)
+        status = pauses.resume(database, run_id, idempotency=key)
+        wake(run_id)
     return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}

@@ -30,6 +30,10 @@ class StrictSchema(Schema):
     }
 
 
+class EmptySchema(StrictSchema):
+    """No field at all; a body of it may be left out."""
+
+
 class PageQuerySchema(StrictSchema):
     """Which part of a list is asked for."""
 

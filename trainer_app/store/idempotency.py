@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from trainer_app.errors import FieldError
@@ -47,8 +48,28 @@ def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> 
     return _created(session, key)
 
 
+def once(session: Session, key: IdempotencyKey | None, act: Callable[[], str]) -> str:
+    """What ``act`` answers, which creates nothing; with a key that was used before, the answer
+    of then, and nothing is done.
+
+    For the caller's transaction, with which the key is forgotten when ``act`` raises. Raises
+    FieldError when the key came with another body.
+    """
+    earlier = claim_key(session, key, created_id="")
+    if earlier is not None:
+        return earlier
+    answer = act()
+    if key is not None:
+        session.execute(
+            update(IdempotencyRow)
+            .where(IdempotencyRow.endpoint == key.endpoint, IdempotencyRow.key == key.key)
+            .values(created_id=answer)
+        )
+    return answer
+
+
 def find(db: Database, key: IdempotencyKey | None) -> str | None:
-    """The id of what was created with this key; None: nothing was.
+    """The id of what was created with this key, or what was answered; None: nothing was.
 
     For a repeat, which is to get its first answer even where what it asks for has become
     impossible. Raises FieldError when that was asked for with another body.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import case, func, literal, null, select, true, update
+from sqlalchemy.orm import Session
 
 from trainer_app.errors import (
     AlreadyFinished,
@@ -24,6 +25,7 @@ from trainer_app.errors import (
 from trainer_app.store import metrics
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
+from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched, owned, reap
@@ -268,12 +270,25 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
         return session.scalar(statement) is not None
 
 
-def request_cancel(db: Database, job_id: str, *, kind: JobKind | None = None) -> Status:
+def request_cancel(
+    db: Database,
+    job_id: str,
+    *,
+    kind: JobKind | None = None,
+    idempotency: IdempotencyKey | None = None,
+) -> Status:
     """Ask for a job's cancellation: at once when queued, else its worker is told.
 
-    Returns where it stands now; asking twice gives the same. Raises AlreadyFinished once it has
-    completed or failed, and the NotFound of the kind when there is no such job, or of another kind.
+    Returns where it stands now; asking twice gives the same. With a key that was used before,
+    nothing happens, and it returns what it did then. Raises AlreadyFinished once it has completed
+    or failed, the NotFound of the kind when there is no such job, or of another kind, and
+    FieldError when the key came with another body.
     """
+    with db.write() as session:
+        return Status(once(session, idempotency, lambda: _request_cancel(session, job_id, kind)))
+
+
+def _request_cancel(session: Session, job_id: str, kind: JobKind | None) -> Status:
     named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
     queued = JobRow.status == Status.QUEUED
     statement = (
@@ -287,8 +302,7 @@ def request_cancel(db: Database, job_id: str, *, kind: JobKind | None = None) ->
         )
         .returning(JobRow.status)
     )
-    with db.write() as session:
-        status = session.scalar(statement) or session.scalar(select(JobRow.status).where(*named))
+    status = session.scalar(statement) or session.scalar(select(JobRow.status).where(*named))
     if status is None:
         missing = NotFound if kind is None else _NOT_FOUND.get(kind, DataNotFound)
         raise missing(f"{job_id}: there is no such job")

@@ -8,15 +8,22 @@ from sqlalchemy.orm import Session
 from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
 from trainer_app.store.claims import Claim, held, lost
 from trainer_app.store.database import Database
+from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.tables import FINAL, JobKind, JobRow, Status
 
 
-def pause(db: Database, run_id: str) -> Status:
+def pause(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = None) -> Status:
     """Hold a run back: no worker takes it until it is resumed, and one that has it is told.
 
-    Returns where it stands now; asking twice gives the same. Raises RunNotFound, and
-    AlreadyFinished once it has ended.
+    Returns where it stands now; asking twice gives the same. With a key that was used before,
+    nothing happens, and it returns what it did then. Raises RunNotFound, AlreadyFinished once it
+    has ended, and FieldError when the key came with another body.
     """
+    with db.write() as session:
+        return Status(once(session, idempotency, lambda: _pause(session, run_id)))
+
+
+def _pause(session: Session, run_id: str) -> Status:
     fresh = JobRow.attempt == 0
     statement = (
         update(JobRow)
@@ -27,10 +34,9 @@ def pause(db: Database, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    with db.write() as session:
-        status = session.scalar(statement)
-        if status is None:
-            raise AlreadyFinished(f"{run_id} has already {_ended(_status(session, run_id))}")
+    status = session.scalar(statement)
+    if status is None:
+        raise AlreadyFinished(f"{run_id} has already {_ended(_status(session, run_id))}")
     return Status(status)
 
 
@@ -43,12 +49,18 @@ def pause_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
-def resume(db: Database, run_id: str) -> Status:
+def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = None) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
 
-    Returns where it stands now. Raises RunNotFound, AlreadyFinished when it has completed, and
-    Conflict when it is queued or running and not paused.
+    Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
+    RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
+    not paused, and FieldError when the key came with another body.
     """
+    with db.write() as session:
+        return Status(once(session, idempotency, lambda: _resume(session, run_id)))
+
+
+def _resume(session: Session, run_id: str) -> Status:
     ended = JobRow.status.in_([Status.CANCELLED, Status.FAILED])
     cause = case(
         (JobRow.status == Status.CANCELLED, "cancelled"),
@@ -74,13 +86,12 @@ def resume(db: Database, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    with db.write() as session:
-        status = session.scalar(statement)
-        if status is None:
-            stands = _status(session, run_id)
-            if stands in FINAL:
-                raise AlreadyFinished(f"{run_id} has already {_ended(stands)}")
-            raise Conflict(f"{run_id} is {stands}: there is nothing to resume")
+    status = session.scalar(statement)
+    if status is None:
+        stands = _status(session, run_id)
+        if stands in FINAL:
+            raise AlreadyFinished(f"{run_id} has already {_ended(stands)}")
+        raise Conflict(f"{run_id} is {stands}: there is nothing to resume")
     return Status(status)
 
 
