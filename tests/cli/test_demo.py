@@ -51,8 +51,8 @@ def test_it_trains_shows_what_it_learnt_and_keeps_the_stack_if_asked(tmp_path: P
     with demo(tmp_path, "--minutes", "0.1", "--keep") as running:
         text, _ = running.communicate()
     assert running.returncode == 0, text
-    assert "before: chance" in text
-    assert "after: this model" in text
+    assert "before: untrained" in text
+    assert "after: trained" in text
     assert "AutoModelForCausalLM.from_pretrained" in text
     [folder] = [line.strip() for line in text.splitlines() if line.startswith(f"  {tmp_path}")]
     assert json.loads(Path(folder, "manifest.json").read_text())["test_loss"] < 8.3  # chance

@@ -124,9 +124,9 @@ class _Demo:
             "corpus_file_id": corpus["file_id"],
             "tokenizer_id": tokenizer["tokenizer_id"],
         }
-        steps = self._plan(inputs, corpus, tokenizer)
+        steps, untrained = self._plan(inputs, corpus, tokenizer)
         run = self._train(inputs, steps)
-        self._compare(run, tokenizer)
+        self._compare(untrained, run)
         self._complete(run)
         return run
 
@@ -158,9 +158,20 @@ class _Demo:
         _check("the tokenizer", tokenizer["status"], tokenizer["error"])
         return tokenizer
 
-    def _plan(self, inputs: Mapping[str, str], corpus: Corpus, tokenizer: Tokenizer) -> int:
-        """How many steps the given minutes are on this machine, found out by a short run."""
-        fields = {"max_steps": PROBE_STEPS, "logging_steps": 5, "tags": ["demo-probe"]}
+    def _plan(
+        self, inputs: Mapping[str, str], corpus: Corpus, tokenizer: Tokenizer
+    ) -> tuple[int, Run]:
+        """How many steps the given minutes are on this machine, found out by a short run.
+
+        At a learning rate of 0 that run ends with the weights that the real one begins with, and
+        so tells how those do on the held-out text.
+        """
+        fields = {
+            "max_steps": PROBE_STEPS,
+            "learning_rate": 0.0,
+            "logging_steps": 5,
+            "tags": ["demo-probe"],
+        }
         with _step(self._console, "tokenize the text, and see how fast this machine trains"):
             accepted = self._client.train_run({**RECIPE, **inputs, **fields})
             probe = self._client.wait_for_run(accepted["run_id"], timeout=_PROBE_SECONDS)
@@ -173,7 +184,7 @@ class _Demo:
         enough = MAX_EPOCHS * corpus["bytes"] / tokenizer["bytes_per_token"]
         tokens = min(rate * 60 * self._minutes, enough)
         self._console.print(f"  {short(rate)} tokens/s", style="dim")
-        return max(1, round(tokens / (SEQ_LEN * BATCH_SIZE)))
+        return max(1, round(tokens / (SEQ_LEN * BATCH_SIZE))), probe
 
     def _train(self, inputs: Mapping[str, str], steps: int) -> Run:
         fields = {"max_steps": steps, "eval_steps": max(1, steps // 4), "tags": ["demo"]}
@@ -185,18 +196,13 @@ class _Demo:
             self._console.print(f"  {line}", markup=False)
         return run
 
-    def _compare(self, run: Run, tokenizer: Tokenizer) -> None:
-        """Chance and the model, on text that was held out of all training."""
-        manifest = self._manifest(run["run_id"])
-        loss, bits = manifest["test_loss"], manifest["bits_per_byte"]
-        vocab, bytes_per_token = tokenizer["vocab_size"], tokenizer["bytes_per_token"]
-        assert vocab is not None
-        assert bytes_per_token is not None
-        chance = math.log(vocab)
-        rows = [
-            ("before: chance", chance, float(vocab), chance / math.log(2) / bytes_per_token),
-            ("after: this model", loss, math.exp(loss), bits),
-        ]
+    def _compare(self, untrained: Run, trained: Run) -> None:
+        """The model before and after its training, on text that was held out of all training."""
+        rows = []
+        for label, run in (("before: untrained", untrained), ("after: trained", trained)):
+            manifest = self._manifest(run["run_id"])
+            loss = manifest["test_loss"]
+            rows.append((label, loss, math.exp(loss), manifest["bits_per_byte"]))
         names = ("on held-out text", "loss (nats/token)", "perplexity", "bits per byte")
         self._console.print(table(names, rows), markup=False)
 
