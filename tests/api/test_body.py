@@ -208,3 +208,24 @@ def test_brackets_inside_strings_are_not_depth() -> None:
 def test_nesting_is_allowed_up_to_the_limit() -> None:
     assert decode(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert len(decode(b"[" + b"{}," * 100 + b"{}]")) == 101  # type: ignore[arg-type]
+
+
+def test_a_body_that_the_server_loses_patience_with_is_refused_as_too_slow(
+    client: FlaskClient,
+) -> None:
+    class Slow(io.RawIOBase):
+        def readinto(self, _buffer: object) -> int:
+            raise TimeoutError
+
+    for path, content_type in (("/runs/train", "application/json"), ("/corpora", "text/plain")):
+        answer = client.post(
+            path,
+            content_type=content_type,
+            environ_overrides={
+                "CONTENT_LENGTH": "10",
+                "wsgi.input": Slow(),
+                "wsgi.input_terminated": True,  # as gunicorn says
+            },
+        )
+        assert (answer.status_code, answer.get_json()["code"]) == (408, "INVALID_INPUT")
+        assert "too slowly" in answer.get_json()["message"]

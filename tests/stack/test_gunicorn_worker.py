@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ CONFIGURATION = """
 from trainer_app.stack import gunicorn_worker
 gunicorn_worker.HEADER_SECONDS = 1.0
 gunicorn_worker.IDLE_SECONDS = 0.5
+gunicorn_worker.BODY_SECONDS = 2.0
+gunicorn_worker.BODY_BYTES_PER_SECOND = 100.0
 worker_class = "trainer_app.stack.gunicorn_worker.Worker"
 control_socket_disable = True
 threads = 2
@@ -27,6 +30,11 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     if environ["PATH_INFO"] == "/short":
         return [b"ok"]
+    if environ["PATH_INFO"] == "/body":
+        try:
+            return [b"read %d" % len(environ["wsgi.input"].read())]
+        except TimeoutError:
+            return [b"too slow"]
     return (b"." * 65536 for _ in range(10_000))
 """
 
@@ -47,6 +55,15 @@ def address(tmp_path: Path) -> Iterator[tuple[str, int]]:
     yield "127.0.0.1", port
     process.terminate()
     process.wait(20)
+
+
+def read_until(connection: socket.socket, end: bytes) -> None:
+    """An answer may come in pieces."""
+    read = b""
+    while not read.endswith(end):
+        piece = connection.recv(65_536)
+        assert piece, read
+        read += piece
 
 
 def test_headers_that_do_not_end_are_cut_off(address: tuple[str, int]) -> None:
@@ -74,3 +91,36 @@ def test_a_client_that_stops_reading_gives_its_thread_back_without_an_error(
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert "ERROR" not in log
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_a_body_that_drips_is_not_read_to_its_end(address: tuple[str, int], length: str) -> None:
+    with socket.create_connection(address, timeout=20) as slow:
+        slow.sendall(f"POST /body HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n186a0\r\n".encode())
+        for _ in range(100):
+            slow.sendall(b"x")
+            if select.select([slow], [], [], 0.2)[0]:
+                break
+        read_until(slow, b"too slow\r\n0\r\n\r\n")
+        # What it was still to send is not waited for either.
+        assert slow.recv(65_536) == b""
+
+
+def test_a_slow_body_that_keeps_its_pace_is_read_to_its_end(address: tuple[str, int]) -> None:
+    pieces = 12
+    with socket.create_connection(address, timeout=20) as slow:
+        head = f"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: {pieces * 200}\r\n\r\n"
+        slow.sendall(head.encode())
+        for _ in range(pieces):  # for longer than it may fall behind
+            slow.sendall(b"x" * 200)
+            time.sleep(0.3)
+        read_until(slow, b"read 2400\r\n0\r\n\r\n")
+
+
+def test_two_requests_of_one_connection_have_each_their_own_time(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=20) as kept:
+        for _ in range(3):
+            kept.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            time.sleep(0.8)
+            kept.sendall(b"ab")
+            read_until(kept, b"read 2\r\n0\r\n\r\n")

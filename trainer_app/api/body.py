@@ -14,6 +14,7 @@ from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
     RequestEntityTooLarge,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 
@@ -32,7 +33,7 @@ _BLOCK: Final = 65_536
 def read_json(request: Request, limit: int) -> object:
     """The decoded JSON body of at most ``limit`` bytes.
 
-    Raises the HTTP exceptions 400, 413 and 415. Numbers that no field can hold (NaN, 1e400, an
+    Raises the HTTP exceptions 400, 408, 413 and 415. Numbers that no field can hold (NaN, 1e400, an
     integer of a thousand digits) decode to such that every field refuses.
     """
     check_framing(request)
@@ -67,7 +68,8 @@ def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
     """The body block by block; 413 as soon as it is longer than ``limit`` bytes.
 
     Raises ClientDisconnected where it ends before its Content-Length: the server's own stream
-    then just ends, and half a text would pass for a whole one.
+    then just ends, and half a text would pass for a whole one. Raises RequestTimeout where it
+    comes too slowly for the server.
     """
     read = 0
     while block := _read(request):
@@ -82,6 +84,8 @@ def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
 def _read(request: Request) -> bytes:
     try:
         block: bytes = request.stream.read(_BLOCK)
+    except TimeoutError as error:
+        raise RequestTimeout("the body comes too slowly") from error
     except OSError as error:  # the server's words for a connection that broke off
         raise ClientDisconnected from error
     return block

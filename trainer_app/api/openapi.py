@@ -120,7 +120,7 @@ def _complete_operation(path: str, operation: _Document) -> None:
         codes.append("INVALID_INPUT")
     responses = _object(operation, "responses")
     if "requestBody" in operation:
-        for status in ("400", "413", "415"):
+        for status in ("400", "408", "413", "415"):
             responses[status] = _error(status, ["INVALID_INPUT"])
     for status in sorted({str(STATUSES[code]) for code in codes}):
         responses[status] = _error(status, [c for c in codes if str(STATUSES[c]) == status])

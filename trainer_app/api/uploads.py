@@ -46,7 +46,7 @@ def store_upload(
 ) -> Corpus:
     """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
 
-    Raises the HTTP exceptions 400, 413 and 415, CorpusEmpty, CorpusNotText, DiskFull. Whatever
+    Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, DiskFull. Whatever
     it raises, no file stays behind.
     """
     check_framing(request)

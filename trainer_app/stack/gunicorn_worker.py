@@ -1,6 +1,7 @@
 """gunicorn's threaded worker, with an end to the waiting for slow clients.
 
-As it comes, a client that sends one byte of a header holds a thread for ever.
+As it comes, a client that sends one byte of a header now and then holds a thread for ever, and so
+does one that sends a body like this.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ from typing import Final
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from trainer_app.stack.paced_socket import PacedSocket
+
 HEADER_SECONDS: Final = 20.0  # for a whole request line and its headers
-IDLE_SECONDS: Final = 60.0  # between two pieces of a body, or to take a piece of the answer
+IDLE_SECONDS: Final = 60.0  # to take a piece of the answer
+# How far a body may fall behind which average: that of a modem, at which 1 GB takes three days.
+BODY_SECONDS: Final = 60.0
+BODY_BYTES_PER_SECOND: Final = 4_096.0
 
 
 class Worker(ThreadWorker):
@@ -36,10 +42,16 @@ class Worker(ThreadWorker):
         """Serve a request whose headers are complete."""
         self._reading.pop(conn, None)
         conn.sock.settimeout(IDLE_SECONDS)
+        reader = conn.parser.unreader
+        reader.sock = PacedSocket(
+            conn.sock, patience_seconds=BODY_SECONDS, bytes_per_second=BODY_BYTES_PER_SECOND
+        )
         try:
             return super().handle_request(req, conn)
         except TimeoutError:
             return False  # the client is gone: close, and do not log it as an error of ours
+        finally:
+            reader.sock = conn.sock
 
     def murder_pending(self) -> None:
         """Called every second by the main loop."""

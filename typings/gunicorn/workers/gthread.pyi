@@ -1,7 +1,18 @@
 import socket
+from typing import Protocol
+
+class _Source(Protocol):
+    def recv(self, size: int, /) -> bytes: ...
+
+class _Unreader:
+    sock: _Source
+
+class _Parser:
+    unreader: _Unreader
 
 class TConn:
     sock: socket.socket
+    parser: _Parser
 
 class ThreadWorker:
     def init_process(self) -> None: ...
