@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.errors import Unavailable
+from trainer_app.settings import load_settings
+from trainer_app.stack.processes import training_worker
 from trainer_app.stack.state import StackState, read_state
 from trainer_app.stack.up import READY_LINE
 
@@ -97,6 +99,31 @@ def start_stack(
         RunningStack(process=process, data_root=data_root, output=output, api_url="").stop()
         raise
     return RunningStack(process=process, data_root=data_root, output=output, api_url=url)
+
+
+def start_worker(
+    stack: RunningStack, index: int, *, environment: Mapping[str, str | None] | None = None
+) -> subprocess.Popen[bytes]:
+    """One more training worker on the CPU, beside those of the stack; the caller ends it.
+
+    ``environment`` is that of the stack; ``index`` is to be one that the stack does not have.
+    """
+    process = training_worker(load_settings(), index, device=f"cpu{index}", visible="")
+    state = stack.state
+    places = {
+        "APP__DATA_ROOT": str(stack.data_root),
+        "DATABASE__URL": state["database_url"],
+        "REDIS__URL": state["redis_url"],
+    }
+    with (stack.data_root / "run" / "logs" / f"{process.name}.log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 (our own command)
+            process.command,
+            env=_merged({**(environment or {}), **places, **process.environment}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _merged(changes: Mapping[str, str | None]) -> dict[str, str]:

@@ -49,15 +49,8 @@ def processes(
     others see none.
     """
     blind = {"CUDA_VISIBLE_DEVICES": ""}
-    shared = training_queue(settings)
-    # The pinned queue comes first: with queue_order_strategy 'priority' it is drained first.
     workers = [
-        Process(
-            name=f"worker-{index}",
-            role=Role.WORKER,
-            command=_celery(f"train-{index}", pinned_queue(settings, device), shared),
-            environment={"CUDA_VISIBLE_DEVICES": visible},
-        )
+        training_worker(settings, index, device=device, visible=visible)
         for index, (device, visible) in enumerate(_devices(gpus))
     ]
     flower = Process(
@@ -94,6 +87,18 @@ def processes(
         ),
         *([flower] if with_flower else []),
     ]
+
+
+def training_worker(settings: Settings, index: int, *, device: str, visible: str) -> Process:
+    """A worker that trains; ``device`` names its own queue, ``visible`` is what CUDA shows it."""
+    # The pinned queue comes first: with queue_order_strategy 'priority' it is drained first.
+    queues = (pinned_queue(settings, device), training_queue(settings))
+    return Process(
+        name=f"worker-{index}",
+        role=Role.WORKER,
+        command=_celery(f"train-{index}", *queues),
+        environment={"CUDA_VISIBLE_DEVICES": visible},
+    )
 
 
 def _devices(gpus: Sequence[str]) -> list[tuple[str, str]]:
