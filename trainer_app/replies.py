@@ -56,6 +56,7 @@ class Run(TypedDict):
     run_id: str
     status: str
     message: str
+    paused: bool
     error_code: str | None
     attempt: int
     progress: int

@@ -43,5 +43,6 @@ def test_a_curve_that_is_another_one_fails(server: Server, trainer: Trainer) -> 
 def test_a_run_is_paused_and_resumed(server: Server, trainer: Trainer) -> None:
     run_id = server.run()
     assert trainer("runs", "pause", run_id, url=server.url).out == "queued\n"
+    assert "paused" in trainer("runs", "list").out
     assert json.loads(trainer("runs", "resume", run_id, "--json").out)["status"] == "queued"
     assert trainer("runs", "resume", run_id).code == 2

@@ -6,6 +6,7 @@ import io
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from trainer_app.cli.watch import watch
 from trainer_app.client import Client
 from trainer_app.replies import Run
 from trainer_app.stack.ports import free_port
+from trainer_app.store import lease
 from trainer_app.transport import NotReachable
 
 if TYPE_CHECKING:
@@ -67,6 +69,35 @@ def test_other_outputs_get_plain_lines(server: Server, monkeypatch: pytest.Monke
     assert any(line.startswith("step 10/100  loss 4.900") for line in lines)
     assert any("val 3.000" in line for line in lines)
     assert lines[-1].startswith("completed after")
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_run_that_is_paused_is_shown_as_paused(server: Server, on_terminal: bool) -> None:
+    run_id = server.run()
+    claim = server.claim(run_id)
+    server.step(claim, 10)
+    console, screen = terminal()
+    if not on_terminal:
+        screen = io.StringIO()
+        console = Console(file=screen, soft_wrap=True)
+
+    def seen(text: str) -> None:
+        deadline = time.monotonic() + 30
+        while text not in screen.getvalue():
+            assert time.monotonic() < deadline, screen.getvalue()
+            time.sleep(0.05)
+
+    with server.client() as client, server.client() as eyes, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch, eyes, run_id, console)
+        try:
+            seen("step 10/100")
+            client.pause_run(run_id)
+            seen("pausing")
+            lease.hand_back(server.database, claim, message="paused at step 10")
+            seen("paused at step 10")
+        finally:
+            client.cancel_run(run_id)
+        assert watching.result(30)[0] is Exit.CANCELLED
 
 
 def test_what_is_not_known_yet_is_not_shown(server: Server) -> None:

@@ -57,7 +57,7 @@ def list_(session: Session) -> Exit:
     rows = [
         (
             run["run_id"],
-            run["status"],
+            "paused" if run["paused"] and run["status"] == "queued" else run["status"],
             f"{run['spec']['model_family']}/{run['spec']['model_size']}",
             f"{run['progress']}%",
             run["val_loss"],

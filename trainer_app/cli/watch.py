@@ -124,7 +124,7 @@ class _Bar:
         self._task = task
 
     def show(self, run: Run) -> None:
-        if not run["step"]:
+        if not _moves(run):
             # A bar without a total pulses: something happens, or is waited for.
             self._progress.update(self._task, description=_waiting(run), rest="")
             return
@@ -146,7 +146,7 @@ class _Lines:
         self._shown: tuple[bool, float | None] = (False, None)
 
     def show(self, run: Run) -> None:
-        moving = bool(run["step"])
+        moving = _moves(run)
         line = "  ".join(figures_of(run)) if moving else _waiting(run)
         now = time.monotonic()
         # A first line, an evaluation and a new message are worth a line at once.
@@ -157,7 +157,15 @@ class _Lines:
             self._said, self._due, self._shown = line, now + LINE_SECONDS, shown
 
 
+def _moves(run: Run) -> bool:
+    return bool(run["step"]) and not run["paused"]
+
+
 def _waiting(run: Run) -> str:
+    if run["paused"] and run["status"] == "running":
+        return "pausing"
+    if run["paused"]:
+        return run["message"]  # "paused at step 412"
     if run["status"] == "queued":
         ahead = run["queue_position"]
         return f"queued, {ahead} before it" if ahead else "queued"
