@@ -170,14 +170,20 @@ def test_without_the_package_it_is_one_line_and_exit_code_2(tmp_path: Path) -> N
         f"'--data-root', {str(tmp_path)!r}]; from trainer_app.cli.main import main; main()",
     )
     assert done.returncode == 2
-    assert done.stderr == "error: --flower: needs Flower: pip install 'model-trainer[flower]'\n"
+    assert (
+        done.stderr
+        == "error: --flower: needs Flower: pip install -c constraints.txt -e '.[flower]'\n"
+    )
     assert [*tmp_path.iterdir()] == []
 
 
 def test_by_itself_it_says_the_same(tmp_path: Path) -> None:
     done = run_without_flower("-m", "trainer_app.stack.flower")
     assert done.returncode == 1
-    assert done.stderr == "error: --flower: needs Flower: pip install 'model-trainer[flower]'\n"
+    assert (
+        done.stderr
+        == "error: --flower: needs Flower: pip install -c constraints.txt -e '.[flower]'\n"
+    )
 
 
 def run_without_flower(*arguments: str) -> subprocess.CompletedProcess[str]:

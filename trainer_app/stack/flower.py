@@ -24,7 +24,7 @@ from trainer_app.stack.ports import local_url
 def check_installed() -> None:
     """Raise SettingsError where the extra is absent."""
     if find_spec("flower") is None:
-        raise SettingsError("--flower: needs Flower: pip install 'model-trainer[flower]'")
+        raise SettingsError("--flower: needs Flower: pip install -c constraints.txt -e '.[flower]'")
 
 
 def flower_url(settings: Settings) -> str:
