@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ import structlog
 
 from tasks import process
 from tasks.held import Held
+from tasks.owner import owner
 from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
@@ -79,9 +79,9 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     database holds what became of it.
     """
     settings = process.settings()
-    owner = f"{hostname}:{os.getpid()}"
+    holder = owner(hostname)
     claim = lease.claim(
-        process.database(), job_id, owner, lease_seconds=settings.jobs.lease_seconds
+        process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds
     )
     if claim is None:
         _log.info("nothing to do: the job is taken, cancelled or done", job_id=job_id)
@@ -97,7 +97,7 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     events = JobEvents(
         process.publisher(), job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
     )
-    log.info("started", worker=owner)
+    log.info("started", worker=holder)
     events.started()
     with Held(
         process.database(),

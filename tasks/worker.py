@@ -32,6 +32,7 @@ from tasks import process
 from tasks.app import app
 from tasks.held import draining
 from tasks.memory import device_bytes
+from tasks.owner import node
 from tasks.shells import WORK
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
@@ -102,7 +103,7 @@ def start_to_beat(**_: object) -> None:
 
 def _watch(worker: Worker) -> None:
     """Look after the children until the process ends: those that do not drain are its work too."""
-    watchdog = Watchdog(process.database(), worker.hostname)
+    watchdog = Watchdog(process.database(), node(worker.hostname))
     while True:
         time.sleep(_WATCH_SECONDS)
         try:

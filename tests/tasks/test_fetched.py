@@ -124,14 +124,14 @@ def test_a_run_that_died_while_it_was_sent_is_sent_and_not_trained_again(
     run_id = post()
 
     def lose_the_worker(_request: Request) -> None:
-        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
 
     server.then("POST", lose_the_worker)
     lost = train(run_id)
     assert lost.status == "queued"
-    with process.database().write() as session:
-        session.execute(update(JobRow).values(not_before=0.0))
+    with process.database().write() as connection:
+        connection.execute(update(JobRow).values(not_before=0.0))
 
     again = train(run_id)
 

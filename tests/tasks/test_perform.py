@@ -235,7 +235,7 @@ def test_a_job_that_would_be_queued_again_but_was_cancelled_ends_as_cancelled(
 
 def test_a_job_that_lost_its_lease_writes_nothing_more(worker: Settings, run_id: str) -> None:
     def work(job: Job) -> Done | StopReason:
-        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
         assert until_stopped(job) is StopReason.FENCED
         return done(job)  # a zombie that does not listen
@@ -248,7 +248,7 @@ def test_a_job_that_lost_its_lease_writes_nothing_more(worker: Settings, run_id:
 
 def test_a_lease_lost_inside_the_work_is_no_failure(worker: Settings, run_id: str) -> None:
     def work(job: Job) -> Done | StopReason:
-        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
         raise LeaseLost("gone")
 
@@ -259,7 +259,7 @@ def test_a_lease_lost_inside_the_work_is_no_failure(worker: Settings, run_id: st
 
 def test_a_fenced_engine_ends_quietly(worker: Settings, run_id: str) -> None:
     def work(job: Job) -> Done | StopReason:
-        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
         return StopReason.FENCED
 

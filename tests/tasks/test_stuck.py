@@ -149,7 +149,7 @@ def cancelled(run_id: str) -> None:
 
 
 def reaped(run_id: str) -> None:
-    lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+    lease.expire(process.database(), run_id, owner_prefix="train-0@here")
     lease.reap(process.database(), max_crashes=3)
 
 

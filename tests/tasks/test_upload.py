@@ -180,7 +180,7 @@ def test_a_worker_that_lost_its_lease_while_it_uploads_writes_nothing(
     server: DataBankServer, run_id: str
 ) -> None:
     def lose(request: Request) -> None:
-        lease.expire(process.database(), run_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
         silent(request)
 

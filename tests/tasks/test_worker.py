@@ -68,7 +68,7 @@ def test_a_job_that_does_not_stop_when_it_is_fenced_ends_with_its_process(
         claim,
         end_process=end,
     ) as held:
-        lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here:")
+        lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
         lease.reap(process.database(), max_crashes=3)
 
         assert ended.wait(10)
