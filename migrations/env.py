@@ -32,5 +32,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
-    with closing(Database(load_settings().database_url)) as db, db.write() as session:
-        migrate(session.connection())
+    with closing(Database(load_settings().database_url)) as db, db.write() as connection:
+        migrate(connection)

@@ -115,9 +115,9 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def postgres_url(migrated_postgres: str) -> str:
     """A migrated PostgreSQL database, empty, that no other test uses at the same time."""
-    with closing(Database(migrated_postgres)) as database, database.write() as session:
+    with closing(Database(migrated_postgres)) as database, database.write() as connection:
         for table in reversed(Table.metadata.sorted_tables):
-            session.execute(delete(table))
+            connection.execute(delete(table))
     return migrated_postgres
 
 

@@ -445,8 +445,8 @@ def test_a_hung_redis_is_noticed_within_five_seconds(
 def test_a_locked_database_is_noticed_within_five_seconds(
     client: FlaskClient, world: World, body: Body
 ) -> None:
-    with world.database.write() as session:
-        session.execute(text("DELETE FROM metrics"))
+    with world.database.write() as connection:
+        connection.execute(text("DELETE FROM metrics"))
         began = time.monotonic()
         response = train(client, body)
         assert time.monotonic() - began < 5

@@ -92,9 +92,11 @@ class World:
 
     def elapse(self, seconds: float) -> None:
         times = (JobRow.created_at, JobRow.completed_at, JobRow.lease_until, JobRow.heartbeat_at)
-        with self.database.write() as session:
-            session.execute(update(JobRow).values({column: column - seconds for column in times}))
-            session.execute(update(RunRow).values(uploaded_at=RunRow.uploaded_at - seconds))
+        with self.database.write() as connection:
+            connection.execute(
+                update(JobRow).values({column: column - seconds for column in times})
+            )
+            connection.execute(update(RunRow).values(uploaded_at=RunRow.uploaded_at - seconds))
         then = time.time() - seconds
         for folder in (self.settings.paths.artifacts / "models").glob("*"):
             os.utime(folder, (then, then))

@@ -108,8 +108,8 @@ class Server:
             deadline = time.monotonic() + 10
             left = times
             while left and time.monotonic() < deadline:
-                with self.database.read() as session:
-                    job_id = session.scalar(waiting)
+                with self.database.read() as connection:
+                    job_id = connection.scalar(waiting)
                 if job_id is not None:
                     code = None if status is Status.COMPLETED else "INTERNAL_ERROR"
                     claim = self.claim(job_id)

@@ -65,9 +65,11 @@ def elapse(database: Database) -> Elapse:
             JobRow.created_at,
             JobRow.completed_at,
         )
-        with database.write() as session:
-            session.execute(update(JobRow).values({column: column - seconds for column in times}))
-            session.execute(
+        with database.write() as connection:
+            connection.execute(
+                update(JobRow).values({column: column - seconds for column in times})
+            )
+            connection.execute(
                 update(JobRow)
                 .where(JobRow.not_before > 0)
                 .values(not_before=JobRow.not_before - seconds)

@@ -39,8 +39,8 @@ def _unavailable(*, within: float) -> Iterator[None]:
 
 
 def _setting(database: Database, statement: str) -> object:
-    with database.read() as session:
-        return session.scalar(text(statement))
+    with database.read() as connection:
+        return connection.scalar(text(statement))
 
 
 def _python(script: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -52,17 +52,17 @@ def test_a_database_that_answers_is_available(database: Database) -> None:
 
 
 def test_the_clock_is_the_databases_in_unix_seconds(database: Database) -> None:
-    with database.read() as session:
-        now = session.scalar(select(NOW))
+    with database.read() as connection:
+        now = connection.scalar(select(NOW))
     assert now is not None
     assert abs(now - time.time()) < 5
 
 
 def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
-    with database.read() as session:
-        first = session.scalar(select(NOW))
+    with database.read() as connection:
+        first = connection.scalar(select(NOW))
         time.sleep(0.01)
-        second = session.scalar(select(NOW))
+        second = connection.scalar(select(NOW))
     assert first is not None
     assert second is not None
     assert 0.005 < second - first < 5
@@ -70,8 +70,8 @@ def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
 
 def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
     def fail_half_way() -> None:
-        with database.write() as session:
-            session.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -80,8 +80,8 @@ def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
 
 
 def test_a_wrong_statement_is_not_blamed_on_the_database(database: Database) -> None:
-    with pytest.raises(DBAPIError, match="nonsense"), database.read() as session:
-        session.execute(text("SELECT * FROM nonsense"))
+    with pytest.raises(DBAPIError, match="nonsense"), database.read() as connection:
+        connection.execute(text("SELECT * FROM nonsense"))
 
 
 def test_a_value_that_does_not_fit_is_not_blamed_on_the_database(database: Database) -> None:
@@ -127,8 +127,11 @@ def test_postgresql_is_set_up_so_that_nobody_waits_for_ever(postgres_url: str) -
 
 
 def test_readers_of_sqlite_do_not_wait_for_a_writer(sqlite_url: str) -> None:
-    with closing(Database(sqlite_url, wait_seconds=0.1)) as database, database.write() as session:
-        session.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
+    with (
+        closing(Database(sqlite_url, wait_seconds=0.1)) as database,
+        database.write() as connection,
+    ):
+        connection.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
         assert corpora.list_(database).items == []
 
 
@@ -147,17 +150,17 @@ def test_a_locked_sqlite_file_is_an_unavailable_database(sqlite_url: str) -> Non
 def test_a_locked_row_of_postgresql_is_an_unavailable_database(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         corpora.add(database, "a" * 64, 1, 1)
-        with database.write() as session:
-            session.execute(text("SELECT * FROM corpora FOR UPDATE"))
+        with database.write() as connection:
+            connection.execute(text("SELECT * FROM corpora FOR UPDATE"))
             with _unavailable(within=5):
                 corpora.delete(database, "a" * 64)
 
 
 def test_a_full_disk_is_an_unavailable_database(sqlite_database: Database) -> None:
-    with _unavailable(within=3), sqlite_database.write() as session:
-        session.execute(text("PRAGMA max_page_count = 1"))  # no page more than there are
-        session.execute(text("CREATE TABLE big (x)"))
-        session.execute(text("INSERT INTO big VALUES (zeroblob(1000000))"))
+    with _unavailable(within=3), sqlite_database.write() as connection:
+        connection.execute(text("PRAGMA max_page_count = 1"))  # no page more than there are
+        connection.execute(text("CREATE TABLE big (x)"))
+        connection.execute(text("INSERT INTO big VALUES (zeroblob(1000000))"))
 
 
 def test_a_file_that_is_not_a_database_is_an_unavailable_one(tmp_path: Path) -> None:
@@ -245,8 +248,8 @@ from sqlalchemy import text
 from trainer_app.store.database import Database
 
 def backend():
-    with database.read() as session:
-        return session.scalar(text("SELECT pg_backend_pid()"))
+    with database.read() as connection:
+        return connection.scalar(text("SELECT pg_backend_pid()"))
 
 database = Database(sys.argv[1])
 mine = backend()
@@ -264,11 +267,11 @@ database.close()
 
 def test_who_reads_before_writing_is_not_overtaken(sqlite_database: Database) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with sqlite_database.write() as session:
-            session.scalar(text("SELECT count(*) FROM corpora"))
+        with sqlite_database.write() as connection:
+            connection.scalar(text("SELECT count(*) FROM corpora"))
             other = pool.submit(corpora.add, sqlite_database, "b" * 64, 1, 1)
             wait([other], timeout=0.2)
-            session.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
+            connection.execute(text("INSERT INTO corpora VALUES (:id, 1, 1, 1)"), {"id": "a" * 64})
         other.result(10)
     assert len(corpora.list_(sqlite_database).items) == 2
 

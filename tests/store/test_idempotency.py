@@ -23,8 +23,8 @@ def test_old_keys_are_forgotten(database: Database, spec: TrainSpec) -> None:
     first = post()
     assert idempotency.purge(database, older_than_seconds=60) == 0
     assert post() == first
-    with database.write() as session:
-        session.execute(update(IdempotencyRow).values(created_at=NOW - 61))
+    with database.write() as connection:
+        connection.execute(update(IdempotencyRow).values(created_at=NOW - 61))
     assert idempotency.purge(database, older_than_seconds=60) == 1
     assert post() != first
 

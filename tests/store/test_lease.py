@@ -27,8 +27,8 @@ Move = Callable[[Database, Claim], object]
 
 
 def _lease_left(database: Database, run_id: str) -> float:
-    with database.read() as session:
-        left = session.scalar(select(JobRow.lease_until - NOW).where(JobRow.id == run_id))
+    with database.read() as connection:
+        left = connection.scalar(select(JobRow.lease_until - NOW).where(JobRow.id == run_id))
     assert left is not None
     return left
 
@@ -317,5 +317,8 @@ def test_leases_are_measured_by_the_clock_of_the_database(
 
 
 def test_no_job_is_running_without_an_owner(database: Database, run_id: str) -> None:
-    with pytest.raises(Exception, match="ck_jobs_running_is_leased"), database.write() as session:
-        session.execute(update(JobRow).values(status=Status.RUNNING))
+    with (
+        pytest.raises(Exception, match="ck_jobs_running_is_leased"),
+        database.write() as connection,
+    ):
+        connection.execute(update(JobRow).values(status=Status.RUNNING))

@@ -155,14 +155,14 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.status is Status.RUNNING)
     @rule()
     def outlast_the_lease(self) -> None:
-        with self.database.write() as session:
-            session.execute(update(JobRow).values(lease_until=NOW - 1))
+        with self.database.write() as connection:
+            connection.execute(update(JobRow).values(lease_until=NOW - 1))
         self.over = True
 
     @rule()
     def outlast_the_back_off(self) -> None:
-        with self.database.write() as session:
-            session.execute(update(JobRow).values(not_before=0.0))
+        with self.database.write() as connection:
+            connection.execute(update(JobRow).values(not_before=0.0))
         self.waits = False
 
     @rule()

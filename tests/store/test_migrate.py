@@ -34,16 +34,16 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> None:
-    with database.read() as session:
+    with database.read() as connection:
         context = MigrationContext.configure(
-            session.connection(), opts={"compare_type": True, "compare_server_default": True}
+            connection, opts={"compare_type": True, "compare_server_default": True}
         )
         assert compare_metadata(context, Table.metadata) == []
 
 
 def test_the_migrated_checks_are_those_of_the_tables(database: Database) -> None:
-    with database.read() as session:
-        inspector = inspect(session.connection())
+    with database.read() as connection:
+        inspector = inspect(connection)
         found = {
             (table, constraint["name"])
             for table in Table.metadata.tables
@@ -70,8 +70,8 @@ def test_a_database_that_is_not_migrated_has_no_revision(empty_url: str) -> None
 
 
 def test_upgrading_again_changes_nothing(database: Database, database_url: str) -> None:
-    with database.write() as session:
-        session.execute(text("DELETE FROM corpora"))
+    with database.write() as connection:
+        connection.execute(text("DELETE FROM corpora"))
     migrate.upgrade(database_url)
     assert migrate.current_revision(database) == migrate.head_revision()
 
@@ -93,8 +93,8 @@ def test_what_a_migration_made_can_be_taken_back(
     config = Config(_ALEMBIC_INI)
     command.upgrade(config, "head")
     command.downgrade(config, "base")
-    with closing(Database(empty_url)) as database, database.read() as session:
-        assert inspect(session.connection()).get_table_names() == ["alembic_version"]
+    with closing(Database(empty_url)) as database, database.read() as connection:
+        assert inspect(connection).get_table_names() == ["alembic_version"]
 
 
 def test_an_older_database_keeps_its_jobs_and_takes_the_new_kinds(
@@ -110,17 +110,17 @@ def test_an_older_database_keeps_its_jobs_and_takes_the_new_kinds(
     add = f"INSERT INTO jobs ({columns}) VALUES (:id, :kind, {values}, :run)"
     command.upgrade(config, "0002")
     with closing(Database(empty_url)) as database:
-        with database.write() as session:
-            session.execute(text(add), {"id": "a", "kind": "train", "run": None})
-            session.execute(text(add), {"id": "b", "kind": "generate", "run": "a"})
+        with database.write() as connection:
+            connection.execute(text(add), {"id": "a", "kind": "train", "run": None})
+            connection.execute(text(add), {"id": "b", "kind": "generate", "run": "a"})
         migrate.upgrade(empty_url)
-        with database.write() as session:
-            session.execute(text(add), {"id": "c", "kind": "chat", "run": "a"})
-        with pytest.raises(IntegrityError), database.write() as session:
-            session.execute(text(add), {"id": "d", "kind": "dance", "run": "a"})
+        with database.write() as connection:
+            connection.execute(text(add), {"id": "c", "kind": "chat", "run": "a"})
+        with pytest.raises(IntegrityError), database.write() as connection:
+            connection.execute(text(add), {"id": "d", "kind": "dance", "run": "a"})
         command.downgrade(config, "0002")
-        with database.read() as session:
-            assert session.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b"]
+        with database.read() as connection:
+            assert connection.scalars(text("SELECT id FROM jobs ORDER BY id")).all() == ["a", "b"]
 
 
 def test_the_switch_to_the_write_ahead_log_waits_for_others(tmp_path: Path) -> None:

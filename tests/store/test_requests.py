@@ -99,8 +99,8 @@ def test_a_request_is_forgotten_some_time_after_its_end(
     assert purge() == 1
     with pytest.raises(DataNotFound):
         requests.get(database, JobKind.GENERATE, run_id, request_.request_id)
-    with database.read() as session:
-        assert session.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
 
 
 def test_runs_are_never_forgotten(database: Database, claim: Claim, elapse: Elapse) -> None:
@@ -187,9 +187,11 @@ def test_what_was_said_in_a_chat_is_forgotten_and_what_runs_is_stopped(
     assert lease.cancel_requested(database, claim)
     with pytest.raises(DataNotFound):
         requests.get(database, JobKind.CHAT, run_id, ended.request_id)
-    with database.read() as session:
-        kept = session.execute(select(JobRow.id, JobRow.spec).where(JobRow.run_id == run_id)).all()
-        assert session.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
+    with database.read() as connection:
+        kept = connection.execute(
+            select(JobRow.id, JobRow.spec).where(JobRow.run_id == run_id)
+        ).all()
+        assert connection.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
     assert {row.id: row.spec for row in kept} == {
         running.request_id: "{}",
         **{other.request_id: '{"a": 1}' for other in others},

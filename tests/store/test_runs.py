@@ -113,8 +113,8 @@ def test_runs_of_one_moment_are_listed_once_each(
     database: Database, another_run: AnotherRun
 ) -> None:
     created = {another_run() for _ in range(5)}
-    with database.write() as session:
-        session.execute(update(JobRow).values(created_at=1.7e9))
+    with database.write() as connection:
+        connection.execute(update(JobRow).values(created_at=1.7e9))
     page = runs.list_(database, limit=2)
     seen = _ids(page)
     while page.next is not None:
@@ -174,8 +174,8 @@ def test_the_same_key_many_times_at_once_gives_one_run(database: Database, spec:
     with ThreadPoolExecutor(8) as pool:
         created = set(pool.map(post, range(8)))
     assert len(created) == 1
-    with database.read() as session:
-        assert session.scalar(select(func.count()).select_from(JobRow)) == 1
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(JobRow)) == 1
 
 
 def test_a_run_that_is_refused_leaves_its_key_free(

@@ -93,8 +93,8 @@ def test_of_32_tokenizers_of_one_name_at_once_one_is_accepted(database: Database
 
     with ThreadPoolExecutor(32) as pool:
         assert sum(pool.map(post, range(32))) == 1
-    with database.read() as session:
-        assert session.scalar(select(func.count()).select_from(JobRow)) == 1
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(JobRow)) == 1
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])

@@ -30,8 +30,8 @@ def _lose_a_worker(database: Database, run_id: str, elapse: Elapse) -> list[Reap
 
 
 def _seconds_to_wait(database: Database, run_id: str) -> float:
-    with database.read() as session:
-        wait = session.scalar(select(JobRow.not_before - NOW).where(JobRow.id == run_id))
+    with database.read() as connection:
+        wait = connection.scalar(select(JobRow.not_before - NOW).where(JobRow.id == run_id))
     assert wait is not None
     return max(0.0, wait)
 

@@ -194,8 +194,8 @@ def test_points_that_a_killed_process_had_not_told_the_database_are_not_lost(
 ) -> None:
     stopped = train_until_stopped(run_id, draining.set)
     assert stopped.checkpoint_step
-    with process.database().write() as session:
-        session.execute(delete(MetricRow).where(MetricRow.step > 3))
+    with process.database().write() as connection:
+        connection.execute(delete(MetricRow).where(MetricRow.step > 3))
     folder = process.settings().paths.runs / run_id
     with (folder / "curve-1.jsonl").open("a") as file:
         file.write('{"step": 4')  # cut off by a full disk

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, update
 
 from trainer_app.errors import LeaseLost
 from trainer_app.store.tables import JobKind, JobRow, Status
@@ -42,12 +41,12 @@ class Held:
     cancel_requested: bool
 
 
-def hold(session: Session, claim: Claim, values: Mapping[str, object]) -> Held:
+def hold(connection: Connection, claim: Claim, values: Mapping[str, object]) -> Held:
     """Write to a job in the name of its claim; the row stays locked to the transaction's end.
 
     Raises LeaseLost, and has written nothing, when the claim is no longer the one that counts.
     """
-    row = session.execute(
+    row = connection.execute(
         update(JobRow)
         .where(*held(claim))
         .values(dict(values))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from sqlalchemy import Row, select
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import select
 
 from trainer_app.errors import Conflict, CorpusNotFound
 from trainer_app.store import pages
@@ -37,10 +38,10 @@ def add(
 
     Raises FieldError for a key that was sent before with other bytes.
     """
-    with db.write() as session:
-        claim_key(session, idempotency, file_id)
-        session.execute(
-            insert(session, CorpusRow)
+    with db.write() as connection:
+        claim_key(connection, idempotency, file_id)
+        connection.execute(
+            insert(connection, CorpusRow)
             .values(file_id=file_id, bytes=bytes_, lines=lines, created_at=NOW)
             .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
         )
@@ -49,26 +50,25 @@ def add(
 
 def get(db: Database, file_id: str) -> Corpus:
     """The corpus of this id. Raises CorpusNotFound."""
-    with db.read() as session:
-        row = session.get(CorpusRow, file_id)
-        if row is None:
-            raise _missing(file_id)
-        return _corpus(row)
+    with db.read() as connection:
+        row = connection.execute(_CORPORA.where(CorpusRow.file_id == file_id)).one_or_none()
+    if row is None:
+        raise _missing(file_id)
+    return _corpus(row)
 
 
 def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Corpus]:
     """All corpora, newest first. Raises FieldError on an unknown cursor."""
-    with db.read() as session:
+    with db.read() as connection:
         older = pages.older_than(
-            session,
+            connection,
             after,
             times=select(CorpusRow.created_at),
             time=CorpusRow.created_at,
             name=CorpusRow.file_id,
         )
-        rows = session.scalars(
-            select(CorpusRow)
-            .where(*older)
+        rows = connection.execute(
+            _CORPORA.where(*older)
             .order_by(CorpusRow.created_at.desc(), CorpusRow.file_id.desc())
             .limit(limit + 1)
         )
@@ -81,14 +81,14 @@ def delete(db: Database, file_id: str) -> None:
 
     Raises CorpusNotFound, and Conflict while a queued or running job reads it.
     """
-    with db.write() as session:
+    with db.write() as connection:
         # The lock waits for whoever is adding a job that reads it: the next query sees that job.
-        found = session.scalar(
+        found = connection.scalar(
             select(CorpusRow.file_id).where(CorpusRow.file_id == file_id).with_for_update()
         )
         if found is None:
             raise _missing(file_id)
-        user = session.scalar(
+        user = connection.scalar(
             select(JobRow.id)
             .where(
                 JobRow.corpus_file_id == file_id,
@@ -98,12 +98,15 @@ def delete(db: Database, file_id: str) -> None:
         )
         if user is not None:
             raise Conflict(f"{file_id}: {user} still reads this corpus")
-        session.execute(delete_rows(CorpusRow).where(CorpusRow.file_id == file_id))
+        connection.execute(delete_rows(CorpusRow).where(CorpusRow.file_id == file_id))
 
 
 def _missing(file_id: str) -> CorpusNotFound:
     return CorpusNotFound(f"{file_id}: there is no such corpus")
 
 
-def _corpus(row: CorpusRow) -> Corpus:
+_CORPORA: Final = select(CorpusRow.file_id, CorpusRow.bytes, CorpusRow.lines, CorpusRow.created_at)
+
+
+def _corpus(row: Row[str, int, int, float]) -> Corpus:
     return Corpus(file_id=row.file_id, bytes=row.bytes, lines=row.lines, created_at=row.created_at)

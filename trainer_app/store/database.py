@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -81,24 +81,24 @@ class Database:
         return path
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self) -> Iterator[Connection]:
         """One transaction that holds the right to write from its first statement on.
 
         Raises Unavailable when the database is away, locked for too long, or its disk is full.
         """
-        with self._transaction(immediate=True) as session:
-            yield session
+        with self._transaction(immediate=True) as connection:
+            yield connection
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
+    def read(self) -> Iterator[Connection]:
         """One transaction that writes nothing. Raises Unavailable as ``write`` does."""
-        with self._transaction(immediate=False) as session:
-            yield session
+        with self._transaction(immediate=False) as connection:
+            yield connection
 
     def ping(self) -> None:
         """Raises Unavailable unless the database answers."""
-        with self.read() as session:
-            session.scalar(select(1))
+        with self.read() as connection:
+            connection.scalar(select(1))
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
@@ -107,13 +107,12 @@ class Database:
             engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, immediate: bool) -> Iterator[Session]:
-        # synchronize_session: rows are never kept as objects across statements, so that nothing
-        # has to be matched in Python with what an UPDATE has changed.
-        options = {"immediate": immediate, "synchronize_session": False}
+    def _transaction(self, *, immediate: bool) -> Iterator[Connection]:
         try:
-            with Session(self._engine(), execution_options=options) as session, session.begin():
-                yield session
+            with self._engine().connect() as connection:
+                connection.execution_options(immediate=immediate)
+                with connection.begin():
+                    yield connection
         except (DBAPIError, PoolTimeout) as error:
             if _is_fault_of_the_statement(error):
                 raise
@@ -215,8 +214,10 @@ def _postgresql_engine(url: URL, wait_seconds: float) -> Engine:
     )
 
 
-def insert(session: Session, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT of the session's own dialect, which can say ON CONFLICT."""
-    if session.get_bind().dialect.name == "sqlite":
+def insert(
+    connection: Connection, table: type[DeclarativeBase]
+) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT of the connection's own dialect, which can say ON CONFLICT."""
+    if connection.dialect.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, delete, select, update
 
 from trainer_app.errors import FieldError
 from trainer_app.store.database import NOW, Database, insert
@@ -22,7 +21,7 @@ class IdempotencyKey:
     body_sha256: str
 
 
-def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> str | None:
+def claim_key(connection: Connection, key: IdempotencyKey | None, created_id: str) -> str | None:
     """Take the key for what the caller's transaction is about to create.
 
     None: nothing was created with it before, go on. Else the id of what was. Raises FieldError
@@ -31,8 +30,8 @@ def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> 
     if key is None:
         return None
     # Waits for a transaction that inserts the same key at this moment, and then sees what it did.
-    inserted = session.scalar(
-        insert(session, IdempotencyRow)
+    inserted = connection.scalar(
+        insert(connection, IdempotencyRow)
         .values(
             endpoint=key.endpoint,
             key=key.key,
@@ -45,22 +44,22 @@ def claim_key(session: Session, key: IdempotencyKey | None, created_id: str) -> 
     )
     if inserted is not None:
         return None
-    return _created(session, key)
+    return _created(connection, key)
 
 
-def once(session: Session, key: IdempotencyKey | None, act: Callable[[], str]) -> str:
+def once(connection: Connection, key: IdempotencyKey | None, act: Callable[[], str]) -> str:
     """What ``act`` answers, which creates nothing; with a key that was used before, the answer
     of then, and nothing is done.
 
     For the caller's transaction, with which the key is forgotten when ``act`` raises. Raises
     FieldError when the key came with another body.
     """
-    earlier = claim_key(session, key, created_id="")
+    earlier = claim_key(connection, key, created_id="")
     if earlier is not None:
         return earlier
     answer = act()
     if key is not None:
-        session.execute(
+        connection.execute(
             update(IdempotencyRow)
             .where(IdempotencyRow.endpoint == key.endpoint, IdempotencyRow.key == key.key)
             .values(created_id=answer)
@@ -76,12 +75,12 @@ def find(db: Database, key: IdempotencyKey | None) -> str | None:
     """
     if key is None:
         return None
-    with db.read() as session:
-        return _created(session, key)
+    with db.read() as connection:
+        return _created(connection, key)
 
 
-def _created(session: Session, key: IdempotencyKey) -> str | None:
-    first = session.execute(
+def _created(connection: Connection, key: IdempotencyKey) -> str | None:
+    first = connection.execute(
         select(IdempotencyRow.body_sha256, IdempotencyRow.created_id).where(
             IdempotencyRow.endpoint == key.endpoint, IdempotencyRow.key == key.key
         )
@@ -101,5 +100,5 @@ def purge(db: Database, *, older_than_seconds: float) -> int:
         .where(IdempotencyRow.created_at < NOW - older_than_seconds)
         .returning(IdempotencyRow.key)
     )
-    with db.write() as session:
-        return len(session.scalars(statement).all())
+    with db.write() as connection:
+        return len(connection.scalars(statement).all())

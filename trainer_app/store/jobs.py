@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, insert, select
 
 from trainer_app.errors import CorpusNotFound
 from trainer_app.store.database import NOW
@@ -11,7 +10,7 @@ from trainer_app.store.tables import CorpusRow, JobKind, JobRow, Status
 
 
 def enqueue(
-    session: Session,
+    connection: Connection,
     *,
     job_id: str,
     kind: JobKind,
@@ -33,14 +32,14 @@ def enqueue(
     """
     if corpus_file_id is not None:
         # The lock keeps the corpus from being deleted before this job can be seen to use it.
-        found = session.scalar(
+        found = connection.scalar(
             select(CorpusRow.file_id)
             .where(CorpusRow.file_id == corpus_file_id)
             .with_for_update(read=True, key_share=True)
         )
         if found is None and not remote_corpora:
             raise CorpusNotFound(f"{corpus_file_id}: there is no such corpus")
-    session.execute(
+    connection.execute(
         insert(JobRow).values(
             id=job_id,
             kind=kind,

@@ -12,8 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from sqlalchemy import case, func, literal, null, select, true, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, case, func, literal, null, select, true, update
 
 from trainer_app.errors import (
     AlreadyFinished,
@@ -132,8 +131,8 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             JobRow.cause,
         )
     )
-    with db.write() as session:
-        row = session.execute(statement).one_or_none()
+    with db.write() as connection:
+        row = connection.execute(statement).one_or_none()
     if row is None:
         return None
     return Claim(
@@ -156,16 +155,16 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
 
 def beat(db: Database, claim: Claim, *, lease_seconds: float) -> bool:
     """Renew the lease; True when cancellation is asked for. Raises LeaseLost."""
-    with db.write() as session:
+    with db.write() as connection:
         return hold(
-            session, claim, {"lease_until": NOW + lease_seconds, "heartbeat_at": NOW}
+            connection, claim, {"lease_until": NOW + lease_seconds, "heartbeat_at": NOW}
         ).cancel_requested
 
 
 def cancel_requested(db: Database, claim: Claim) -> bool:
     """Whether cancellation is asked for, without renewing the lease. Raises LeaseLost."""
-    with db.read() as session:
-        asked = session.scalar(select(JobRow.cancel_requested).where(*held(claim)))
+    with db.read() as connection:
+        asked = connection.scalar(select(JobRow.cancel_requested).where(*held(claim)))
     if asked is None:
         raise lost(claim)
     return asked
@@ -178,9 +177,9 @@ def progress(
     known = {name: value for name, value in asdict(change).items() if _is_news(value)}
     message = known.pop("message", None)
     checkpoint = known.pop("checkpoint", None)
-    with db.write() as session:
+    with db.write() as connection:
         hold(
-            session,
+            connection,
             claim,
             {
                 "message": JobRow.message if message is None else clean(str(message)),
@@ -188,8 +187,8 @@ def progress(
             },
         )
         if known:
-            session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(known))
-        metrics.record(session, claim.job_id, claim.attempt, points)
+            connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(known))
+        metrics.record(connection, claim.job_id, claim.attempt, points)
 
 
 def finish(
@@ -205,9 +204,9 @@ def finish(
     """End the job as completed, failed or cancelled. Raises LeaseLost."""
     if status not in FINAL:
         raise ValueError(f"status: a job ends as one of {', '.join(FINAL)}, not as {status}")
-    with db.write() as session:
+    with db.write() as connection:
         hold(
-            session,
+            connection,
             claim,
             {
                 "status": status,
@@ -226,7 +225,7 @@ def finish(
             values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
             if artifact.archive is not None:
                 values |= columns(artifact.archive)
-        session.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
+        connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
 
 
 def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Status:
@@ -266,8 +265,8 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
         .values(lease_until=NOW)
         .returning(JobRow.id)
     )
-    with db.write() as session:
-        return session.scalar(statement) is not None
+    with db.write() as connection:
+        return connection.scalar(statement) is not None
 
 
 def request_cancel(
@@ -284,11 +283,13 @@ def request_cancel(
     or failed, the NotFound of the kind when there is no such job, or of another kind, and
     FieldError when the key came with another body.
     """
-    with db.write() as session:
-        return Status(once(session, idempotency, lambda: _request_cancel(session, job_id, kind)))
+    with db.write() as connection:
+        return Status(
+            once(connection, idempotency, lambda: _request_cancel(connection, job_id, kind))
+        )
 
 
-def _request_cancel(session: Session, job_id: str, kind: JobKind | None) -> Status:
+def _request_cancel(connection: Connection, job_id: str, kind: JobKind | None) -> Status:
     named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
     queued = JobRow.status == Status.QUEUED
     statement = (
@@ -302,7 +303,7 @@ def _request_cancel(session: Session, job_id: str, kind: JobKind | None) -> Stat
         )
         .returning(JobRow.status)
     )
-    status = session.scalar(statement) or session.scalar(select(JobRow.status).where(*named))
+    status = connection.scalar(statement) or connection.scalar(select(JobRow.status).where(*named))
     if status is None:
         missing = NotFound if kind is None else _NOT_FOUND.get(kind, DataNotFound)
         raise missing(f"{job_id}: there is no such job")
@@ -316,9 +317,9 @@ def _requeue(
 ) -> Status:
     # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
     asked = JobRow.cancel_requested.is_(true())
-    with db.write() as session:
+    with db.write() as connection:
         return hold(
-            session,
+            connection,
             claim,
             {
                 "status": case((asked, Status.CANCELLED), else_=literal(Status.QUEUED)),

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sqlalchemy import ColumnElement, Integer, Select, case, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, func, select
 
 from trainer_app.store.database import NOW, Database, insert
 from trainer_app.store.tables import MetricRow
@@ -41,7 +40,9 @@ _MEASURES: Final = (
 _COLUMNS: Final = [getattr(MetricRow, field.name) for field in fields(MetricPoint)]
 
 
-def record(session: Session, run_id: str, attempt: int, points: Iterable[MetricPoint]) -> None:
+def record(
+    connection: Connection, run_id: str, attempt: int, points: Iterable[MetricPoint]
+) -> None:
     """Write points within the caller's transaction, which holds the run's lease.
 
     Points of one step are merged: an evaluation adds its loss to what training measured there.
@@ -60,10 +61,10 @@ def record(session: Session, run_id: str, attempt: int, points: Iterable[MetricP
         row |= known
     if not rows:
         return
-    statement = insert(session, MetricRow).values(at=NOW)
+    statement = insert(connection, MetricRow).values(at=NOW)
     new = statement.excluded
     changed = {name: func.coalesce(new[name], getattr(MetricRow, name)) for name in _MEASURES}
-    session.execute(
+    connection.execute(
         statement.on_conflict_do_update(
             index_elements=[MetricRow.run_id, MetricRow.step],
             set_={"epoch": new.epoch, "attempt": new.attempt, "at": new.at, **changed},
@@ -86,8 +87,8 @@ def curve(
     statement = select(*_COLUMNS).where(*conditions).order_by(MetricRow.step)
     if points is not None:
         statement = statement.where(MetricRow.step.in_(_chosen(points, conditions)))
-    with db.read() as session:
-        return [MetricPoint(**row) for row in session.execute(statement).mappings()]
+    with db.read() as connection:
+        return [MetricPoint(**row) for row in connection.execute(statement).mappings()]
 
 
 def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:

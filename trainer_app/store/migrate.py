@@ -31,8 +31,7 @@ def upgrade(url: str) -> None:
         if database.file is not None:
             _choose_the_write_ahead_log(str(database.file))
         # SQLite: the transaction is the lock. PostgreSQL: a lock of its own.
-        with database.write() as session:
-            connection = session.connection()
+        with database.write() as connection:
             if connection.dialect.name == "postgresql":
                 _wait_for_the_others(connection)
             config = _config()
@@ -49,8 +48,8 @@ def head_revision() -> str | None:
 
 def current_revision(db: Database) -> str | None:
     """The schema that the database has; None: none yet. Raises Unavailable."""
-    with db.read() as session:
-        return MigrationContext.configure(session.connection()).get_current_revision()
+    with db.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def _config() -> Config:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, literal, tuple_
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import ColumnElement, Connection, Select, literal, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
 
 from trainer_app.errors import FieldError
 
@@ -24,7 +24,7 @@ class Page(Generic[T]):
 
 
 def older_than(
-    session: Session,
+    connection: Connection,
     after: str | None,
     *,
     times: Select[float],
@@ -38,7 +38,7 @@ def older_than(
     """
     if after is None:
         return []
-    at = session.scalar(times.where(name == after))
+    at = connection.scalar(times.where(name == after))
     if at is None:
         raise FieldError("after", f"{after!r} is not an item of this list")
     return [tuple_(time, name) < tuple_(literal(at), literal(after))]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, case, func, literal, null, select, true, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, true, update
 
 from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
 from trainer_app.store.claims import Claim, held, lost
@@ -19,11 +18,11 @@ def pause(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = Non
     nothing happens, and it returns what it did then. Raises RunNotFound, AlreadyFinished once it
     has ended, and FieldError when the key came with another body.
     """
-    with db.write() as session:
-        return Status(once(session, idempotency, lambda: _pause(session, run_id)))
+    with db.write() as connection:
+        return Status(once(connection, idempotency, lambda: _pause(connection, run_id)))
 
 
-def _pause(session: Session, run_id: str) -> Status:
+def _pause(connection: Connection, run_id: str) -> Status:
     fresh = JobRow.attempt == 0
     statement = (
         update(JobRow)
@@ -34,16 +33,16 @@ def _pause(session: Session, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    status = session.scalar(statement)
+    status = connection.scalar(statement)
     if status is None:
-        raise AlreadyFinished(f"{run_id} has already {_ended(_status(session, run_id))}")
+        raise AlreadyFinished(f"{run_id} has already {_ended(_status(connection, run_id))}")
     return Status(status)
 
 
 def pause_requested(db: Database, claim: Claim) -> bool:
     """Whether the claimed run is to be paused. Raises LeaseLost."""
-    with db.read() as session:
-        asked = session.scalar(select(JobRow.paused).where(*held(claim)))
+    with db.read() as connection:
+        asked = connection.scalar(select(JobRow.paused).where(*held(claim)))
     if asked is None:
         raise lost(claim)
     return asked
@@ -56,11 +55,11 @@ def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = No
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
     not paused, and FieldError when the key came with another body.
     """
-    with db.write() as session:
-        return Status(once(session, idempotency, lambda: _resume(session, run_id)))
+    with db.write() as connection:
+        return Status(once(connection, idempotency, lambda: _resume(connection, run_id)))
 
 
-def _resume(session: Session, run_id: str) -> Status:
+def _resume(connection: Connection, run_id: str) -> Status:
     ended = JobRow.status.in_([Status.CANCELLED, Status.FAILED])
     cause = case(
         (JobRow.status == Status.CANCELLED, "cancelled"),
@@ -86,9 +85,9 @@ def _resume(session: Session, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    status = session.scalar(statement)
+    status = connection.scalar(statement)
     if status is None:
-        stands = _status(session, run_id)
+        stands = _status(connection, run_id)
         if stands in FINAL:
             raise AlreadyFinished(f"{run_id} has already {_ended(stands)}")
         raise Conflict(f"{run_id} is {stands}: there is nothing to resume")
@@ -99,8 +98,8 @@ def _named(run_id: str) -> tuple[ColumnElement[bool], ...]:
     return (JobRow.id == run_id, JobRow.kind == JobKind.TRAIN)
 
 
-def _status(session: Session, run_id: str) -> Status:
-    status = session.scalar(select(JobRow.status).where(*_named(run_id)))
+def _status(connection: Connection, run_id: str) -> Status:
+    status = connection.scalar(select(JobRow.status).where(*_named(run_id)))
     if status is None:
         raise RunNotFound(f"{run_id}: there is no such run")
     return Status(status)

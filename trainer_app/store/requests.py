@@ -65,11 +65,11 @@ def create(
     """
     request_id = ids.new_id(_PREFIXES[kind])
     try:
-        with db.write() as session:
-            earlier = claim_key(session, idempotency, request_id)
+        with db.write() as connection:
+            earlier = claim_key(connection, idempotency, request_id)
             if earlier is None:
                 enqueue(
-                    session,
+                    connection,
                     job_id=request_id,
                     kind=kind,
                     spec=spec,
@@ -87,8 +87,8 @@ def create(
 def get(db: Database, kind: JobKind, run_id: str, request_id: str) -> Request:
     """One request to this run. Raises DataNotFound, also for a request to another run."""
     statement = _requests(kind, run_id).where(JobRow.id == request_id)
-    with db.read() as session:
-        row = session.execute(statement).mappings().one_or_none()
+    with db.read() as connection:
+        row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise DataNotFound(f"{request_id}: {run_id} has no such request")
     return _request(row)
@@ -98,8 +98,8 @@ def latest(db: Database, kind: JobKind, run_id: str, topic: str) -> Request | No
     """The request about this topic that came last."""
     statement = _requests(kind, run_id).where(JobRow.topic == topic)
     newest = statement.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(1)
-    with db.read() as session:
-        row = session.execute(newest).mappings().one_or_none()
+    with db.read() as connection:
+        row = connection.execute(newest).mappings().one_or_none()
     return None if row is None else _request(row)
 
 
@@ -110,10 +110,10 @@ def forget(db: Database, kind: JobKind, run_id: str, topic: str) -> list[str]:
     """
     about = (JobRow.kind == kind, JobRow.run_id == run_id, JobRow.topic == topic)
     running = JobRow.status == Status.RUNNING
-    with db.write() as session:
-        gone = session.scalars(delete(JobRow).where(*about, ~running).returning(JobRow.id)).all()
-        session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
-        stopped = session.scalars(
+    with db.write() as connection:
+        gone = connection.scalars(delete(JobRow).where(*about, ~running).returning(JobRow.id)).all()
+        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
+        stopped = connection.scalars(
             update(JobRow)
             .where(*about, running)
             .values(cancel_requested=True, spec="{}")
@@ -133,12 +133,12 @@ def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> i
             and_(JobRow.status.in_([Status.FAILED, Status.CANCELLED]), age > failed_seconds),
         ),
     )
-    with db.read() as session:
-        gone = session.scalars(old.limit(_CHUNK)).all()
+    with db.read() as connection:
+        gone = connection.scalars(old.limit(_CHUNK)).all()
     if gone:  # what has ended never changes again
-        with db.write() as session:
-            session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
-            session.execute(delete(JobRow).where(JobRow.id.in_(gone)))
+        with db.write() as connection:
+            connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
+            connection.execute(delete(JobRow).where(JobRow.id.in_(gone)))
     return len(gone)
 
 

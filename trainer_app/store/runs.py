@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, insert, or_, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.orm import aliased
 
@@ -73,11 +73,11 @@ def create(
     with another body.
     """
     run_id = ids.new_id(ids.RUN)
-    with db.write() as session:
-        earlier = claim_key(session, idempotency, run_id)
+    with db.write() as connection:
+        earlier = claim_key(connection, idempotency, run_id)
         if earlier is None:
             enqueue(
-                session,
+                connection,
                 job_id=run_id,
                 kind=JobKind.TRAIN,
                 spec=spec.to_json(),
@@ -89,21 +89,21 @@ def create(
                 request_id=request_id,
                 remote_corpora=remote_corpora,
             )
-            session.execute(
+            connection.execute(
                 insert(RunRow).values(
                     id=run_id, model_family=spec.model_family, model_size=spec.model_size
                 )
             )
             tags = [{"run_id": run_id, "tag": tag} for tag in dict.fromkeys(spec.tags)]
             if tags:
-                session.execute(insert(RunTagRow), tags)
+                connection.execute(insert(RunTagRow), tags)
     return get(db, earlier or run_id)
 
 
 def get(db: Database, run_id: str) -> Run:
     """The run of this id. Raises RunNotFound."""
-    with db.read() as session:
-        row = session.execute(_runs(_COUNTED).where(RunRow.id == run_id)).mappings().one_or_none()
+    with db.read() as connection:
+        row = connection.execute(_ONE_RUN, {"run_id": run_id}).mappings().one_or_none()
     if row is None:
         raise RunNotFound(f"{run_id}: there is no such run")
     return _run(row)
@@ -134,16 +134,16 @@ def list_(
     if tag is not None:
         tagged = select(RunTagRow.run_id).where(RunTagRow.tag == tag)
         statement = statement.where(RunRow.id.in_(tagged))
-    with db.read() as session:
+    with db.read() as connection:
         older = pages.older_than(
-            session,
+            connection,
             after,
             times=select(JobRow.created_at).where(JobRow.kind == JobKind.TRAIN),
             time=JobRow.created_at,
             name=JobRow.id,
         )
         statement = statement.where(*older).order_by(JobRow.created_at.desc(), JobRow.id.desc())
-        runs = [_run(row) for row in session.execute(statement.limit(limit + 1)).mappings()]
+        runs = [_run(row) for row in connection.execute(statement.limit(limit + 1)).mappings()]
     return pages.cut(runs, limit, lambda run: run.run_id)
 
 
@@ -226,6 +226,10 @@ def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*t
         RunRow.artifact_file_id,
         position.label("queue_position"),
     ).join(RunRow, RunRow.id == JobRow.id)
+
+
+# Made once: to put the statement together takes longer than to run it.
+_ONE_RUN: Final = _runs(_COUNTED).where(RunRow.id == bindparam("run_id"))
 
 
 def _run(row: RowMapping) -> Run:

@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Connection, Select, select, update
 from sqlalchemy.engine import RowMapping
-from sqlalchemy.orm import Session
 
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import Conflict, TokenizerNotFound
@@ -70,11 +69,11 @@ def create(
     """
     job_id = ids.new_id(ids.TOKENIZER)
     tokenizer_id = spec.tokenizer_id or job_id
-    with db.write() as session:
-        earlier = claim_key(session, idempotency, tokenizer_id)
+    with db.write() as connection:
+        earlier = claim_key(connection, idempotency, tokenizer_id)
         if earlier is None:
             enqueue(
-                session,
+                connection,
                 job_id=job_id,
                 kind=JobKind.TOKENIZER,
                 spec=spec.to_json(),
@@ -85,15 +84,15 @@ def create(
                 request_id=request_id,
                 remote_corpora=remote_corpora,
             )
-            _take_name(session, tokenizer_id, job_id, spec.method)
+            _take_name(connection, tokenizer_id, job_id, spec.method)
     return get(db, earlier or tokenizer_id)
 
 
 def get(db: Database, tokenizer_id: str) -> Tokenizer:
     """The tokenizer of this id. Raises TokenizerNotFound."""
     statement = _tokenizers().where(TokenizerRow.id == tokenizer_id)
-    with db.read() as session:
-        row = session.execute(statement).mappings().one_or_none()
+    with db.read() as connection:
+        row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer")
     return _tokenizer(row)
@@ -101,9 +100,9 @@ def get(db: Database, tokenizer_id: str) -> Tokenizer:
 
 def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Tokenizer]:
     """All tokenizers, newest first. Raises FieldError on an unknown cursor."""
-    with db.read() as session:
+    with db.read() as connection:
         older = pages.older_than(
-            session,
+            connection,
             after,
             times=select(JobRow.created_at).join(TokenizerRow, TokenizerRow.job_id == JobRow.id),
             time=JobRow.created_at,
@@ -115,18 +114,18 @@ def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[To
             .order_by(JobRow.created_at.desc(), TokenizerRow.id.desc())
             .limit(limit + 1)
         )
-        found = [_tokenizer(row) for row in session.execute(statement).mappings()]
+        found = [_tokenizer(row) for row in connection.execute(statement).mappings()]
     return pages.cut(found, limit, lambda tokenizer: tokenizer.tokenizer_id)
 
 
-def _take_name(session: Session, tokenizer_id: str, job_id: str, method: str) -> None:
+def _take_name(connection: Connection, tokenizer_id: str, job_id: str, method: str) -> None:
     """Give the name to this job, unless one that has not failed has it."""
-    taken = session.scalar(
-        insert(session, TokenizerRow)
+    taken = connection.scalar(
+        insert(connection, TokenizerRow)
         .values(id=tokenizer_id, job_id=job_id, method=method)
         .on_conflict_do_nothing(index_elements=[TokenizerRow.id])
         .returning(TokenizerRow.id)
-    ) or session.scalar(
+    ) or connection.scalar(
         update(TokenizerRow)
         .where(
             TokenizerRow.id == tokenizer_id,

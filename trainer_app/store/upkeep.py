@@ -10,8 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Update, case, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Update, case, func, or_, select, update
 
 from trainer_app.errors import WorkerLost
 from trainer_app.store.claims import clean
@@ -63,8 +62,8 @@ class Owned:
 
 def explain(db: Database, reaped: Reaped, message: str) -> None:
     """Say more of why a job has failed that lost its workers, unless it goes on by now."""
-    with db.write() as session:
-        session.execute(
+    with db.write() as connection:
+        connection.execute(
             update(JobRow)
             .where(
                 JobRow.id == reaped.job_id,
@@ -81,7 +80,7 @@ def owned(db: Database, hostname: str) -> list[Owned]:
     statement = select(JobRow.id, JobRow.attempt, JobRow.owner, JobRow.cancel_requested).where(
         JobRow.status == Status.RUNNING, func.substr(JobRow.owner, 1, len(prefix)) == prefix
     )
-    with db.read() as session:
+    with db.read() as connection:
         return [
             Owned(
                 job_id=row.id,
@@ -90,7 +89,7 @@ def owned(db: Database, hostname: str) -> list[Owned]:
                 pid=int(row.owner.removeprefix(prefix)),
                 cancel_requested=row.cancel_requested,
             )
-            for row in session.execute(statement)
+            for row in connection.execute(statement)
         ]
 
 
@@ -101,9 +100,9 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
     fails with WORKER_LOST; any other is queued again, later each time.
     """
     over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW)
-    with db.write() as session:
-        _follow_the_clock(session)
-        rows = session.execute(
+    with db.write() as connection:
+        _follow_the_clock(connection)
+        rows = connection.execute(
             select(
                 JobRow.id,
                 JobRow.kind,
@@ -131,7 +130,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 step=row.step,
                 max_crashes=max_crashes,
             )
-            session.execute(
+            connection.execute(
                 update(JobRow)
                 .where(JobRow.id == row.id, JobRow.attempt == row.attempt, *over)
                 .values(
@@ -180,21 +179,21 @@ def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) ->
         .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
         .with_for_update(skip_locked=True)
     )
-    with db.write() as session:
+    with db.write() as connection:
         wakeups = [
             Wakeup(job_id=row.id, kind=JobKind(row.kind), queue=row.queue, priority=row.priority)
-            for row in session.execute(statement)
+            for row in connection.execute(statement)
         ]
         for start in range(0, len(wakeups), _CHUNK):
             ids = [wakeup.job_id for wakeup in wakeups[start : start + _CHUNK]]
-            session.execute(_dispatched().where(JobRow.id.in_(ids)))
+            connection.execute(_dispatched().where(JobRow.id.in_(ids)))
     return wakeups
 
 
 def mark_dispatched(db: Database, job_id: str) -> None:
     """Count a wake-up call that was sent by other means than ``due``."""
-    with db.write() as session:
-        session.execute(_dispatched().where(JobRow.id == job_id))
+    with db.write() as connection:
+        connection.execute(_dispatched().where(JobRow.id == job_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,15 +228,17 @@ def _fate(
     )
 
 
-def _follow_the_clock(session: Session) -> None:
+def _follow_the_clock(connection: Connection) -> None:
     """Shift the leases that were granted by a clock that has since been set back.
 
     Without it, a worker lost just before would be missed for as long as the clock went back.
     """
     ahead = (JobRow.status == Status.RUNNING, JobRow.heartbeat_at > NOW + _CLOCK_TOLERANCE)
-    ids = session.scalars(select(JobRow.id).where(*ahead).with_for_update(skip_locked=True)).all()
+    ids = connection.scalars(
+        select(JobRow.id).where(*ahead).with_for_update(skip_locked=True)
+    ).all()
     for job_id in ids:
-        session.execute(
+        connection.execute(
             update(JobRow)
             .where(JobRow.id == job_id)
             .values(lease_until=NOW + JobRow.lease_until - JobRow.heartbeat_at, heartbeat_at=NOW)

@@ -38,8 +38,8 @@ class Uploaded:
 def of_run(db: Database, run_id: str) -> Archive | None:
     """What the data bank has of a run's model."""
     statement = select(RunRow.artifact_file_id, RunRow.archive_sha256, RunRow.archive_bytes)
-    with db.read() as session:
-        row = session.execute(statement.where(RunRow.id == run_id)).one_or_none()
+    with db.read() as connection:
+        row = connection.execute(statement.where(RunRow.id == run_id)).one_or_none()
     if row is None or row.artifact_file_id is None:
         return None
     return Archive(file_id=row.artifact_file_id, sha256=row.archive_sha256, bytes=row.archive_bytes)
@@ -53,14 +53,14 @@ def waiting(db: Database) -> list[str]:
         .where(*_unsent())
         .order_by(JobRow.completed_at)
     )
-    with db.read() as session:
-        return list(session.scalars(statement))
+    with db.read() as connection:
+        return list(connection.scalars(statement))
 
 
 def record_late(db: Database, run_id: str, archive: Archive) -> bool:
     """Keep what was sent after a run had completed without; False when another was quicker."""
-    with db.write() as session:
-        sent = session.scalar(
+    with db.write() as connection:
+        sent = connection.scalar(
             update(JobRow)
             .where(JobRow.id == run_id, *_unsent())
             .values(error_code=None, message="")
@@ -68,7 +68,7 @@ def record_late(db: Database, run_id: str, archive: Archive) -> bool:
         )
         if sent is not None:
             values = columns(archive) | {"artifact_storage": DATA_BANK}
-            session.execute(update(RunRow).where(RunRow.id == run_id).values(values))
+            connection.execute(update(RunRow).where(RunRow.id == run_id).values(values))
     return sent is not None
 
 
@@ -93,8 +93,8 @@ def uploaded(db: Database) -> list[Uploaded]:
         .where(JobRow.status == Status.COMPLETED, RunRow.artifact_storage == DATA_BANK)
         .order_by(RunRow.uploaded_at)
     )
-    with db.read() as session:
-        rows = session.execute(statement).all()
+    with db.read() as connection:
+        rows = connection.execute(statement).all()
     return [
         Uploaded(
             run_id=row.id,

@@ -29,14 +29,14 @@ def corpora_in_use(db: Database) -> frozenset[str]:
     statement = select(JobRow.corpus_file_id).where(
         or_(JobRow.status.in_(_LIVE), JobRow.id.in_(of_runs))
     )
-    with db.read() as session:
-        return frozenset(filter(None, session.scalars(statement)))
+    with db.read() as connection:
+        return frozenset(filter(None, connection.scalars(statement)))
 
 
 def models_in_use(db: Database) -> frozenset[str]:
     """The runs whose models queued and running jobs read: requests to them, and fine-tuning."""
-    with db.read() as session:
-        rows = session.execute(
+    with db.read() as connection:
+        rows = connection.execute(
             select(JobRow.kind, JobRow.run_id, JobRow.spec).where(JobRow.status.in_(_LIVE))
         ).all()
     bases = (
@@ -58,10 +58,10 @@ def unused_tokenizers(db: Database, *, min_seconds: float) -> list[UnusedTokeniz
         .where(*_without_use(min_seconds))
         .order_by(unused.desc())
     )
-    with db.read() as session:
+    with db.read() as connection:
         return [
             UnusedTokenizer(tokenizer_id=row.id, unused_seconds=row.unused)
-            for row in session.execute(statement)
+            for row in connection.execute(statement)
         ]
 
 
@@ -70,8 +70,8 @@ def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> 
 
     Its files are the caller's to remove afterwards.
     """
-    with db.write() as session:
-        job_id = session.scalar(
+    with db.write() as connection:
+        job_id = connection.scalar(
             select(TokenizerRow.job_id)
             .join(JobRow, JobRow.id == TokenizerRow.job_id)
             .where(TokenizerRow.id == tokenizer_id, *_without_use(min_seconds))
@@ -79,9 +79,9 @@ def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> 
         )
         if job_id is None:
             return False
-        session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id == tokenizer_id))
-        session.execute(delete(TokenizerRow).where(TokenizerRow.id == tokenizer_id))
-        session.execute(delete(JobRow).where(JobRow.id == job_id))
+        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id == tokenizer_id))
+        connection.execute(delete(TokenizerRow).where(TokenizerRow.id == tokenizer_id))
+        connection.execute(delete(JobRow).where(JobRow.id == job_id))
     return True
 
 
