@@ -12,6 +12,7 @@ import pytest
 from trainer_app.core.files import (
     disk_full_named,
     fsync_tree,
+    remove_directory,
     rename_directory,
     replace_directory,
     sha256_file,
@@ -56,6 +57,14 @@ def test_other_errors_of_the_disk_keep_their_name(number: int) -> None:
     assert caught.value.errno == number
 
 
+def test_a_fault_in_an_open_file_is_told_with_its_name() -> None:
+    with (
+        pytest.raises(OSError, match=r"model\.safetensors"),
+        disk_full_named(Path("model.safetensors")),
+    ):
+        raise OSError(errno.EIO, "broken")
+
+
 def test_a_folder_appears_whole_under_its_final_name(tmp_path: Path) -> None:
     source = tmp_path / "staging"
     (source / "eval").mkdir(parents=True)
@@ -86,6 +95,17 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_tree_with_a_missing_root_has_nothing_to_wait_for(tmp_path: Path) -> None:
     fsync_tree(tmp_path / "absent")
+
+
+def test_a_folder_is_removed_with_all_that_it_holds_and_need_not_be_there(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "deeper" / "file").write_text("text")
+
+    remove_directory(folder)
+    remove_directory(folder)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -24,13 +24,16 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 def disk_full_named(path: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into DiskFull, which names the file.
 
-    Other errors pass: they are not about space.
+    Other errors pass: they are not about space. A disk's fault in a file that is open names no
+    file: it gets this one's name.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise DiskFull(f"{path} could not be written: {os.strerror(error.errno)}") from error
+        if error.errno == errno.EIO and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -94,9 +97,7 @@ def rename_directory(source: Path, target: Path) -> None:
     Raises OSError (EEXIST, ENOTEMPTY) where a folder with content stands at ``target``.
     """
     fsync_tree(source)
-    with disk_full_named(target):
-        source.rename(target)
-        fsync_directory(target.parent)
+    _rename_synced(source, target)
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -110,13 +111,28 @@ def replace_directory(source: Path, target: Path) -> None:
     with disk_full_named(target), suppress(FileNotFoundError):
         target.rename(old)
     try:
-        rename_directory(source, target)
+        _rename_synced(source, target)
     except (OSError, DiskFull):
         if old.exists() and not target.exists():
-            old.rename(target)
+            old.rename(target)  # where this fails, too, the old one is kept under its other name
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_synced(source: Path, target: Path) -> None:
+    with disk_full_named(target):
+        source.rename(target)
+        fsync_directory(target.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Take a folder away by one rename, then delete it: nobody can publish what is left of it."""
+    doomed = temporary_beside(path)
+    with suppress(FileNotFoundError):
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sha256_file(path: Path) -> str:
