@@ -94,6 +94,11 @@ class RowReporter(Silent):
         """Write points that an earlier attempt has measured."""
         self._change(Progress(), list(points))
 
+    @property
+    def behind(self) -> bool:
+        """Whether something waits that the database does not have."""
+        return self._changed
+
     def close(self) -> None:
         """Write what waits, and stop."""
         self._closing.set()

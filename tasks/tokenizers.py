@@ -11,6 +11,7 @@ from tasks.fetched import corpus_of
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
 from trainer_app import artifacts
+from trainer_app.core.files import remove_directory
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
@@ -19,8 +20,8 @@ from trainer_app.core.tokenizer_training import train_tokenizer
 def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
     runs = process.settings().paths.runs
-    for left_over in runs.glob(f"{job.claim.job_id}-*"):  # of attempts that were killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in runs.glob(f"{job.claim.job_id}-*"):  # of attempts that were killed, or sleep
+        remove_directory(left_over)
     staging = runs / f"{job.claim.job_id}-{job.claim.attempt}"
     staging.mkdir(parents=True)
     try:

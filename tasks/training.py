@@ -18,7 +18,7 @@ from tasks.perform import Done, Job
 from tasks.reporting import EventReporter, LogReporter, RowReporter
 from tasks.upload import keep
 from trainer_app import artifacts
-from trainer_app.core.files import write_atomically
+from trainer_app.core.files import remove_directory, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
@@ -41,6 +41,9 @@ def work(job: Job) -> Done | StopReason:
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
     )
+    for staging in workspace.run.glob("staging-*"):
+        # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
+        remove_directory(staging)
     final = artifacts.model_directory(settings, job.claim.job_id)
     if not is_whole(final):  # it is where an attempt died after it had published
         outcome = _fit(job, spec, workspace)
@@ -82,6 +85,10 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         )
         outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
         tracker.end(outcome)
+    if rows.behind and (reason := job.held.should_stop()) is not None:
+        # The database is away and lacks the end of the curve, which only the journal has: to
+        # publish would be to delete it. The next attempt comes to the same end.
+        return Stopped(reason=reason, step=0, checkpoint=None)
     return outcome
 
 

@@ -129,6 +129,41 @@ def test_a_run_that_ends_while_the_database_is_away_keeps_the_end_of_its_curve(
     assert metrics.curve(process.database(), run_id)[-1].chain == chain
 
 
+def test_a_run_that_is_to_stop_at_its_end_while_the_database_is_away_keeps_its_curve(
+    run_id: str, lock_database: Callable[[Callable[[], object]], None]
+) -> None:
+    def drain_at_the_end() -> None:
+        give_up_at = time.monotonic() + 60
+        while "saving the model" not in logged(run_id) and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+        draining.set()
+        time.sleep(3.0)
+
+    stopped = train_until_stopped(run_id, lambda: lock_database(drain_at_the_end))
+    assert stopped.status == "queued"
+    run = train(run_id)
+
+    assert (run.status, run.attempt, run.step) == ("completed", 2, 400)
+    points = metrics.curve(process.database(), run_id)
+    chain = START
+    for point in points:
+        assert point.train_loss is not None
+        chain = link(chain, point.step, point.train_loss)
+    folder = artifacts.model_directory(process.settings(), run_id)
+    assert json.loads((folder / "manifest.json").read_bytes())["loss_chain"] == chain
+
+
+def test_what_an_earlier_attempt_was_about_to_publish_is_gone_once_there_is_another(
+    run_id: str,
+) -> None:
+    folder = process.settings().paths.runs / run_id
+    (folder / "staging-0" / "model").mkdir(parents=True)
+
+    train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id))
+
+    assert "staging-0" not in [path.name for path in folder.iterdir()]
+
+
 def test_the_message_of_a_resumed_run_names_the_cause(run_id: str) -> None:
     said = []
     train_until_stopped(run_id, draining.set)
