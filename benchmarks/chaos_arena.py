@@ -24,7 +24,7 @@ SETTINGS: Final = {
     "APP__THREADS": "1",
     "JOBS__LEASE_SEC": str(LEASE_SECONDS),
     "JOBS__BEAT_SEC": "0.5",
-    "JOBS__CHECKPOINT_SEC": "0.5",
+    "JOBS__CHECKPOINT_SEC": "0.3",
     # Bad luck alone is to fail no run.
     "JOBS__MAX_CRASHES": "100",
     "CELERY__RETRY_MAX": "100",

@@ -78,23 +78,23 @@ def _bodies(corpus: str, tokenizer_id: str) -> list[tuple[str, dict[str, object]
     }
     transformer = {"tokenizer_id": tokenizer_id, "max_seq_len": 32, "logging_steps": 1}
     return [
-        ("gpt2", everyone | transformer | {"model_family": "gpt2", "max_steps": 300}),
+        ("gpt2", everyone | transformer | {"model_family": "gpt2", "max_steps": 160}),
         (
             "llama",
             everyone
             | transformer
-            | {"model_family": "llama", "max_steps": 250, "eval_steps": 70, "seed": 7},
+            | {"model_family": "llama", "max_steps": 150, "eval_steps": 40, "seed": 7},
         ),
         (
             "qwen",
             everyone
             | transformer
-            | {"model_family": "qwen", "max_steps": 120, "gradient_accumulation_steps": 2},
+            | {"model_family": "qwen", "max_steps": 80, "gradient_accumulation_steps": 2},
         ),
         (
             "char_lstm",
             everyone
-            | {"model_family": "char_lstm", "max_seq_len": 48, "max_steps": 300}
+            | {"model_family": "char_lstm", "max_seq_len": 48, "max_steps": 200}
             | {"logging_steps": 7, "eval_steps": 50},
         ),
     ]
