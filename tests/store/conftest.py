@@ -61,6 +61,7 @@ def elapse(database: Database) -> Elapse:
         times = (
             JobRow.lease_until,
             JobRow.heartbeat_at,
+            JobRow.crashed_at,
             JobRow.dispatched_at,
             JobRow.created_at,
             JobRow.completed_at,

@@ -89,6 +89,52 @@ def test_a_run_that_loses_every_worker_fails(
     assert lease.due(database) == []
 
 
+_DAY = 86_400.0
+
+
+def _lose_at(
+    database: Database, run_id: str, elapse: Elapse, *, step: int, saved: int, after: float
+) -> Status:
+    """Lose one more worker, so long after the one before, at a step and with a checkpoint."""
+    elapse(after)
+    claim = lease.claim(database, run_id, "worker:1", lease_seconds=60)
+    assert claim is not None
+    change = Progress(step=step, checkpoint=f"step-{saved}", checkpoint_step=saved)
+    lease.progress(database, claim, change)
+    elapse(61)
+    (reaped,) = lease.reap(database, max_crashes=3)
+    return reaped.status
+
+
+def test_workers_lost_days_apart_do_not_fail_a_run_that_makes_its_way(
+    database: Database, run_id: str, elapse: Elapse
+) -> None:
+    for day in range(1, 8):
+        step = 1_000 * day
+        fate = _lose_at(database, run_id, elapse, step=step, saved=step - 10, after=_DAY)
+        assert fate is Status.QUEUED
+        assert runs.get(database, run_id).crashes == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "after"),
+    [
+        ((500, 400, 500), _DAY),  # never beyond the step that it first died at
+        ((500, 900, 1_300), 600.0),  # further each time, but dead again within minutes
+    ],
+)
+def test_a_run_that_takes_its_worker_down_each_time_fails_in_the_end(
+    database: Database, run_id: str, elapse: Elapse, steps: tuple[int, ...], after: float
+) -> None:
+    fates = [
+        _lose_at(database, run_id, elapse, step=step, saved=step - 10, after=after)
+        for step in steps
+    ]
+
+    assert fates == [Status.QUEUED, Status.QUEUED, Status.FAILED]
+    assert runs.get(database, run_id).error_code == "WORKER_LOST"
+
+
 def test_one_crash_may_be_one_too_many(database: Database, claim: Claim, elapse: Elapse) -> None:
     elapse(61)
     assert (

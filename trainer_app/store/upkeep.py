@@ -18,6 +18,7 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
+_FORGIVEN_AFTER: Final = 3_600.0  # seconds from one lost worker to the next
 _FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles each time
 _LONGEST_WAIT: Final = 900.0
 _CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
@@ -74,9 +75,9 @@ def explain(db: Database, reaped: Reaped, message: str) -> None:
         )
 
 
-def owned(db: Database, hostname: str) -> list[Owned]:
-    """The running jobs of a worker: their owners are ``hostname:pid``."""
-    prefix = f"{hostname}:"
+def owned(db: Database, node: str) -> list[Owned]:
+    """The running jobs of a worker: their owners are ``node:pid``."""
+    prefix = f"{node}:"
     statement = select(JobRow.id, JobRow.attempt, JobRow.owner, JobRow.cancel_requested).where(
         JobRow.status == Status.RUNNING, func.substr(JobRow.owner, 1, len(prefix)) == prefix
     )
@@ -98,6 +99,10 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
 
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
     fails with WORKER_LOST; any other is queued again, later each time.
+
+    Earlier crashes are forgiven when the last was an hour ago or more, and the run has a checkpoint
+    beyond the step of that one: a run of weeks outlives many machines, and one that takes its
+    worker down at the same step each time, or minutes after each start, still fails.
     """
     over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW)
     with db.write() as connection:
@@ -113,7 +118,10 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 JobRow.attempt,
                 JobRow.crashes,
                 JobRow.cancel_requested,
+                (NOW - JobRow.crashed_at).label("crash_age"),
+                JobRow.crash_step,
                 RunRow.step,
+                RunRow.checkpoint_step,
             )
             .outerjoin(RunRow, RunRow.id == JobRow.id)
             .where(*over)
@@ -123,9 +131,12 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
         ).all()
         reaped = []
         for row in rows:
+            saved, crash_step = row.checkpoint_step or 0, row.crash_step or 0
+            old = row.crash_age is not None and row.crash_age >= _FORGIVEN_AFTER
+            crashes = 1 if old and saved > crash_step else row.crashes + 1
             fate = _fate(
                 attempt=row.attempt,
-                crashes=row.crashes + 1,
+                crashes=crashes,
                 cancelled=row.cancel_requested,
                 step=row.step,
                 max_crashes=max_crashes,
@@ -136,7 +147,9 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 .values(
                     owner=None,
                     lease_until=None,
-                    crashes=row.crashes + 1,
+                    crashes=crashes,
+                    crashed_at=NOW,
+                    crash_step=max(crash_step, saved, row.step or 0),
                     status=fate.status,
                     error_code=fate.error_code,
                     message=fate.message,
