@@ -11,15 +11,58 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
+from schemathesis.core.transport import Response
+from schemathesis.generation.stateful import APIStateMachine
 from schemathesis.openapi import from_wsgi
 from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from sqlalchemy import delete
 
 from trainer_app.settings import Settings
-from trainer_app.store.tables import Status
+from trainer_app.store.tables import Status, Table
 
 if TYPE_CHECKING:
+    from schemathesis.core.jsonschema.types import JsonValue
+    from schemathesis.hooks import HookContext
+    from schemathesis.specs.openapi.schemas import OpenApiOperation
+
     from tests.api.conftest import World
+
+# Where a journey begins, with a body that names what there is, which generated ones do not; and
+# the paths that it can lead to. A stream is none of them: it ends with its run, which never runs.
+JOURNEYS: dict[str, tuple[JsonValue | bytes, str]] = {
+    "POST /runs/train": (
+        {"corpus_path": "tale.txt", "tokenizer_id": "words", "model_size": "tiny"},
+        r"^/runs/(train|{run_id}(/(logs|metrics))?)$",
+    ),
+    "POST /runs/{run_id}/pause": ({}, r"^/runs/{run_id}(/(pause|resume|cancel))?$"),
+    "POST /tokenizers/train": (
+        {"method": "bpe", "vocab_size": 300, "corpus_path": "tale.txt"},
+        r"^/tokenizers/(train|{tokenizer_id})$",
+    ),
+    "POST /corpora": (b"Once upon a time\n", r"^/corpora(/{file_id})?$"),
+    "POST /runs/{run_id}/evaluate": ({"split": "test"}, r"/eval(uate)?$"),
+    "POST /runs/{run_id}/generate": ({"prompt_text": "Once"}, r"/generate(/|$)"),
+    "POST /runs/{run_id}/score": ({"text": "Once upon a time"}, r"/score(/|$)"),
+    "POST /runs/{run_id}/chat": ({"message": "Once"}, r"/chat(/|$)"),
+}
+MOVES = ("/pause", "/resume", "/cancel")
+
+
+def furnish(world: World) -> str:
+    """A corpus, a tokenizer, and a run with all that a finished run has; its id."""
+    world.corpus()
+    world.tokenizer()
+    run_id = world.run(Status.COMPLETED)
+    world.model(run_id)
+    world.log(run_id, b'{"event": "one"}\n')
+    return run_id
+
+
+def clear(world: World) -> None:
+    with world.database.write() as session:
+        for table in reversed(Table.metadata.sorted_tables):
+            session.execute(delete(table))
 
 
 @pytest.fixture
@@ -28,11 +71,7 @@ def document(
 ) -> BaseSchema:
     """The document of an application that has something of everything."""
     world.worker()
-    world.corpus()
-    world.tokenizer()
-    run_id = world.run(Status.COMPLETED)
-    world.model(run_id)
-    world.log(run_id, b'{"event": "one"}\n')
+    furnish(world)
     return from_wsgi("/openapi.json", make_client(settings).application)
 
 
@@ -55,9 +94,58 @@ def test_every_answer_is_a_documented_one(
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
-        def answer_as_documented(case: Case) -> None:  # type: ignore[type-arg]
+        def answer_as_documented(case: Case[OpenApiOperation]) -> None:
             # A schema cannot say that two fields must agree, nor that what an id names exists.
             case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
         with subtests.test(operation.label):
             answer_as_documented()
+
+
+@pytest.mark.slow
+def test_links_lead_from_what_was_made_to_what_can_be_done_with_it(
+    document: BaseSchema, world: World, subtests: pytest.Subtests
+) -> None:
+    """Each journey has a world of its own, so that the same journey ends the same."""
+    completed = queued = ""
+    reached: set[str] = set()
+
+    def begin(_journey: APIStateMachine) -> None:
+        nonlocal completed, queued
+        clear(world)
+        completed, queued = furnish(world), world.run()
+
+    def make_sense(_journey: APIStateMachine, case: Case[OpenApiOperation]) -> None:
+        if case.operation.label in JOURNEYS:
+            body, _ = JOURNEYS[case.operation.label]
+            case.body = body
+            case.media_type = "text/plain" if isinstance(body, bytes) else "application/json"
+        if not case.path_parameters.get("run_id", "run-").startswith("run-"):
+            case.path_parameters["run_id"] = queued if case.path.endswith(MOVES) else completed
+
+    def note(_: HookContext, case: Case[OpenApiOperation], response: Response) -> None:
+        if response.status_code < 300:
+            reached.add(case.operation.label)
+
+    for start, (_, paths) in JOURNEYS.items():
+        linked = document.include(path_regex=paths)
+        linked.hook("after_call")(note)
+        linked.config.checks.update(excluded_check_names=["positive_data_acceptance"])
+        linked.config.generation.update(modes=[GenerationMode.POSITIVE])
+        machine = linked.as_state_machine()
+        journey = type("Journey", (machine,), {"setup": begin, "before_call": make_sense})
+        assert issubclass(journey, APIStateMachine)
+        reached.clear()
+        with subtests.test(start):
+            journey.run(
+                settings=hypothesis.settings(
+                    max_examples=6,
+                    stateful_step_count=6,
+                    deadline=None,
+                    derandomize=True,
+                    database=None,
+                    phases=[hypothesis.Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
+            )
+            assert {start} < reached
