@@ -55,14 +55,19 @@ class Held(Silent):
         jobs: Jobs,
         claim: Claim,
         *,
+        say: Callable[[str], object] = lambda _message: None,
         on_stuck: Callable[[StopReason], object] = lambda _reason: None,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
-        """``on_stuck`` is the last that this process does for a job that does not stop."""
+        """``say`` tells the job's user what happens to its lease.
+
+        ``on_stuck`` is the last that this process does for a job that does not stop.
+        """
         self.claim = claim
         self._database = database
         self._redis = client
         self._jobs = jobs
+        self._say = say
         self._on_stuck = on_stuck
         self._end_process = end_process
         self._parent = os.getppid()
@@ -76,6 +81,8 @@ class Held(Silent):
         self._beat_at = started + jobs.beat_seconds
         self._look_at = started
         self._news_at = started
+        self._asked_at = started
+        self._away_since: float | None = None  # the database
         self._thread = threading.Thread(target=self._watch, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -97,6 +104,12 @@ class Held(Silent):
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is."""
+        now = time.monotonic()
+        # A lease is renewed long before it has only half of its time left: whoever was away for
+        # less still has it. Whoever slept for longer asks before it does anything more.
+        if now - self._asked_at > self._jobs.lease_seconds / 2:
+            self._look_after_sleep()
+        self._asked_at = now
         return self._reason
 
     def stop(self, reason: StopReason) -> None:
@@ -160,6 +173,14 @@ class Held(Silent):
         if now > self._times_out_at:
             self.stop(StopReason.TIMEOUT)
 
+    def _look_after_sleep(self) -> None:
+        try:
+            lease.cancel_requested(self._database, self.claim)
+        except LeaseLost:
+            self.stop(StopReason.FENCED)
+        except Unavailable as error:
+            _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+
     def _look_at_the_row(self, now: float) -> None:
         if now < min(self._beat_at, self._look_at):
             return
@@ -177,7 +198,13 @@ class Held(Silent):
         except Unavailable as error:
             # Whoever writes next finds out whether the lease still stands: work goes on.
             _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+            if self._away_since is None:
+                self._away_since = now
+                self._say("the database is away: the work goes on")
         else:
+            if self._away_since is not None:
+                self._say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
+                self._away_since = None
             if cancelled:
                 self.stop(StopReason.CANCEL)
             elif paused:

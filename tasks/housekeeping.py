@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Final
@@ -26,6 +28,7 @@ from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
+_AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2
 _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 
@@ -39,6 +42,32 @@ def reap() -> None:
         reaped = _explained(lost)
         _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
         _tell(reaped)
+
+
+class Reaper:
+    """Reaps in each pass, but gives workers that may have been away the time to come back.
+
+    A machine that sleeps and a database that does not answer hold up this process and the workers
+    alike: when it is over, every lease is, and whoever asks first decides.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """``clock``, in seconds, goes on while the machine sleeps."""
+        self._clock = clock
+        self._last: float | None = None  # pass that reached the database
+        self._not_before = 0.0
+
+    def one_pass(self) -> None:
+        """End the leases that are over. Raises Unavailable."""
+        process.database().ping()
+        now = self._clock()
+        if self._last is not None and now - self._last > _AWAY_SECONDS:
+            jobs = process.settings().jobs
+            # Their next beat is due by then, and has the time to be written.
+            self._not_before = now + jobs.beat_seconds + _PASS_SECONDS
+        self._last = now
+        if now >= self._not_before:
+            reap()
 
 
 def _explained(reaped: Reaped) -> Reaped:
@@ -98,8 +127,9 @@ def run(stop: threading.Event) -> None:
     process.database()  # one for both threads
     slow = threading.Thread(target=SlowDuties().run, args=(stop,), name="slow duties", daemon=True)
     slow.start()
+    reaper = Reaper()
     while not stop.is_set():
-        for duty in (reap, dispatch, purge):
+        for duty in (reaper.one_pass, dispatch, purge):
             try:
                 duty()
             except Unavailable as error:

@@ -104,6 +104,7 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         process.redis_client(),
         settings.jobs,
         claim,
+        say=log.warning,
         on_stuck=lambda reason: _end_stuck(job, reason),
     ) as held:
         job = Job(claim=claim, held=held, log=log, events=events)
