@@ -20,7 +20,9 @@ from trainer_app import artifacts
 from trainer_app.cleanup.corpus_cache import clean_corpus_cache
 from trainer_app.cleanup.models import clean_models
 from trainer_app.cleanup.report import Report
+from trainer_app.cleanup.runs import clean_runs
 from trainer_app.cleanup.tokenizers import clean_tokenizers
+from trainer_app.cleanup.tokens import clean_tokens
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.client import DataBank
@@ -57,7 +59,14 @@ class SlowDuties:
 
     def one_pass(self, should_stop: ShouldStop) -> None:
         """Each duty once."""
-        for duty in (self._upload, self._clean_models, self._clean_corpora, self._clean_tokenizers):
+        for duty in (
+            self._upload,
+            self._clean_runs,
+            self._clean_tokens,
+            self._clean_models,
+            self._clean_corpora,
+            self._clean_tokenizers,
+        ):
             try:
                 duty(should_stop)
             except StopRequested:
@@ -98,6 +107,23 @@ class SlowDuties:
             log = JobLog(job_log_path(settings, run_id), run_id=run_id)
             log.info("the model is in the data bank", file_id=archive.file_id, bytes=archive.bytes)
             log.close()
+
+    def _clean_runs(self, _should_stop: ShouldStop) -> None:
+        settings = process.settings()
+        report = clean_runs(process.database(), settings, dry_run=False)
+        for item in report.removed:
+            # Whoever resumes the run is to find out why it starts over.
+            if (path := job_log_path(settings, item.name)).exists():
+                log = JobLog(path, run_id=item.name)
+                log.info(f"its checkpoints were deleted: {item.reason}", bytes=item.bytes)
+                log.close()
+        self._tell("runs", report)
+
+    def _clean_tokens(self, _should_stop: ShouldStop) -> None:
+        settings = process.settings()
+        if settings.token_cache_cleanup.enabled:
+            report = clean_tokens(process.database(), settings, dry_run=False)
+            self._tell("tokens", report)
 
     def _clean_models(self, should_stop: ShouldStop) -> None:
         settings = process.settings()

@@ -114,6 +114,15 @@ class CorpusCacheCleanup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCacheCleanup:
+    """When token ids are deleted, the longest unused first; they can be made again."""
+
+    enabled: bool
+    max_bytes: int  # of the cache as a whole
+    min_free_bytes: int  # of its file system
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCleanup:
     """When tokenizers that no run names are deleted."""
 
@@ -153,6 +162,7 @@ class Settings:
     data_bank: DataBank
     cleanup: Cleanup
     corpus_cache_cleanup: CorpusCacheCleanup
+    token_cache_cleanup: TokenCacheCleanup
     tokenizer_cleanup: TokenizerCleanup
     tracking: Tracking
     flower: Flower
@@ -231,6 +241,15 @@ def _read(env: Env) -> Settings:
                 "APP__CORPUS_CACHE_CLEANUP__EVICTION_POLICY",
                 "lru",
                 validate=OneOf(["lru", "oldest"]),
+            ),
+        ),
+        token_cache_cleanup=TokenCacheCleanup(
+            enabled=env.bool("APP__TOKEN_CACHE_CLEANUP__ENABLED", True),
+            max_bytes=env.int(
+                "APP__TOKEN_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
+            ),
+            min_free_bytes=env.int(
+                "APP__TOKEN_CACHE_CLEANUP__MIN_FREE_BYTES", 1_073_741_824, validate=Range(0)
             ),
         ),
         tokenizer_cleanup=TokenizerCleanup(

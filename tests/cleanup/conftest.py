@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tests.databank_server import DataBankServer, running_data_bank
 from trainer_app import artifacts
@@ -89,6 +89,10 @@ class World:
         (folder / "tokenizer.json").write_bytes(bytes(100))
         (folder / "deep" / "more").write_bytes(bytes(20))
         return folder
+
+    def job_ids(self, kind: str) -> list[str]:
+        with self.database.read() as connection:
+            return list(connection.scalars(select(JobRow.id).where(JobRow.kind == kind)))
 
     def elapse(self, seconds: float) -> None:
         times = (JobRow.created_at, JobRow.completed_at, JobRow.lease_until, JobRow.heartbeat_at)

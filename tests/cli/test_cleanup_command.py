@@ -13,9 +13,9 @@ import pytest
 
 from tests.databank_server import running_data_bank
 from trainer_app.cli.main import main
-from trainer_app.core.spec import TokenizerSpec
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import lease, tokenizers
+from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
 
 
@@ -88,6 +88,31 @@ def test_unused_tokenizers_go(
     assert code == 0
     assert "gone" in out
     assert not folder.exists()
+
+
+def test_checkpoints_and_token_ids_that_nobody_needs_go(
+    settings: Settings, clean: Clean, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP__TOKEN_CACHE_CLEANUP__MAX_BYTES", "0")
+    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64)
+    run_id = runs.create(sqlite_database, spec, queue="trainer").run_id
+    claim = lease.claim(sqlite_database, run_id, "worker:1", lease_seconds=60)
+    assert claim is not None
+    folders = {
+        "runs": settings.paths.runs / run_id,
+        "tokens": settings.paths.tokens / f"{'0' * 32}-{'1' * 32}",
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(1_000))
+    for command in folders:
+        assert json.loads(clean(command, "--json")[1])["removed"] == []
+    lease.finish(sqlite_database, claim, "completed", result="{}")
+
+    for command, folder in folders.items():
+        assert "would go" in clean(command, "--dry-run")[1]
+        assert "gone" in clean(command)[1]
+        assert not folder.exists()
 
 
 def test_models_are_cleaned_only_where_there_is_a_data_bank(

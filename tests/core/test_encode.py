@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,12 @@ from hypothesis import strategies as st
 from backends.contracts import EOS_ID, Tokenizer
 from backends.loading import load_tokenizer
 from trainer_app.core import encode, streams
-from trainer_app.core.encode import Encoded, encode_corpus
+from trainer_app.core.encode import Encoded, encode_corpus, while_it_stands
 from trainer_app.core.observer import StopReason
 from trainer_app.core.split_texts import plan_split, split_texts
 from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import StopRequested, never
-from trainer_app.core.streams import split_streams
+from trainer_app.core.streams import Streams, split_streams
 
 Write = Callable[[bytes], tuple[Path, str]]
 RULE = SplitRule(seed=1, validation_fraction=0.1, test_fraction=0.2)
@@ -231,3 +232,36 @@ def test_a_stop_while_splitting_leaves_nothing_behind(
     with pytest.raises(StopRequested):
         split_streams(whole, RULE, should_stop=lambda: StopReason.DRAIN)
     assert not any(path.is_dir() for path in whole.directory.iterdir())
+
+
+def test_a_run_whose_token_ids_are_cleaned_away_while_it_opens_them_makes_them_again(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path
+) -> None:
+    corpus = write_corpus(b"one\ntwo\nthree\nfour\n" * 50)
+    root = tmp_path / "tokens"
+    encoded(corpus, tokenizer, root)
+    cleaned: list[Path] = []
+
+    def clean_up_once() -> StopReason | None:
+        if not cleaned:
+            cleaned.extend(root.iterdir())
+            shutil.rmtree(cleaned[0])
+        return None
+
+    def read() -> Streams:
+        found = encoded(corpus, tokenizer, root)
+        return split_streams(found, RULE, should_stop=clean_up_once)
+
+    found = while_it_stands(read)
+    assert cleaned
+    assert len(found.train) > 0
+
+
+def test_the_use_of_token_ids_is_written_down(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path
+) -> None:
+    corpus = write_corpus(b"one\ntwo\n")
+    directory = encoded(corpus, tokenizer, tmp_path / "tokens").directory
+    os.utime(directory, (1.0, 1.0))
+    encoded(corpus, tokenizer, tmp_path / "tokens")
+    assert directory.stat().st_mtime > 1.0

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from trainer_app.core.files import temporary_beside
+
+_LEFT_BEHIND_SECONDS: Final = 3_600.0  # since the folder was set aside
 
 
 def is_file(path: Path) -> bool:
@@ -29,9 +34,22 @@ def size_of(folder: Path) -> int:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder. It is renamed first: nobody finds half of it."""
+    shutil.rmtree(set_aside(folder))  # follows no link, whoever puts one there meanwhile
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a folder away at once; it is the caller's to delete under its new, hidden name."""
     gone = temporary_beside(folder)
     folder.rename(gone)
-    shutil.rmtree(gone)  # follows no link, whoever puts one there meanwhile
+    return gone
+
+
+def finish_removals(root: Path) -> None:
+    """Delete what was set aside by processes that were killed then."""
+    for path in root.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process does the same
+            if is_folder(path) and time.time() - path.lstat().st_ctime > _LEFT_BEHIND_SECONDS:
+                shutil.rmtree(path)
 
 
 def _kind(path: Path) -> int | None:

@@ -16,7 +16,9 @@ import typer
 from trainer_app.cleanup.corpus_cache import clean_corpus_cache
 from trainer_app.cleanup.models import clean_models
 from trainer_app.cleanup.report import Item, Report
+from trainer_app.cleanup.runs import clean_runs
 from trainer_app.cleanup.tokenizers import clean_tokenizers
+from trainer_app.cleanup.tokens import clean_tokens
 from trainer_app.cli.exits import EXPLANATION
 from trainer_app.cli.tables import size, table
 from trainer_app.databank.client import DataBank
@@ -40,6 +42,26 @@ def _corpus_cache(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     def clean(database: Database, settings: Settings) -> Report:
         rules = settings.corpus_cache_cleanup
         return clean_corpus_cache(database, settings.paths.corpus_cache, rules, dry_run=dry_run)
+
+    _run(clean, as_json=as_json)
+
+
+@group.command("runs", epilog=EXPLANATION)
+def _runs(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Delete checkpoints of runs that failed or were cancelled CELERY__FAILURE_TTL_SEC ago."""
+
+    def clean(database: Database, settings: Settings) -> Report:
+        return clean_runs(database, settings, dry_run=dry_run)
+
+    _run(clean, as_json=as_json)
+
+
+@group.command("tokens", epilog=EXPLANATION)
+def _tokens(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Delete the longest unused token ids until APP__TOKEN_CACHE_CLEANUP__* hold."""
+
+    def clean(database: Database, settings: Settings) -> Report:
+        return clean_tokens(database, settings, dry_run=dry_run)
 
     _run(clean, as_json=as_json)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backends.loading import load_tokenizer, tokenizer_kind
-from trainer_app.core.encode import OnMessage, encode_corpus
+from trainer_app.core.encode import OnMessage, encode_corpus, while_it_stands
 from trainer_app.core.files import sha256_file
 from trainer_app.core.split_texts import plan_split, split_texts
 from trainer_app.core.splits import Split, SplitRule
@@ -63,16 +63,20 @@ def prepare_data(
     tokenizer = load_tokenizer(tokenizer_directory)
     tokenizer_sha256 = tokenizer_digest(tokenizer_directory)
     on_message("tokenizing")
-    encoded = encode_corpus(
-        corpus,
-        tokenizer,
-        tokens,
-        corpus_sha256=spec.corpus_sha256,
-        tokenizer_sha256=tokenizer_sha256,
-        on_message=on_message,
-        should_stop=should_stop,
-    )
-    streams = split_streams(encoded, rule, should_stop=should_stop)
+
+    def read() -> Streams:
+        encoded = encode_corpus(
+            corpus,
+            tokenizer,
+            tokens,
+            corpus_sha256=spec.corpus_sha256,
+            tokenizer_sha256=tokenizer_sha256,
+            on_message=on_message,
+            should_stop=should_stop,
+        )
+        return split_streams(encoded, rule, should_stop=should_stop)
+
+    streams = while_it_stands(read)
     return Data(tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256, streams=streams)
 
 

@@ -12,6 +12,7 @@ It appears whole, by one rename. Of several writers at once the first wins.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ NEWS_SECONDS: Final = 2.0  # between two messages about progress
 ABANDONED_SECONDS: Final = 3_600.0  # since a writer of token ids last wrote
 
 OnMessage = Callable[[str], None]
+Read = TypeVar("Read")
 Number = TypeVar("Number", np.uint16, np.uint32, np.uint64)
 TokenIds: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
@@ -99,7 +101,10 @@ def encode_corpus(
     Raises StopRequested, the errors of ``read_units``, and DiskFull; nothing is left then.
     """
     directory = root / f"{corpus_sha256[:32]}-{tokenizer_sha256[:32]}"
-    if not directory.is_dir():
+    if directory.is_dir():
+        with suppress(OSError):
+            os.utime(directory)  # clean-up goes by the last use
+    else:
         root.mkdir(parents=True, exist_ok=True)
         sweep(root)
         temporary = temporary_beside(directory)
@@ -118,6 +123,17 @@ def encode_corpus(
         units=int(meta["units"]),
         bytes=int(meta["bytes"]),
     )
+
+
+def while_it_stands(read: Callable[[], Read]) -> Read:
+    """What ``read`` makes of token ids, from the start where clean-up deletes them meanwhile.
+
+    Once they are open they stay readable, whatever becomes of their names.
+    """
+    try:
+        return read()
+    except FileNotFoundError:
+        return read()
 
 
 def sweep(root: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backends.loading import load_tokenizer
 from trainer_app.core.data import prepare_data, tokenizer_digest
 from trainer_app.core.device import out_of_memory_named, resolve_device
-from trainer_app.core.encode import encode_corpus
+from trainer_app.core.encode import encode_corpus, while_it_stands
 from trainer_app.core.evaluate import Evaluation, evaluate
 from trainer_app.core.loaded import load_model
 from trainer_app.core.loss import LanguageModelLoss
@@ -68,18 +68,23 @@ def evaluate_text(
 
     Raises CorpusTooShort for a text of fewer than two tokens, and what ``evaluate_run`` raises.
     """
-    encoded = encode_corpus(
-        text,
-        load_tokenizer(directory),
-        tokens,
-        corpus_sha256=sha256,
-        tokenizer_sha256=tokenizer_digest(directory),
-        on_message=on_message,
-        should_stop=should_stop,
-    )
-    if encoded.tokens < 2:
-        raise CorpusTooShort(f"the text has {encoded.tokens} tokens; a loss needs at least 2")
-    stream = TokenStream(ids=encoded.ids(), bytes=encoded.bytes)
+    tokenizer, tokenizer_sha256 = load_tokenizer(directory), tokenizer_digest(directory)
+
+    def read() -> TokenStream:
+        encoded = encode_corpus(
+            text,
+            tokenizer,
+            tokens,
+            corpus_sha256=sha256,
+            tokenizer_sha256=tokenizer_sha256,
+            on_message=on_message,
+            should_stop=should_stop,
+        )
+        return TokenStream(ids=encoded.ids(), bytes=encoded.bytes)
+
+    stream = while_it_stands(read)
+    if len(stream) < 2:
+        raise CorpusTooShort(f"the text has {len(stream)} tokens; a loss needs at least 2")
     return _evaluate(directory, stream, spec, device=device, should_stop=should_stop)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import aliased
 
+from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, Status, TokenizerRow
+from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, RunRow, Status, TokenizerRow
 
+_CHUNK: Final = 500  # ids a statement
+_DAY: Final = 86_400.0  # seconds
 _LIVE = (Status.QUEUED, Status.RUNNING)
 
 
@@ -43,6 +49,73 @@ def models_in_use(db: Database) -> frozenset[str]:
         TrainSpec.from_json(row.spec).pretrained_run_id for row in rows if row.kind == JobKind.TRAIN
     )
     return frozenset(filter(None, [*bases, *(row.run_id for row in rows)]))
+
+
+def texts_in_use(db: Database, *, failed_seconds: float) -> frozenset[str]:
+    """The digests of the texts whose token ids are read by jobs that live or may be resumed.
+
+    Failed and cancelled runs may be, until ``failed_seconds`` after their end.
+    """
+    ended = JobRow.status.in_([Status.FAILED, Status.CANCELLED])
+    live = aliased(JobRow)
+    of_evaluations = select(live.run_id).where(
+        live.status.in_(_LIVE), live.kind == JobKind.EVALUATE
+    )
+    train = and_(
+        JobRow.kind == JobKind.TRAIN,
+        or_(
+            JobRow.status.in_(_LIVE),
+            and_(ended, JobRow.completed_at > NOW - failed_seconds),
+            JobRow.id.in_(of_evaluations),
+        ),
+    )
+    evaluate = and_(JobRow.kind == JobKind.EVALUATE, JobRow.status.in_(_LIVE))
+    with db.read() as session:
+        rows = session.execute(select(JobRow.kind, JobRow.spec).where(or_(train, evaluate))).all()
+    return frozenset(
+        digest
+        for row in rows
+        if (
+            digest := TrainSpec.from_json(row.spec).corpus_sha256
+            if row.kind == JobKind.TRAIN
+            else EvaluateSpec.from_json(row.spec).text_sha256
+        )
+        is not None
+    )
+
+
+def spent_jobs(db: Database, job_ids: Sequence[str], *, failed_seconds: float) -> dict[str, str]:
+    """Those of these runs and tokenizers that nobody will take up again, and why.
+
+    Completed ones, and those that have failed or were cancelled ``failed_seconds`` ago.
+    """
+    found = {}
+    for start in range(0, len(job_ids), _CHUNK):
+        ids = job_ids[start : start + _CHUNK]
+        statement = select(
+            JobRow.id, JobRow.status, (NOW - JobRow.completed_at).label("seconds")
+        ).where(JobRow.id.in_(ids), *_spent(failed_seconds))
+        with db.read() as session:
+            for row in session.execute(statement):
+                found[row.id] = f"{row.status} {row.seconds / _DAY:.1f} days ago"
+    return found
+
+
+@contextmanager
+def spent_job(db: Database, job_id: str, *, failed_seconds: float) -> Iterator[bool]:
+    """Whether the job is still one of ``spent_jobs``; nobody can resume it within the block.
+
+    Its row then names no checkpoint any more: to be deleted within the block, and in a moment.
+    """
+    with db.write() as session:
+        is_spent = session.scalar(
+            update(JobRow)
+            .where(JobRow.id == job_id, *_spent(failed_seconds))
+            .values(checkpoint=None)
+            .returning(JobRow.id)
+        )
+        session.execute(update(RunRow).where(RunRow.id == is_spent).values(checkpoint_step=None))
+        yield is_spent is not None
 
 
 def unused_tokenizers(db: Database, *, min_seconds: float) -> list[UnusedTokenizer]:
@@ -83,6 +156,17 @@ def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> 
         connection.execute(delete(TokenizerRow).where(TokenizerRow.id == tokenizer_id))
         connection.execute(delete(JobRow).where(JobRow.id == job_id))
     return True
+
+
+def _spent(failed_seconds: float) -> tuple[ColumnElement[bool], ...]:
+    ended = JobRow.status.in_([Status.FAILED, Status.CANCELLED])
+    return (
+        JobRow.kind.in_([JobKind.TRAIN, JobKind.TOKENIZER]),
+        or_(
+            JobRow.status == Status.COMPLETED,
+            and_(ended, JobRow.completed_at <= NOW - failed_seconds),
+        ),
+    )
 
 
 _run = aliased(JobRow)
