@@ -30,6 +30,7 @@ from trainer_app.errors import ArtifactUploadFailed, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.store import uploads
+from trainer_app.store.lease import Status
 
 _PASS_SECONDS: Final = 60.0
 _FIRST_WAIT: Final = 300.0  # before a failed upload is tried again; doubles each time
@@ -113,7 +114,8 @@ class SlowDuties:
         report = clean_runs(process.database(), settings, dry_run=False)
         for item in report.removed:
             # Whoever resumes the run is to find out why it starts over.
-            if (path := job_log_path(settings, item.name)).exists():
+            can_be_resumed = not item.reason.startswith(Status.COMPLETED)
+            if can_be_resumed and (path := job_log_path(settings, item.name)).exists():
                 log = JobLog(path, run_id=item.name)
                 log.info(f"its checkpoints were deleted: {item.reason}", bytes=item.bytes)
                 log.close()

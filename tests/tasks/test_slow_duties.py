@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import structlog
+from sqlalchemy import update
 
 from tasks import process
 from tasks.slow_duties import SlowDuties
@@ -12,32 +13,46 @@ from trainer_app.core.stopping import never
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
+from trainer_app.store.tables import JobRow
 
 
-def ended_run(settings: Settings) -> str:
+def ended_run(settings: Settings, status: str) -> str:
     """A run that has ended and whose working state is still there."""
     spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64)
     run_id = runs.create(process.database(), spec, queue="trainer").run_id
     claim = lease.claim(process.database(), run_id, "worker:1", lease_seconds=60)
     assert claim is not None
-    lease.finish(process.database(), claim, "completed", result="{}")
+    lease.finish(process.database(), claim, status, result="{}")
     (settings.paths.runs / run_id).mkdir(parents=True)
     return run_id
 
 
-def test_a_run_whose_working_state_goes_is_told_so_in_its_log(worker: Settings) -> None:
-    run_id, silent = ended_run(worker), ended_run(worker)
-    log = JobLog(job_log_path(worker, run_id))
-    log.info("completed")
-    log.close()
+def test_a_failed_run_whose_checkpoints_go_is_told_so_in_its_log(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__FAILURE_TTL_SEC", "60")
+    process.settings.cache_clear()
+    failed, silent, done = (ended_run(worker, end) for end in ("failed", "failed", "completed"))
+    for run_id in (failed, done):
+        log = JobLog(job_log_path(worker, run_id))
+        log.info("ended")
+        log.close()
+    with process.database().write() as session:
+        session.execute(update(JobRow).values(completed_at=JobRow.completed_at - 61))
 
     with structlog.testing.capture_logs() as logs:
         SlowDuties().one_pass(never)
 
     assert list(worker.paths.runs.iterdir()) == []
-    assert {entry["name"] for entry in logs if entry["event"] == "deleted"} == {run_id, silent}
-    (said,) = last_events(job_log_path(worker, run_id), 1)
-    assert said == "its checkpoints were deleted: completed 0.0 days ago"
+    assert {entry["name"] for entry in logs if entry["event"] == "deleted"} == {
+        failed,
+        silent,
+        done,
+    }
+    assert last_events(job_log_path(worker, failed), 1) == [
+        "its checkpoints were deleted: failed 0.0 days ago"
+    ]
+    assert last_events(job_log_path(worker, done), 1) == ["ended"]
     assert not job_log_path(worker, silent).exists()
 
 
