@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Final, Self
@@ -21,7 +21,13 @@ from typing import Final, Self
 import redis
 import structlog
 
-from trainer_app.core.observer import Silent, StopReason
+from trainer_app.core.observer import (
+    CheckpointReport,
+    EvaluationReport,
+    StartReport,
+    StepReport,
+    StopReason,
+)
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import AlreadyFinished, LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
@@ -45,8 +51,12 @@ _INTERRUPT: Final = signal.SIGALRM
 _log = structlog.get_logger(__name__)
 
 
-class Held(Silent):
-    """Holds the lease of one claimed job while its ``with`` block runs."""
+class Held:
+    """Holds the lease of one claimed job while its ``with`` block runs.
+
+    It is to be the first observer of a run: what an attempt has to tell that lost its lease, those
+    after it do not hear.
+    """
 
     def __init__(
         self,
@@ -101,6 +111,27 @@ class Held(Silent):
             self._redis.delete(heartbeat_key(self.claim.job_id), cancelled_key(self.claim.job_id))
         except (redis.RedisError, OSError):
             _log.debug("a heartbeat was left to expire", job_id=self.claim.job_id)
+
+    def on_message(self, message: str) -> None:
+        """Raises StopRequested when the lease is lost, like all that follow."""
+        del message
+        self._check()
+
+    def on_start(self, start: StartReport) -> None:
+        del start
+        self._check()
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        del steps
+        self._check()
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        del evaluation
+        self._check()
+
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        del checkpoint
+        self._check()
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is."""
@@ -172,6 +203,10 @@ class Held(Silent):
             self.stop(StopReason.DRAIN)
         if now > self._times_out_at:
             self.stop(StopReason.TIMEOUT)
+
+    def _check(self) -> None:
+        if self.should_stop() is StopReason.FENCED:
+            raise StopRequested(StopReason.FENCED)
 
     def _look_after_sleep(self) -> None:
         try:

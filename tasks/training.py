@@ -81,7 +81,7 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
     ):
         events = EventReporter(job.events)
         observer = Observers(
-            [LogReporter(job.log, job.claim), journal, rows, events, tracker, job.held]
+            [job.held, LogReporter(job.log, job.claim), journal, rows, events, tracker]
         )
         outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
         tracker.end(outcome)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tasks import process
 from tasks.held import Held
 from tasks.housekeeping import Reaper
-from trainer_app.core.observer import StopReason
+from trainer_app.core.observer import (
+    CheckpointReport,
+    EvaluationReport,
+    Observers,
+    Silent,
+    StepReport,
+    StopReason,
+)
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.stopping import StopRequested
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Claim
@@ -47,6 +56,53 @@ def test_who_slept_and_lost_the_lease_stops_before_the_next_step(claim: Claim) -
     time.sleep(LEASE_SECONDS)
 
     assert held.should_stop() is StopReason.FENCED
+
+
+def test_nobody_hears_more_of_an_attempt_that_lost_its_lease(claim: Claim) -> None:
+    held = asleep(claim)
+    heard: list[str] = []
+
+    class Listener(Silent):
+        def on_message(self, message: str) -> None:
+            heard.append(message)
+
+        def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+            heard.append(checkpoint.path.name)
+
+    observer = Observers([held, Listener()])
+    observer.on_message("training")
+    lose(claim)
+    time.sleep(LEASE_SECONDS)
+    step = StepReport(
+        step=1,
+        total_steps=2,
+        epoch=0,
+        train_loss=1.0,
+        learning_rate=0.1,
+        grad_norm=1.0,
+        tokens_per_sec=1.0,
+        samples_per_sec=1.0,
+    )
+    evaluation = EvaluationReport(
+        step=1,
+        epoch=0,
+        val_loss=1.0,
+        best_val_loss=1.0,
+        improved=True,
+        evaluations_without_improvement=0,
+    )
+    checkpoint = CheckpointReport(path=Path("step-1"), step=1, seconds=1.0)
+    news: list[Callable[[], None]] = [
+        lambda: observer.on_message("saving the model"),
+        lambda: observer.on_steps([step]),
+        lambda: observer.on_evaluation(evaluation),
+        lambda: observer.on_checkpoint(checkpoint),
+    ]
+    for tell in news:
+        with pytest.raises(StopRequested):
+            tell()
+
+    assert heard == ["training"]
 
 
 def test_who_slept_and_still_has_the_lease_goes_on(claim: Claim) -> None:
