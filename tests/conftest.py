@@ -25,6 +25,8 @@ from trainer_app.store import migrate
 from trainer_app.store.database import Database
 from trainer_app.store.tables import Table
 
+DATABASES = ("sqlite", "postgresql")
+
 
 class PostgresServer:
     """A PostgreSQL server of the tests' own, reached through a socket in its folder."""
@@ -128,12 +130,10 @@ def bare_postgres_url(postgres: PostgresServer) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest) -> str:
     """A migrated, empty database of this test alone, of each kind in turn."""
-    kind = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
-    url: str = request.getfixturevalue(kind)
-    return url
+    return _url_of(request, request.param)
 
 
 @pytest.fixture
@@ -178,8 +178,14 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture
+def settings_url(request: pytest.FixtureRequest) -> str:
+    """The database of the settings below: SQLite, unless the test asks for the other kind."""
+    return _url_of(request, getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture
 def settings(
-    tmp_path: Path, sqlite_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """Settings of a service with a folder, a database and a Redis of this test alone."""
     for name in [*os.environ]:
@@ -189,9 +195,14 @@ def settings(
         }:  # the shape of names of settings
             monkeypatch.delenv(name)
     monkeypatch.setenv("APP__DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setenv("DATABASE__URL", sqlite_url)
+    monkeypatch.setenv("DATABASE__URL", settings_url)
     monkeypatch.setenv("REDIS__URL", redis_url)
     return load_settings()
+
+
+def _url_of(request: pytest.FixtureRequest, kind: str) -> str:
+    url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_url"}[kind])
+    return url
 
 
 @contextmanager

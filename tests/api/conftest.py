@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.conftest import DATABASES
 from trainer_app import artifacts
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.factory import create_app
@@ -23,6 +25,8 @@ from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 from trainer_app.store.tables import Status
 
+# For what the database has a part in; the rest is as true on one kind as on the other.
+ON_BOTH_DATABASES = pytest.mark.parametrize("settings_url", DATABASES, indirect=True)
 TALE = "Once upon a time there was a king.\nHe had three daughters.\n" * 40
 
 
@@ -123,9 +127,10 @@ class World:
 
 
 @pytest.fixture
-def world(settings: Settings, sqlite_database: Database) -> World:
+def world(settings: Settings) -> Iterator[World]:
     """The database and folders that the application under test reads."""
-    return World(settings=settings, database=sqlite_database)
+    with closing(Database(settings.database_url)) as database:
+        yield World(settings=settings, database=database)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import redis
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.api.chat import MAX_TURNS
 from trainer_app.chat_sessions import ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
@@ -127,6 +128,7 @@ def test_a_bad_field_of_a_chat_is_named(
     assert client.post(f"/runs/{run_id}/chat", json={}).status_code == 422
 
 
+@ON_BOTH_DATABASES
 def test_a_chat_shows_what_was_said_in_order(
     client: FlaskClient, world: World, run_id: str
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_chat_shows_what_was_said_in_order(
     assert (reply["status"], reply["response"]) == ("completed", "<b>")
 
 
+@ON_BOTH_DATABASES
 def test_one_turn_of_a_chat_is_taken_at_a_time(
     client: FlaskClient, world: World, run_id: str
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_run_that_has_not_completed_does_not_talk(
     assert code(say(client, world.run(status))) == (409, "NOT_READY")
 
 
+@ON_BOTH_DATABASES
 def test_a_deleted_chat_is_gone_with_all_that_was_said(
     client: FlaskClient, world: World, run_id: str
 ) -> None:
@@ -273,6 +277,7 @@ def test_a_chat_is_gone_an_hour_after_its_last_turn(
         assert code(response) == (404, "DATA_NOT_FOUND")
 
 
+@ON_BOTH_DATABASES
 def test_a_repeated_message_gets_the_first_answer_and_says_nothing_twice(
     client: FlaskClient, run_id: str
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.api.text_scan import TextScan
 from trainer_app.errors import CorpusEmpty, CorpusNotText
 from trainer_app.settings import Settings
@@ -92,6 +93,7 @@ def test_a_large_form_arrives_byte_for_byte(client: FlaskClient, settings: Setti
     assert (settings.paths.uploads / f"{digest}.txt").read_bytes() == text
 
 
+@ON_BOTH_DATABASES
 def test_the_same_bytes_give_the_same_corpus(client: FlaskClient, settings: Settings) -> None:
     assert upload(client).get_json() == upload(client).get_json()
     assert len(client.get("/corpora").get_json()["data"]) == 1
@@ -291,6 +293,7 @@ def test_a_compressed_corpus_is_refused(client: FlaskClient) -> None:
     assert response.status_code == 415
 
 
+@ON_BOTH_DATABASES
 def test_corpora_are_listed_newest_first_in_pages(client: FlaskClient) -> None:
     made = [upload(client, f"text {n}".encode()).get_json()["file_id"] for n in range(3)]
     first = client.get("/corpora?limit=2").get_json()
@@ -320,6 +323,7 @@ def test_an_unknown_corpus_is_not_found(client: FlaskClient, method: str) -> Non
     assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
 
 
+@ON_BOTH_DATABASES
 def test_a_deleted_corpus_is_gone_with_its_file(client: FlaskClient, settings: Settings) -> None:
     upload(client)
     response = client.delete(f"/corpora/{SHA256}")
@@ -329,6 +333,7 @@ def test_a_deleted_corpus_is_gone_with_its_file(client: FlaskClient, settings: S
     assert upload(client).status_code == 201
 
 
+@ON_BOTH_DATABASES
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
 def test_a_corpus_that_a_live_job_reads_stays(
     client: FlaskClient, world: World, settings: Settings, status: Status
@@ -355,6 +360,7 @@ def test_nothing_is_read_while_the_database_is_away(
     assert files(settings) == []
 
 
+@ON_BOTH_DATABASES
 def test_a_repeat_with_the_same_key_gets_the_first_answer(client: FlaskClient) -> None:
     headers = {KEY: "once"}
     first, second = (
@@ -365,6 +371,7 @@ def test_a_repeat_with_the_same_key_gets_the_first_answer(client: FlaskClient) -
     assert first.get_json() == second.get_json()
 
 
+@ON_BOTH_DATABASES
 def test_the_same_key_with_another_text_is_refused_and_leaves_no_file(
     client: FlaskClient, settings: Settings
 ) -> None:

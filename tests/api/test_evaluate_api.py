@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app import artifacts
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.store import requests
@@ -94,6 +95,7 @@ def test_a_bad_field_of_an_evaluation_is_named(
     assert response.get_json()["details"][0]["field"] == field
 
 
+@ON_BOTH_DATABASES
 def test_the_last_evaluation_of_each_split_is_shown(
     client: FlaskClient, world: World, run_id: str
 ) -> None:
@@ -213,6 +215,7 @@ def test_an_unknown_run_has_no_evaluations(client: FlaskClient) -> None:
         assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
 
 
+@ON_BOTH_DATABASES
 def test_a_repeated_evaluation_gets_the_first_answer(
     client: FlaskClient, world: World, run_id: str
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.store.tables import Status
 
@@ -34,6 +35,7 @@ def asked_for(world: World, request_id: str) -> GenerateSpec:
     return GenerateSpec.from_json(world.claim(request_id).spec)
 
 
+@ON_BOTH_DATABASES
 def test_a_prompt_is_accepted_and_queued(client: FlaskClient, world: World, run_id: str) -> None:
     response = generate(client, run_id, {"prompt_text": "Once"})
     assert response.status_code == 202
@@ -159,6 +161,7 @@ def test_a_request_belongs_to_its_run(client: FlaskClient, world: World, run_id:
         assert (response.status_code, response.get_json()["code"]) == (404, "DATA_NOT_FOUND")
 
 
+@ON_BOTH_DATABASES
 def test_what_came_of_a_request_is_shown(client: FlaskClient, world: World, run_id: str) -> None:
     request_id = generate(client, run_id, {"prompt_text": "a"}).get_json()["request_id"]
     result = {"outputs": [" king"], "steps": 3, "eos_terminated": [True]}
@@ -174,6 +177,7 @@ def test_a_failed_request_says_why(client: FlaskClient, world: World, run_id: st
     assert (found["status"], found["error"]) == ("failed", "TIMED_OUT: over")
 
 
+@ON_BOTH_DATABASES
 def test_a_repeat_with_the_same_key_gets_the_first_answer(
     client: FlaskClient, world: World, run_id: str
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flask.testing import FlaskClient
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
@@ -207,6 +208,7 @@ def test_two_lengths_are_refused_at_every_address(
     assert answer.status_code == 400
 
 
+@ON_BOTH_DATABASES
 @pytest.mark.parametrize("address", BODIES)
 def test_markup_and_newlines_in_texts_come_back_as_data(
     client: FlaskClient, world: World, run_id: str, address: str

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from flask.testing import FlaskClient
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.store import lease
 from trainer_app.store.lease import Claim, MetricPoint, Progress
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
+
+pytestmark = ON_BOTH_DATABASES
 
 
 def record(world: World, claim: Claim, *points: MetricPoint) -> None:

@@ -9,11 +9,13 @@ import pytest
 import redis
 from flask.testing import FlaskClient
 
-from tests.api.conftest import World
+from tests.api.conftest import ON_BOTH_DATABASES, World
 from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease
 from trainer_app.store.tables import Status
+
+pytestmark = ON_BOTH_DATABASES
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.core.score_spec import ScoreSpec
 from trainer_app.store.tables import Status
 
@@ -152,6 +153,7 @@ def test_a_failed_score_says_why_and_has_no_figures(
     assert {name: found[name] for name in NOTHING} == NOTHING
 
 
+@ON_BOTH_DATABASES
 def test_a_repeated_score_gets_the_first_answer(
     client: FlaskClient, world: World, run_id: str
 ) -> None:

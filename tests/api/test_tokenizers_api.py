@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from backends.registry import TOKENIZER_KINDS, TOKENIZER_MIN_VOCAB
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.artifacts import tokenizer_directory
 from trainer_app.store import tokenizers
 from trainer_app.store.tables import Status
@@ -110,6 +111,7 @@ def test_an_unknown_corpus_is_not_found(client: FlaskClient, asked: Body, change
     assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
 
 
+@ON_BOTH_DATABASES
 def test_a_name_is_taken_once(client: FlaskClient, asked: Body) -> None:
     named = asked | {"tokenizer_id": "english-8k"}
     assert train(client, named).get_json()["tokenizer_id"] == "english-8k"
@@ -117,6 +119,7 @@ def test_a_name_is_taken_once(client: FlaskClient, asked: Body) -> None:
     assert (response.status_code, response.get_json()["code"]) == (409, "CONFLICT")
 
 
+@ON_BOTH_DATABASES
 def test_of_32_that_want_one_name_at_once_one_gets_it(client: FlaskClient, asked: Body) -> None:
     app = client.application
     statuses: list[int] = []
@@ -132,6 +135,7 @@ def test_of_32_that_want_one_name_at_once_one_gets_it(client: FlaskClient, asked
     assert sorted(statuses) == [202] + [409] * 31
 
 
+@ON_BOTH_DATABASES
 def test_a_name_whose_tokenizer_failed_is_free(
     client: FlaskClient, world: World, asked: Body
 ) -> None:
@@ -139,6 +143,7 @@ def test_a_name_whose_tokenizer_failed_is_free(
     assert train(client, asked | {"tokenizer_id": "broken"}).status_code == 202
 
 
+@ON_BOTH_DATABASES
 def test_a_repeat_with_the_same_key_gets_the_first_answer(client: FlaskClient, asked: Body) -> None:
     first, again = (train(client, asked, **{"Idempotency-Key": "k"}) for _ in range(2))
     assert (again.status_code, again.get_json()) == (202, first.get_json())
@@ -154,6 +159,7 @@ def test_nothing_is_written_while_redis_is_away(
     assert tokenizers.list_(world.database).items == []
 
 
+@ON_BOTH_DATABASES
 def test_a_finished_tokenizer_shows_what_was_measured(client: FlaskClient, world: World) -> None:
     world.tokenizer("words")
     found = client.get("/tokenizers/words").get_json()
@@ -177,6 +183,7 @@ def test_a_failed_tokenizer_says_why(client: FlaskClient, world: World) -> None:
     assert client.get("/tokenizers/broken").get_json()["error"] == "TIMED_OUT: over"
 
 
+@ON_BOTH_DATABASES
 def test_tokenizers_are_listed_newest_first_in_pages(client: FlaskClient, world: World) -> None:
     for name in ("a", "b", "c"):
         world.tokenizer(name)

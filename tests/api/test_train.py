@@ -18,6 +18,7 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
+from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.api.accept import wake
 from trainer_app.api.corpus_choice import Digests
 from trainer_app.core.spec import TrainSpec
@@ -49,6 +50,7 @@ def messages(world: World, queue: str = "trainer") -> int:
         return sum(client.llen(key) for key in client.scan_iter(f"{queue}*", _type="list"))
 
 
+@ON_BOTH_DATABASES
 def test_a_run_is_accepted_queued_and_announced(
     client: FlaskClient, world: World, body: Body
 ) -> None:
@@ -91,6 +93,7 @@ def test_what_is_left_out_has_the_defaults_of_the_contract(client: FlaskClient, 
     assert len(spec["corpus_sha256"]) == 64
 
 
+@ON_BOTH_DATABASES
 def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: Body) -> None:
     world.worker("trainer", "trainer.host.gpu0")
     asked = body | {
@@ -364,6 +367,7 @@ def test_a_completed_run_can_be_gone_on_from(client: FlaskClient, world: World, 
     assert train(client, asked).status_code == 202
 
 
+@ON_BOTH_DATABASES
 def test_a_repeat_with_the_same_key_gets_the_first_answer(
     client: FlaskClient, world: World, body: Body
 ) -> None:
@@ -375,6 +379,7 @@ def test_a_repeat_with_the_same_key_gets_the_first_answer(
     assert messages(world) == 1
 
 
+@ON_BOTH_DATABASES
 def test_the_same_key_with_another_body_is_refused(client: FlaskClient, body: Body) -> None:
     train(client, body, **{"Idempotency-Key": "one"})
     response = train(client, body | {"seed": 1}, **{"Idempotency-Key": "one"})
@@ -395,6 +400,7 @@ def test_a_bad_key_is_refused(client: FlaskClient, body: Body, key: str) -> None
     refused(response, 422, "INVALID_INPUT", "Idempotency-Key")
 
 
+@ON_BOTH_DATABASES
 def test_one_key_at_once_starts_one_run(client: FlaskClient, body: Body) -> None:
     app = client.application
     answers: list[str] = []
@@ -412,6 +418,7 @@ def test_one_key_at_once_starts_one_run(client: FlaskClient, body: Body) -> None
     assert len(set(answers)) == 1
 
 
+@ON_BOTH_DATABASES
 def test_the_request_id_goes_with_the_job(client: FlaskClient, world: World, body: Body) -> None:
     run_id = train(client, body, **{"X-Request-ID": "abc"}).get_json()["run_id"]
     assert world.claim(run_id).request_id == "abc"
