@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,16 @@ TALE = "Once upon a time there was a king.\nHe had three daughters.\n" * 40
 class CheckedClient(FlaskClient):
     """A client that refuses answers that break what all answers promise."""
 
-    def open(self, *args: object, **kwargs: object) -> TestResponse:
-        kwargs.setdefault("buffered", True)  # streams ask for False
-        response = super().open(*args, **kwargs)  # type: ignore[arg-type]
+    def open(
+        self,
+        *args: object,
+        buffered: bool = True,  # streams ask for False
+        follow_redirects: bool = False,
+        **kwargs: object,
+    ) -> TestResponse:
+        response = super().open(
+            *args, buffered=buffered, follow_redirects=follow_redirects, **kwargs
+        )
         assert response.headers["X-Request-ID"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         if response.status_code >= 400 and "/readyz" not in response.request.path:
@@ -80,9 +87,9 @@ class World:
         return name
 
     def run(self, status: Status = Status.QUEUED, **values: object) -> str:
-        spec = TrainSpec(corpus_sha256="0" * 64, corpus_path="tale.txt", tokenizer_id="words")
-        changed = replace(spec, **values)  # type: ignore[arg-type]
-        run_id = runs.create(self.database, changed, queue="trainer").run_id
+        base = {"corpus_sha256": "0" * 64, "corpus_path": "tale.txt", "tokenizer_id": "words"}
+        spec = TrainSpec.from_json(json.dumps({**base, **values}))
+        run_id = runs.create(self.database, spec, queue="trainer").run_id
         self.end(run_id, status)
         return run_id
 

@@ -62,7 +62,7 @@ def test_an_evaluation_is_accepted_and_queued(
     assert client.get(response.headers["Location"]).get_json() == made
     claim = world.claim(str(made["request_id"]))
     assert (claim.kind, claim.user_id, claim.queue) == ("evaluate", 7, "trainer.inference")
-    assert EvaluateSpec.from_json(claim.spec) == EvaluateSpec(split=split)  # type: ignore[arg-type]
+    assert EvaluateSpec.from_json(claim.spec) == EvaluateSpec.from_fields({"split": split})
 
 
 def test_validation_is_the_split_that_is_shown_when_none_is_named(
