@@ -156,7 +156,8 @@ def resumed(claim: Claim, start: StartReport) -> str | None:
     """How and why an attempt goes on where another has ended; None for a first one."""
     if claim.attempt == 1:
         return None
-    return f"attempt {claim.attempt}: {claim.cause}, resumed from {start.first_step}"
+    cause = claim.cause or "interrupted"  # by a version that did not say why
+    return f"attempt {claim.attempt}: {cause}, resumed from {start.first_step}"
 
 
 class _Pace:

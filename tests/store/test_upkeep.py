@@ -61,6 +61,17 @@ def test_a_run_whose_worker_is_lost_is_queued_again(
     assert lease.reap(database, max_crashes=3) == []
 
 
+def test_a_lost_run_had_come_as_far_as_its_checkpoint_whatever_it_had_told(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    lease.progress(database, claim, Progress(step=35, checkpoint="step-38", checkpoint_step=38))
+    elapse(61)
+
+    assert lease.reap(database, max_crashes=3)[0].message == (
+        "attempt 1: worker lost at step 38; queued again"
+    )
+
+
 def test_each_lost_worker_makes_the_next_attempt_wait_longer(
     database: Database, run_id: str, elapse: Elapse
 ) -> None:

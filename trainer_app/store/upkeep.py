@@ -132,13 +132,15 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
         reaped = []
         for row in rows:
             saved, crash_step = row.checkpoint_step or 0, row.crash_step or 0
+            # What was told last may be older than what was saved.
+            step = None if row.step is None else max(row.step, saved)
             old = row.crash_age is not None and row.crash_age >= _FORGIVEN_AFTER
             crashes = 1 if old and saved > crash_step else row.crashes + 1
             fate = _fate(
                 attempt=row.attempt,
                 crashes=crashes,
                 cancelled=row.cancel_requested,
-                step=row.step,
+                step=step,
                 max_crashes=max_crashes,
             )
             connection.execute(
@@ -149,7 +151,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                     lease_until=None,
                     crashes=crashes,
                     crashed_at=NOW,
-                    crash_step=max(crash_step, saved, row.step or 0),
+                    crash_step=max(crash_step, step or 0),
                     status=fate.status,
                     error_code=fate.error_code,
                     message=fate.message,
