@@ -47,6 +47,21 @@ def fail(message: str) -> None:
     pytest.fail(message)
 
 
+def test_what_is_no_longer_to_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    class Lost(Exception):
+        """Another attempt has the run."""
+
+    def refuse() -> None:
+        raise Lost
+
+    directory = tmp_path / "checkpoints"
+    before = Checkpoints(directory, attempt=1).save(snapshot(1))
+    with pytest.raises(Lost):
+        Checkpoints(directory, attempt=1, confirm=refuse).save(snapshot(2))
+
+    assert list(directory.iterdir()) == [before]
+
+
 def test_what_is_saved_is_loaded(checkpoints: Checkpoints) -> None:
     path = checkpoints.save(snapshot(7, best_step=3))
     found = checkpoints.load_newest(fail)

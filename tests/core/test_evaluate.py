@@ -23,7 +23,7 @@ from trainer_app.core.streams import TokenStream
 from trainer_app.errors import CorpusTooShort, LossNotFinite
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Bench
+    from tests.training_bench import Bench
 
 
 def stream(tokens: int) -> TokenStream:

@@ -27,7 +27,7 @@ from trainer_app.errors import (
 )
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Bench, Recorder
+    from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 

@@ -20,7 +20,7 @@ from trainer_app.core.splits import Split
 from trainer_app.core.stopping import never
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Bench, Recorder
+    from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 
@@ -44,20 +44,20 @@ def test_labels_are_shifted(bench: Bench, family: str) -> None:
     spec = replace(
         bench.spec,
         model_family=family,
-        max_steps=150,
-        eval_steps=150,
+        max_steps=80,
+        eval_steps=80,
         batch_size=4,
         max_seq_len=32,
         learning_rate=5e-3,
     )
     generator = random.Random(1)
-    lines = ("".join(generator.choices("abcdefgh", k=40)) for _ in range(2_000))
+    lines = ("".join(generator.choices("abcdefgh", k=40)) for _ in range(400))
     noise = bench.with_corpus("noise.txt", "\n".join(lines))
     learnt = noise.finish(replace(spec, corpus_sha256=noise.spec.corpus_sha256), run="noise")
     # ln 8 = 2.08 nats a letter is the least there is
     assert learnt.best_val_loss is not None
     assert learnt.best_val_loss > 1.9
-    period = bench.with_corpus("period.txt", "abcdefgh" * 10_000)
+    period = bench.with_corpus("period.txt", "abcdefgh" * 2_000)
     spec = replace(spec, corpus_sha256=period.spec.corpus_sha256)
     spec = replace(spec, holdout_fraction=0.0, test_split_ratio=0.0)  # there is but one text
     assert period.finish(spec, run="period").final_loss < 0.1

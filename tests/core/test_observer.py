@@ -14,7 +14,7 @@ from trainer_app.core.observer import (
 )
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Bench, Recorder
+    from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 EVALUATION = EvaluationReport(

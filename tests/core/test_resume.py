@@ -17,7 +17,7 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Bench, Recorder
+    from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 

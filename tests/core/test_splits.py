@@ -104,5 +104,5 @@ def test_hashes_spread_evenly_over_the_splits(write_corpus: Write) -> None:
     plan = plan_split(path, rule(0.5, 0.25), sha256=sha256, should_stop=never)
     counts = np.zeros(3, dtype=int)
     for block in read_units(path, sha256=sha256):
-        counts += np.bincount(plan.assign(block.hashes), minlength=3)
+        counts += np.bincount(plan.assign(block.hashes()), minlength=3)
     assert counts / counts.sum() == pytest.approx([0.25, 0.5, 0.25], abs=0.05)

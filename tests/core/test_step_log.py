@@ -15,7 +15,7 @@ from trainer_app.core.step_log import StepLog
 from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Recorder
+    from tests.training_bench import Recorder
 
 
 def result(loss: float, norm: float = 1.0) -> StepResult:

@@ -24,7 +24,7 @@ from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
 from trainer_app.errors import OutOfMemory
 
 if TYPE_CHECKING:
-    from tests.gpu.conftest import Bench, Recorder
+    from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 PRECISIONS: tuple[RequestedPrecision, ...] = ("fp32", "bf16", "fp16", "auto")
