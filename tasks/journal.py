@@ -1,22 +1,33 @@
-"""A run's curve beside its checkpoints: what a killed process had not yet told the database.
+"""A run's curve beside its checkpoints: what the database has not been told.
 
 Points reach the database in batches by time, and wait while it is away; a checkpoint may be newer
-than the last batch. A resume goes on behind such points: they come from here.
+than the last batch. A resume goes on behind such points: they come from here. So do those that
+were too many to be kept in memory while the database was away.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from tasks.reporting import RowReporter, point_of
-from trainer_app.core.observer import EvaluationReport, Silent, StartReport, StepReport
-from trainer_app.store import metrics
+from tasks.reporting import point_of
+from trainer_app.core.files import fsync_directory
+from trainer_app.core.observer import (
+    CheckpointReport,
+    EvaluationReport,
+    Silent,
+    StartReport,
+    StepReport,
+)
+from trainer_app.errors import Unavailable
+from trainer_app.store import lease, metrics
 from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim, Progress
 from trainer_app.store.metrics import MetricPoint
 
 _MEASURED: Final = (
@@ -29,35 +40,34 @@ _MEASURED: Final = (
     "tokens_per_sec",
     "chain",
 )
+_AT_ONCE: Final = 500  # points in memory
 
 
 class Journal(Silent):
     """Appends each point to a file of its attempt, and gives back what is missing at a start."""
 
-    def __init__(
-        self, folder: Path, rows: RowReporter, database: Database, *, run_id: str, attempt: int
-    ) -> None:
+    def __init__(self, folder: Path, database: Database, claim: Claim) -> None:
+        """Raises OSError where the file cannot be made."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._rows = rows
         self._database = database
-        self._run_id = run_id
-        path = folder / f"curve-{attempt}.jsonl"
+        self._claim = claim
+        self.is_behind = False  # what earlier attempts have measured could not be told
+        path = folder / f"curve-{claim.attempt}.jsonl"
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, once it is on the disk."""
+        self._sync()
         os.close(self._file)
 
     def on_start(self, start: StartReport) -> None:
-        if start.first_step == 0:
-            return
-        known = {(p.step, p.val_loss is None) for p in metrics.curve(self._database, self._run_id)}
-        self._rows.add(
-            point
-            for point in self._written()
-            if point.step <= start.first_step and (point.step, point.val_loss is None) not in known
-        )
+        """Raises LeaseLost."""
+        if start.first_step:
+            try:
+                self.tell_missing(up_to=start.first_step)
+            except Unavailable:
+                self.is_behind = True  # the work does not wait for the database
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         self._append([point_of(step) for step in steps])
@@ -66,16 +76,42 @@ class Journal(Silent):
         step, epoch = evaluation.step, evaluation.epoch
         self._append([MetricPoint(step=step, epoch=epoch, val_loss=evaluation.val_loss)])
 
-    def _append(self, points: Sequence[MetricPoint]) -> None:
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        """What lies before a checkpoint is not measured again: it is to outlive the machine."""
+        del checkpoint
+        self._sync()
+
+    def tell_missing(self, *, up_to: int) -> None:
+        """Give the database the points up to a step that it does not have.
+
+        Raises LeaseLost and Unavailable.
+        """
+        # The newest attempt has the say about what more than one has measured.
+        for path in sorted(self._folder.glob("curve-*.jsonl"), key=_attempt, reverse=True):
+            points = (point for point in _points(path) if point.step <= up_to)
+            while some := list(islice(points, _AT_ONCE)):
+                lacking = metrics.lacking(self._database, self._claim.job_id, some)
+                if lacking:
+                    lease.progress(self._database, self._claim, Progress(), lacking)
+
+    def _append(self, points: Iterable[MetricPoint]) -> None:
         lines = [json.dumps({name: getattr(point, name) for name in _MEASURED}) for point in points]
         # A full disk fails the run at its next checkpoint, which says so; not here.
         with suppress(OSError):
             os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
 
-    def _written(self) -> list[MetricPoint]:
-        points = []
-        for path in sorted(self._folder.glob("curve-*.jsonl")):
-            for line in path.read_text().splitlines():
-                with suppress(ValueError, TypeError):  # a line that a full disk has cut
-                    points.append(MetricPoint(**json.loads(line)))
-        return points
+    def _sync(self) -> None:
+        with suppress(OSError):
+            os.fsync(self._file)
+            fsync_directory(self._folder)
+
+
+def _attempt(path: Path) -> int:
+    return int(path.stem.removeprefix("curve-"))
+
+
+def _points(path: Path) -> Iterator[MetricPoint]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with suppress(ValueError, TypeError):  # a line that a full disk has cut
+                yield MetricPoint(**json.loads(line))

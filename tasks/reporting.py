@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import psutil
@@ -30,6 +30,7 @@ from trainer_app.store.lease import Claim, MetricPoint, Progress
 
 _FLUSH_SECONDS: Final = 0.5
 _KEPT_POINTS: Final = 100_000  # while the database is away
+_WRITTEN_POINTS: Final = 5_000  # in one transaction, which the lease's beats wait for
 _LOG_SECONDS: Final = 5.0  # between two lines about steps
 
 _log = structlog.get_logger(__name__)
@@ -47,8 +48,9 @@ class RowReporter(Silent):
         self._held = held
         self._lock = threading.Lock()
         self._update = Progress()
-        self._points: deque[MetricPoint] = deque(maxlen=_KEPT_POINTS)
+        self._points: deque[MetricPoint] = deque()
         self._changed = False
+        self.has_dropped = False  # points, of which there were too many while the database was away
         self._pace = _Pace()
         self._resumed: str | None = None
         self._closing = threading.Event()
@@ -90,10 +92,6 @@ class RowReporter(Silent):
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         self._change(Progress(checkpoint=checkpoint.path.name, checkpoint_step=checkpoint.step))
 
-    def add(self, points: Iterable[MetricPoint]) -> None:
-        """Write points that an earlier attempt has measured."""
-        self._change(Progress(), list(points))
-
     @property
     def behind(self) -> bool:
         """Whether something waits that the database does not have."""
@@ -108,7 +106,13 @@ class RowReporter(Silent):
         with self._lock:
             self._update = self._update.merged(update)
             self._points.extend(points)
+            self._keep_the_newest()
             self._changed = True
+
+    def _keep_the_newest(self) -> None:
+        while len(self._points) > _KEPT_POINTS:
+            self._points.popleft()
+            self.has_dropped = True
 
     def _run(self) -> None:
         while not self._closing.wait(_FLUSH_SECONDS):
@@ -120,22 +124,23 @@ class RowReporter(Silent):
 
     def _flush(self) -> bool:
         """Write what waits; False: the database is away, and it still does."""
-        with self._lock:
-            if not self._changed:
-                return True
-            update, points = self._update, list(self._points)
-            self._points.clear()
-            self._changed = False
-        try:
-            lease.progress(self._database, self._claim, update, points)
-        except LeaseLost:
-            self._held.stop(StopReason.FENCED)
-        except Unavailable as error:
-            _log.warning("progress waits for the database", error=str(error))
+        while self._changed:
             with self._lock:
-                self._points.extendleft(reversed(points))
-                self._changed = True
-            return False
+                update = self._update
+                count = min(len(self._points), _WRITTEN_POINTS)
+                points = [self._points.popleft() for _ in range(count)]
+                self._changed = bool(self._points)
+            try:
+                lease.progress(self._database, self._claim, update, points)
+            except LeaseLost:
+                self._held.stop(StopReason.FENCED)
+            except Unavailable as error:
+                _log.warning("progress waits for the database", error=str(error))
+                with self._lock:
+                    self._points.extendleft(reversed(points))
+                    self._keep_the_newest()
+                    self._changed = True
+                return False
         return True
 
 

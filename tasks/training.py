@@ -40,6 +40,7 @@ def work(job: Job) -> Done | StopReason:
         attempt=job.claim.attempt,
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
+        confirm=job.held.confirm,
     )
     for staging in workspace.run.glob("staging-*"):
         # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
@@ -69,15 +70,7 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
     with (
         tracker,
         closing(RowReporter(database, job.claim, job.held)) as rows,
-        closing(
-            Journal(
-                workspace.run,
-                rows,
-                database,
-                run_id=job.claim.job_id,
-                attempt=job.claim.attempt,
-            )
-        ) as journal,
+        closing(Journal(workspace.run, database, job.claim)) as journal,
     ):
         events = EventReporter(job.events)
         observer = Observers(
@@ -89,6 +82,9 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         # The database is away and lacks the end of the curve, which only the journal has: to
         # publish would be to delete it. The next attempt comes to the same end.
         return Stopped(reason=reason, step=0, checkpoint=None)
+    if (rows.has_dropped or journal.is_behind) and isinstance(outcome, Finished):
+        job.renew_lease()  # waits for the database
+        journal.tell_missing(up_to=outcome.steps)
     return outcome
 
 

@@ -57,5 +57,5 @@ def check_sweep(worker: Settings, *, first: int, stride: int, faults: Sequence[s
         if "failed" in run["stood"]:
             assert fault.stays, run
             assert run["code"] == disk_sweep.CODES[fault.number], run
-        if run["newest"] is not None:
-            assert any(f"from {run['newest']}" in said for said in run["said"]), run
+        if run["needed"] is not None:
+            assert any(f"from {run['needed']}" in said for said in run["said"]), run

@@ -114,6 +114,11 @@ def checkpoints(run_id: str) -> list[Path]:
     return sorted(names, key=lambda path: path.name.split("-")[::-2])
 
 
+def published(run_id: str) -> bool:
+    """Whether the run's model is there."""
+    return artifacts.model_directory(process.settings(), run_id).exists()
+
+
 def torn(run_id: str) -> list[str]:
     """What is there and should not be, or not like this."""
     paths = process.settings().paths
@@ -156,7 +161,8 @@ def one(disk: Disk, at: int, fault: Fault) -> dict[str, object]:
     disk_failed = disk.asked >= at
     disk.mend()
     failed = runs.get(process.database(), run_id)
-    newest = checkpoints(run_id)
+    # A model whose last fsync failed is whole, and no attempt needs a checkpoint.
+    needed = [] if stood[-1] == "completed" or published(run_id) else checkpoints(run_id)
     if failed.status == "failed":
         pauses.resume(process.database(), run_id)
         stood.append(attempt(run_id))
@@ -166,7 +172,7 @@ def one(disk: Disk, at: int, fault: Fault) -> dict[str, object]:
         "stood": stood,
         "code": failed.error_code,
         "torn": bad,
-        "newest": newest[-1].name if newest else None,
+        "needed": needed[-1].name if needed else None,
         "said": last_events(log, 100),
         "outcome": outcome(run_id) if stood[-1] == "completed" else None,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -89,6 +89,23 @@ def curve(
         statement = statement.where(MetricRow.step.in_(_chosen(points, conditions)))
     with db.read() as connection:
         return [MetricPoint(**row) for row in connection.execute(statement).mappings()]
+
+
+def lacking(db: Database, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
+    """Those of a few points whose training or validation loss the run's curve does not have."""
+    steps = {point.step for point in points}
+    statement = select(MetricRow.step, MetricRow.train_loss, MetricRow.val_loss).where(
+        MetricRow.run_id == run_id, MetricRow.step.in_(steps)
+    )
+    with db.read() as session:
+        known = {row.step: row for row in session.execute(statement)}
+    return [
+        point
+        for point in points
+        if (row := known.get(point.step)) is None
+        or (row.train_loss is None and point.train_loss is not None)
+        or (row.val_loss is None and point.val_loss is not None)
+    ]
 
 
 def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:

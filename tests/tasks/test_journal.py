@@ -1,0 +1,192 @@
+"""The curve beside the checkpoints: what the database lacks comes from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks import reporting
+from tasks.held import Held
+from tasks.journal import Journal
+from tasks.reporting import RowReporter
+from trainer_app.core.observer import CheckpointReport, EvaluationReport, StartReport, StepReport
+from trainer_app.core.spec import TrainSpec
+from trainer_app.settings import Settings
+from trainer_app.store import lease, metrics, runs
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim
+
+START = StartReport(
+    model_family="char_lstm",
+    model_size="tiny",
+    parameters=1,
+    total_epochs=1,
+    total_steps=10_000,
+    first_step=0,
+    batch_size=1,
+    learning_rate=0.1,
+    max_seq_len=8,
+    train_tokens=1,
+    validation_tokens=0,
+    test_tokens=0,
+    device="cpu",
+    device_name="cpu",
+    precision="fp32",
+    threads=1,
+    resumed_from=None,
+)
+
+
+def step(number: int, loss: float = 1.0) -> StepReport:
+    return StepReport(
+        step=number,
+        total_steps=10_000,
+        epoch=0,
+        train_loss=loss,
+        learning_rate=0.1,
+        grad_norm=1.0,
+        tokens_per_sec=1.0,
+        samples_per_sec=1.0,
+        chain=f"{number:064x}",
+    )
+
+
+@pytest.fixture
+def claim(database: Database) -> Claim:
+    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64)
+    run_id = runs.create(database, spec, queue="trainer").run_id
+    claimed = lease.claim(database, run_id, "worker:1", lease_seconds=60)
+    assert claimed is not None
+    return claimed
+
+
+@pytest.fixture
+def attempt(database: Database, claim: Claim, tmp_path: Path) -> Callable[[int], Journal]:
+    """The journal of an attempt by its number; all write in the name of the one that holds."""
+
+    def make(number: int) -> Journal:
+        journal = Journal(tmp_path, database, replace(claim, attempt=number))
+        journal._claim = claim  # the row knows one attempt
+        return journal
+
+    return make
+
+
+def losses(database: Database, claim: Claim) -> dict[int, float | None]:
+    return {point.step: point.train_loss for point in metrics.curve(database, claim.job_id)}
+
+
+def test_a_resume_tells_what_the_attempt_before_had_not(
+    database: Database, claim: Claim, attempt: Callable[[int], Journal]
+) -> None:
+    with closing(attempt(1)) as first:
+        first.on_steps([step(n) for n in range(1, 2_001)])
+        first.on_evaluation(
+            EvaluationReport(
+                step=900,
+                epoch=0,
+                val_loss=2.5,
+                best_val_loss=2.5,
+                improved=True,
+                evaluations_without_improvement=0,
+            )
+        )
+    point = reporting.point_of(step(700, loss=9.0))  # the database has this one
+    lease.progress(database, claim, lease.Progress(), [point])
+
+    with closing(attempt(2)) as second:
+        second.on_start(START)  # nothing to go on from
+        assert len(losses(database, claim)) == 1
+        second.on_start(replace(START, first_step=1_500))
+
+    curve = {point.step: point for point in metrics.curve(database, claim.job_id)}
+    assert list(curve) == list(range(1, 1_501))
+    assert (curve[700].train_loss, curve[900].train_loss, curve[900].val_loss) == (9.0, 1.0, 2.5)
+    assert curve[900].chain == f"{900:064x}"
+
+
+def test_of_what_two_attempts_measured_the_newer_counts_also_the_tenth(
+    database: Database, claim: Claim, attempt: Callable[[int], Journal]
+) -> None:
+    for number in (2, 9, 10):
+        with closing(attempt(number)) as journal:
+            journal.on_steps([step(number), step(1, loss=float(number))])
+    with closing(attempt(11)) as journal:
+        journal.on_start(replace(START, first_step=100))
+    assert losses(database, claim) == {1: 10.0, 2: 1.0, 9: 1.0, 10: 1.0}
+
+
+def test_a_line_that_was_cut_costs_its_point_alone(
+    database: Database, claim: Claim, attempt: Callable[[int], Journal], tmp_path: Path
+) -> None:
+    lines = [json.dumps({"step": n, "train_loss": 1.0}) for n in (1, 2, 3)]
+    (tmp_path / "curve-1.jsonl").write_text(f"{lines[0]}\n{lines[1][:9]}\n\xff\n{lines[2]}\n")
+    with closing(attempt(2)) as journal:
+        journal.on_start(replace(START, first_step=100))
+    assert list(losses(database, claim)) == [1, 3]
+
+
+def test_points_before_a_checkpoint_are_on_the_disk(
+    attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal = attempt(1)
+    journal.on_steps([step(1)])
+    assert synced == []
+    journal.on_checkpoint(CheckpointReport(path=tmp_path, step=1, seconds=0.1))
+    assert synced == [str(tmp_path / "curve-1.jsonl"), str(tmp_path)]
+    journal.close()
+    assert len(synced) == 4
+
+
+@pytest.fixture
+def held(database: Database, claim: Claim, settings: Settings) -> Iterator[Held]:
+    """The lease, of which nobody looks after."""
+    with redis.Redis.from_url(settings.redis.url) as client:
+        yield Held(database, client, settings.jobs, claim)
+
+
+def test_more_points_than_memory_keeps_while_the_database_is_away_are_told_by_the_journal(
+    database: Database,
+    claim: Claim,
+    held: Held,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reporting, "_KEPT_POINTS", 100)
+    monkeypatch.setattr(reporting, "_WRITTEN_POINTS", 30)
+    away = Database("postgresql://nobody@127.0.0.1:1/none")
+    rows = RowReporter(away, claim, held)
+    rows.on_start(START)
+    with closing(attempt(1)) as journal:
+        for number in range(1, 251):
+            for observer in (journal, rows):
+                observer.on_steps([step(number)])
+        assert rows.has_dropped
+        rows._database = database  # it is back
+        rows.close()
+        assert not rows.behind
+        assert list(losses(database, claim)) == list(range(151, 251))
+        journal.tell_missing(up_to=250)
+    assert list(losses(database, claim)) == list(range(1, 251))
+
+
+def test_a_resume_does_not_wait_for_a_database_that_is_away(claim: Claim, tmp_path: Path) -> None:
+    (tmp_path / "curve-0.jsonl").write_text(json.dumps({"step": 1, "train_loss": 1.0}))
+    with closing(Journal(tmp_path, Database("postgresql://nobody@127.0.0.1:1/none"), claim)) as one:
+        one.on_start(replace(START, first_step=100))
+        assert one.is_behind
