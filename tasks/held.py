@@ -107,6 +107,8 @@ class Held:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        if self._reason is StopReason.FENCED:
+            return  # the keys are another attempt's by now
         try:
             self._redis.delete(heartbeat_key(self.claim.job_id), cancelled_key(self.claim.job_id))
         except (redis.RedisError, OSError):
@@ -115,23 +117,23 @@ class Held:
     def on_message(self, message: str) -> None:
         """Raises StopRequested when the lease is lost, like all that follow."""
         del message
-        self._check()
+        self.confirm()
 
     def on_start(self, start: StartReport) -> None:
         del start
-        self._check()
+        self.confirm()
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         del steps
-        self._check()
+        self.confirm()
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
         del evaluation
-        self._check()
+        self.confirm()
 
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         del checkpoint
-        self._check()
+        self.confirm()
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is."""
@@ -204,7 +206,8 @@ class Held:
         if now > self._times_out_at:
             self.stop(StopReason.TIMEOUT)
 
-    def _check(self) -> None:
+    def confirm(self) -> None:
+        """Raise StopRequested when the lease is lost: what follows is no longer this attempt's."""
         if self.should_stop() is StopReason.FENCED:
             raise StopRequested(StopReason.FENCED)
 

@@ -134,12 +134,14 @@ def _end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:
     try:
         _end(job, outcome)
     except LeaseLost:
-        job.log.warning("the lease was lost: another attempt goes on")
+        # Not into the job's log: that is the other attempt's by now.
+        _log.warning("the lease was lost: another attempt goes on", job_id=job.claim.job_id)
 
 
 def _end_stuck(job: Job, reason: StopReason) -> None:
     """Write down the end of a job whose process is about to end because it does not stop."""
-    job.log.error("it did not stop when it was asked to: its process ends", reason=reason)
+    if reason is not StopReason.FENCED:
+        job.log.error("it did not stop when it was asked to: its process ends", reason=reason)
     _end_held(job, reason)
     process.publisher().close()
 
@@ -216,7 +218,6 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     waits = jobs.retry_intervals_seconds
     delay = waits[min(job.claim.retries, len(waits) - 1)]
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
-    job.log.error(message, error_code=error.code)
     status = _write(
         lambda: lease.retry_later(
             process.database(),
@@ -226,6 +227,7 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
             cause=error.message,
         )
     )
+    job.log.error(message, error_code=error.code)
     if status is Status.CANCELLED:
         _tell_of_cancellation(job)
 

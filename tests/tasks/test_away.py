@@ -97,6 +97,7 @@ def test_nobody_hears_more_of_an_attempt_that_lost_its_lease(claim: Claim) -> No
         lambda: observer.on_steps([step]),
         lambda: observer.on_evaluation(evaluation),
         lambda: observer.on_checkpoint(checkpoint),
+        held.confirm,
     ]
     for tell in news:
         with pytest.raises(StopRequested):

@@ -53,9 +53,13 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints of one run, written by one attempt at it."""
 
-    def __init__(self, directory: Path, *, attempt: int) -> None:
+    def __init__(
+        self, directory: Path, *, attempt: int, confirm: Callable[[], None] = lambda: None
+    ) -> None:
+        """``confirm`` is called before a checkpoint appears, and raises where none is to."""
         self._directory = directory
         self._attempt = attempt
+        self._confirm = confirm
         self._best: tuple[int, Path] | None = None  # step and file of the best weights on disk
 
     def save(self, snapshot: Snapshot) -> Path:
@@ -67,6 +71,7 @@ class Checkpoints:
             with disk_full_named(final):
                 temporary.mkdir(parents=True)
                 self._write(temporary, snapshot)
+            self._confirm()
             replace_directory(temporary, final)  # a stop may follow a checkpoint at its step
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ class Workspace:
     attempt: int  # fencing token: names of everything written under run carry it
     checkpoint_seconds: float  # between checkpoints
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
+    confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,9 @@ class _Attempt:
         self._observer = observer
         self._device = resolve_device(spec.device)
         self._precision = resolve_precision(spec.precision, self._device)
-        self._checkpoints = Checkpoints(workspace.run / "checkpoints", attempt=workspace.attempt)
+        self._checkpoints = Checkpoints(
+            workspace.run / "checkpoints", attempt=workspace.attempt, confirm=workspace.confirm
+        )
         self._staging = workspace.run / f"staging-{workspace.attempt}"
 
     def fit(self) -> Finished | Stopped:
