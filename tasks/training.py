@@ -41,7 +41,6 @@ def work(job: Job) -> Done | StopReason:
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
         confirm=job.held.confirm,
-        confirm=job.held.confirm,
     )
     for staging in workspace.run.glob("staging-*"):
         # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
