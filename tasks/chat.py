@@ -38,6 +38,7 @@ def work(job: Job) -> Done | StopReason:
     reason = job.held.should_stop()
     if reason is not None:
         return reason
+    job.renew_lease()
     turn = Turn(request_id=claim.job_id, message=spec.message, response=response)
     if not sessions.put(session.session_id, turn):
         return StopReason.CANCEL

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from tasks.fetched import whole_model
+from tasks.memory import device_bytes
 from tasks.perform import Job
 from trainer_app import artifacts
-from trainer_app.core.device import resolve_device
+from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
 
 _KEPT_MODELS: Final = 4
+_SHARE: Final = 0.25  # of the device's memory: training may use the same
 
 
 def model_folder(job: Job) -> Path:
@@ -22,11 +26,47 @@ def model_folder(job: Job) -> Path:
 
 def finished_model(job: Job) -> LoadedModel:
     """The same, ready to be used. Raises ModelIncompatible, too."""
-    directory = model_folder(job)
-    return _loaded(directory, artifacts.pointer(directory).sha256)
+    return _kept().load(model_folder(job))
 
 
-@lru_cache(maxsize=_KEPT_MODELS)
-def _loaded(directory: Path, sha256: str) -> LoadedModel:  # noqa: ARG001 - sha256 is in the key
-    """A model in memory: read again when its artifact was replaced."""
-    return load_model(directory, device=resolve_device("auto"))
+class KeptModels:
+    """Models in memory, the one used last at the end: so many, and no more bytes than a share.
+
+    A model that is larger than the share is kept alone, until another is asked for.
+    """
+
+    def __init__(self, *, device: str, max_bytes: int) -> None:
+        self._device = device
+        self._max_bytes = max_bytes
+        self._models: OrderedDict[Path, tuple[str, int, LoadedModel]] = OrderedDict()
+
+    def load(self, directory: Path) -> LoadedModel:
+        """The model, from memory unless its artifact was replaced. Raises ModelIncompatible."""
+        sha256 = artifacts.pointer(directory).sha256
+        known = self._models.pop(directory, None)
+        if known is None or known[0] != sha256:
+            size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+            known = None  # its memory is needed
+            self._make_room(size)
+            known = (sha256, size, load_model(directory, device=self._device))
+        self._models[directory] = known
+        return known[2]
+
+    def _make_room(self, size: int) -> None:
+        before = len(self._models)
+        while self._models and (
+            len(self._models) >= _KEPT_MODELS or self._bytes() + size > self._max_bytes
+        ):
+            self._models.popitem(last=False)
+        if len(self._models) < before:
+            release_memory()
+
+    def _bytes(self) -> int:
+        return sum(size for _, size, _ in self._models.values())
+
+
+@cache
+def _kept() -> KeptModels:
+    device = resolve_device("auto")
+    memory = device_bytes(os.environ)
+    return KeptModels(device=device, max_bytes=int(_SHARE * memory.get(device, memory["cpu"])))

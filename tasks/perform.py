@@ -29,10 +29,13 @@ from trainer_app.errors import (
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease, runs
-from trainer_app.store.lease import Artifact, Claim, Status
+from trainer_app.store.lease import Artifact, Claim, JobKind, Status
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
 _LONGEST_PAUSE_SECONDS: Final = 10.0
+# Somebody waits for the answer to these, and a chat takes no other turn meanwhile.
+_WAITED_FOR: Final = frozenset({JobKind.GENERATE, JobKind.SCORE, JobKind.CHAT, JobKind.EVALUATE})
+_SHORT_WAIT_SECONDS: Final = 1  # before their second attempt
 
 Written = TypeVar("Written")
 
@@ -217,6 +220,8 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
         return
     waits = jobs.retry_intervals_seconds
     delay = waits[min(job.claim.retries, len(waits) - 1)]
+    if job.claim.kind in _WAITED_FOR:
+        delay = min(delay, _SHORT_WAIT_SECONDS)
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
     status = _write(
         lambda: lease.retry_later(

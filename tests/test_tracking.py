@@ -322,6 +322,14 @@ def test_an_evaluation_that_is_redone_is_told_once(tmp_path: Path) -> None:
     assert ["val_loss" in row for row in curve.rows(last=True)] == [False, False]
 
 
+def test_a_run_whose_folder_is_gone_gets_no_new_one(tmp_path: Path) -> None:
+    memory = tmp_path / "runs" / RUN / "tracked.json"
+    curve = Curve(memory)
+    curve.step(step(1))
+    assert [row["global_step"] for row in curve.rows(last=True)] == [1]
+    assert not memory.parent.exists()
+
+
 def test_it_is_off_unless_it_is_switched_on(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log, enabled=False) as tracked:
         tracked.on_steps([step(1)])

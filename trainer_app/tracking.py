@@ -11,6 +11,7 @@ import json
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -80,6 +81,7 @@ class Tracker(Silent):
 
     def __enter__(self) -> Self:
         if not self._off:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
             self._thread.start()
         return self
 
@@ -284,8 +286,10 @@ class Curve:
         self._ready = []
         if rows:
             self._told.logged = int(rows[-1]["global_step"])
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._memory, json.dumps(asdict(self._told)).encode())
+        # A thread that W&B kept waiting may come when the run has ended and its folder is gone:
+        # nobody will want to know then, and the folder is not to come back.
+        with suppress(FileNotFoundError):
+            write_atomically(self._memory, json.dumps(asdict(self._told)).encode())
         return rows
 
     def epochs(self) -> list[list[float | None]]:

@@ -7,10 +7,11 @@ import threading
 import time
 from dataclasses import replace
 from hashlib import sha256
+from typing import NoReturn
 
 import pytest
 
-from tasks import process
+from tasks import chat, process
 from tasks.perform import perform
 from tasks.shells import work_of
 from trainer_app import artifacts
@@ -222,6 +223,48 @@ def test_a_late_answer_brings_no_session_back(
     done = answer(JobKind.CHAT, run_id, say(session), session.session_id)
     assert (done.status, done.result) == ("cancelled", None)
     assert process.redis_client().keys("trainer:chat:*") == []
+
+
+def test_an_answer_of_an_attempt_that_was_replaced_is_not_written_down(
+    run_id: str, session: ChatSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = queue(JobKind.CHAT, run_id, say(session), session.session_id)
+
+    def answer_late(*_: object, **__: object) -> str:
+        # It slept for longer than its lease, and another attempt answers.
+        lease.expire(process.database(), request_id, owner_prefix="inference")
+        lease.reap(process.database(), max_crashes=3)
+        assert lease.claim(process.database(), request_id, "other:1", lease_seconds=60)
+        return "late"
+
+    monkeypatch.setattr(chat, "reply", answer_late)
+    assert work_on(JobKind.CHAT, run_id, request_id).status == "running"
+    assert turns(session) == ()
+
+
+@pytest.mark.parametrize("kind", [JobKind.CHAT, JobKind.GENERATE, JobKind.SCORE, JobKind.EVALUATE])
+def test_a_request_that_the_system_failed_is_tried_again_at_once_and_then_frees_its_chat(
+    worker: Settings, session: ChatSession, kind: JobKind
+) -> None:
+    def fail(_job: object) -> NoReturn:
+        raise RuntimeError("something broke")
+
+    run_id = session.run_id
+    request_id = queue(kind, run_id, say(session), session.session_id)
+    perform(request_id, hostname="inference@here", work=fail)
+    waiting = requests.get(process.database(), kind, run_id, request_id)
+    assert waiting.status == "queued"
+
+    give_up_at = time.monotonic() + 10
+    while requests.get(process.database(), kind, run_id, request_id).status == "queued":
+        perform(request_id, hostname="inference@here", work=fail)
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+
+    failed = requests.get(process.database(), kind, run_id, request_id)
+    assert (failed.status, failed.error_code) == ("failed", "INTERNAL_ERROR")
+    done = answer(JobKind.CHAT, run_id, say(session), session.session_id)  # the next turn
+    assert done.status == "completed"
 
 
 @pytest.mark.parametrize("kind", [JobKind.CHAT, JobKind.GENERATE, JobKind.SCORE])

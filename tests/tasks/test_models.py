@@ -1,0 +1,72 @@
+"""The models that an inference worker keeps: few, and no more bytes than its share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.contracts import ModelConfig
+from backends.loading import model_family, tokenizer_kind
+from tasks.models import KeptModels
+from trainer_app import artifacts
+
+
+def published(root: Path, name: str, *, context: int = 16) -> Path:
+    """A finished model that nobody has trained."""
+    staging = root / f"staging-{name}"
+    staging.mkdir()
+    tokenizer = tokenizer_kind("char").train(["some text"], vocab_size=100, min_frequency=1)
+    config = ModelConfig(
+        family="char_lstm", size="tiny", vocab_size=tokenizer.vocab_size, max_seq_len=context
+    )
+    model_family("char_lstm").save(model_family("char_lstm").build(config), staging)
+    tokenizer.save(staging)
+    artifacts.publish(staging, root / name, {"name": name})
+    return root / name
+
+
+@pytest.fixture
+def size(tmp_path: Path) -> int:
+    """Bytes of one model."""
+    return (published(tmp_path, "any") / "model.safetensors").stat().st_size
+
+
+def test_the_four_used_last_are_kept(tmp_path: Path) -> None:
+    kept = KeptModels(device="cpu", max_bytes=10**12)
+    first, second, *others = (published(tmp_path, name) for name in "abcde")
+    loaded, unused = kept.load(first), kept.load(second)
+    for other in others[:2]:
+        kept.load(other)
+    assert kept.load(first) is loaded
+    kept.load(others[2])
+    assert kept.load(first) is loaded
+    assert kept.load(second) is not unused
+
+
+def test_no_more_bytes_are_kept_than_the_share(tmp_path: Path, size: int) -> None:
+    kept = KeptModels(device="cpu", max_bytes=2 * size)
+    first, second, third = (published(tmp_path, name) for name in "abc")
+    loaded = kept.load(first)
+    kept.load(second)
+    assert kept.load(first) is loaded
+    kept.load(third)  # in place of the second
+    assert kept.load(first) is loaded
+
+
+def test_a_model_beyond_the_share_is_kept_alone(tmp_path: Path, size: int) -> None:
+    kept = KeptModels(device="cpu", max_bytes=size - 1)
+    first, second = published(tmp_path, "a"), published(tmp_path, "b")
+    loaded = kept.load(first)
+    assert kept.load(first) is loaded
+    kept.load(second)
+    assert kept.load(first) is not loaded
+
+
+def test_a_model_whose_artifact_was_replaced_is_read_again(tmp_path: Path) -> None:
+    kept = KeptModels(device="cpu", max_bytes=10**12)
+    folder = published(tmp_path, "a")
+    assert kept.load(folder).model.config.max_seq_len == 16
+    folder.rename(tmp_path / "old")
+    published(tmp_path, "a", context=32)
+    assert kept.load(folder).model.config.max_seq_len == 32
