@@ -19,6 +19,14 @@ def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
     return getattr(request, "param", {})
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def either_database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of a stack with a database of each kind in turn."""
+    if request.param == "sqlite":
+        return {}
+    return {"DATABASE__URL": request.getfixturevalue("bare_postgres_url")}
+
+
 @pytest.fixture
 def victim(
     further_settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -34,4 +42,9 @@ def victim(
         Client(stack.api_url) as client,
     ):
         corpus = client.upload_corpus(text)
-        yield Victim(stack=stack, client=client, corpus_file_id=corpus["file_id"])
+        yield Victim(
+            stack=stack,
+            client=client,
+            environment=environment,
+            corpus_file_id=corpus["file_id"],
+        )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.faults.victim import ENVIRONMENT, Victim, runs_as
-from trainer_app.client import Client
-from trainer_app.stack.launch import running_stack
+from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+
+
+@pytest.fixture
+def further_settings(either_database: dict[str, str]) -> dict[str, str]:
+    return either_database
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
     """The step that an attempt began at, as the run's log tells it."""
-    log = victim.stack.data_root / "logs" / f"{run_id}.jsonl"
-    for line in log.read_text().splitlines():
-        entry: dict[str, object] = json.loads(line)
+    log = victim.log(run_id)
+    for entry in log:
         if entry["attempt"] == attempt and "first_step" in entry:
             return int(str(entry["first_step"]))
-    raise AssertionError(log.read_text())
+    raise AssertionError(log)
 
 
 def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Victim) -> None:
@@ -65,19 +65,13 @@ def test_a_stack_that_is_stopped_and_started_goes_on_by_itself_at_the_same_step(
     assert time.monotonic() - asked_at < 30
     drained = victim.checkpoint(run_id)
 
-    with (
-        running_stack(victim.stack.data_root, environment=ENVIRONMENT) as again,
-        Client(again.api_url) as client,
-    ):
-        second = Victim(stack=again, client=client, corpus_file_id=victim.corpus_file_id)
+    with victim.again() as second:
         run = second.until(run_id, runs_as(attempt=2, beyond=drained), seconds=60)
         assert attempts_first_step(second, run_id, 2) == drained
         assert run["attempt"] == 2
 
 
-def test_a_run_that_kills_its_process_each_time_fails_in_the_end(
-    victim: Victim, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_kills_its_process_each_time_fails_in_the_end(victim: Victim) -> None:
     run_id = victim.start_run()
 
     for attempt in (1, 2, 3):
@@ -137,7 +131,24 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_ends_its_attempt
         frozen.resume()
     victim.until(run_id, runs_as(attempt=2), seconds=90)
 
-    log = Path(victim.stack.data_root, "logs", f"{run_id}.jsonl").read_text()
-    attempts = [json.loads(line)["attempt"] for line in log.splitlines()]
-    woken = attempts[attempts.index(2) :]
-    assert set(woken) == {2}
+    attempts = [entry["attempt"] for entry in victim.log(run_id)]
+    assert set(attempts[attempts.index(2) :]) == {2}
+
+
+@pytest.mark.slow
+def test_a_worker_that_wakes_while_another_has_its_run_tells_of_no_step(victim: Victim) -> None:
+    with victim.second_worker() as other:
+        run_id = victim.start_run()
+        victim.checkpoint(run_id)
+        holder = next(entry["worker"] for entry in victim.log(run_id) if "worker" in entry)
+        worker = other if str(holder).startswith("train-1@") else victim.worker()
+        frozen = [worker, *worker.children(recursive=True)]
+
+        for one in frozen:
+            one.suspend()
+        run = victim.until(run_id, runs_as(attempt=2, beyond=1), seconds=60)
+        for one in reversed(frozen):
+            one.resume()
+        victim.until(run_id, runs_as(attempt=2, beyond=(run["step"] or 0) + 20), seconds=60)
+
+        assert_one_at_a_time(victim.log(run_id))

@@ -1,12 +1,26 @@
-"""A run that was killed, cancelled and resumed ends as one that nobody disturbed."""
+"""A run that was killed in every way ends as one that nobody disturbed, in each family."""
 
 from __future__ import annotations
 
+import random
+from contextlib import ExitStack
+
 import pytest
 
-from tests.faults.victim import Victim, runs_as
+from backends.registry import MODEL_FAMILIES, OWN_TOKENIZERS
+from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+from trainer_app.replies import Run
 from trainer_app.verify import check_curve
 
+STEPS = 800
+KILLS = ("child", "worker", "stack", "machine")
+CAUSES = {
+    "child": "worker lost at step",
+    "worker": "worker lost at step",
+    "stack": "its worker shut down",
+    "machine": "worker lost at step",
+    "user": "cancelled",
+}
 _ASIDE = (
     "run_id",
     "attempts",
@@ -16,14 +30,26 @@ _ASIDE = (
     "files",  # README.md names the run, logs.jsonl its times
     "git_commit",  # of a checkout in which somebody may work meanwhile
 )
+_CASES = [(family, "sqlite") for family in MODEL_FAMILIES] + [("gpt2", "postgresql")]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Which database the stack has."""
-    if request.param == "sqlite":
-        return {}
-    return {"DATABASE__URL": request.getfixturevalue("bare_postgres_url")}
+@pytest.fixture(params=_CASES, ids=["-".join(case) for case in _CASES])
+def family_and_settings(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
+    """A family, and which database the stack has."""
+    family, database = request.param
+    if database == "sqlite":
+        return family, {}
+    return family, {"DATABASE__URL": request.getfixturevalue("bare_postgres_url")}
+
+
+@pytest.fixture
+def family(family_and_settings: tuple[str, dict[str, str]]) -> str:
+    return family_and_settings[0]
+
+
+@pytest.fixture
+def further_settings(family_and_settings: tuple[str, dict[str, str]]) -> dict[str, str]:
+    return family_and_settings[1]
 
 
 def outcome(victim: Victim, run_id: str) -> dict[str, object]:
@@ -36,27 +62,57 @@ def outcome(victim: Victim, run_id: str) -> dict[str, object]:
     return kept | {"curve": curve}
 
 
+def strike(victim: Victim, kind: str, run_id: str, after: ExitStack) -> Victim:
+    """Do it to the run; the victim as it is then, started again where all of it has ended."""
+    match kind:
+        case "child":
+            victim.child().kill()
+        case "worker":
+            victim.worker().kill()
+        case "user":
+            victim.client.cancel_run(run_id)
+            victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=10)
+            victim.client.resume_run(run_id)
+        case "stack":
+            assert victim.stack.stop() == 0
+            return after.enter_context(victim.again())
+        case _:
+            victim.stack.kill()
+            return after.enter_context(victim.again())
+    return victim
+
+
+def has_completed(run: Run) -> bool:
+    return run["status"] == "completed"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_twice_and_cancelled_ends_in_the_same_bytes(victim: Victim) -> None:
-    whole = victim.start_run(steps=300)
-    victim.until(whole, lambda run: run["status"] == "completed", seconds=240)
-    hurt = victim.start_run(steps=300)
+def test_a_run_that_is_killed_in_every_way_at_any_step_ends_in_the_same_bytes(
+    victim: Victim, family: str
+) -> None:
+    rng = random.Random(family)
+    fields: dict[str, object] = {"model_family": family, "eval_steps": 130}
+    if family not in OWN_TOKENIZERS:
+        fields["tokenizer_id"] = victim.tokenizer()
+    whole = victim.start_run(steps=STEPS, **fields)
+    victim.until(whole, has_completed, seconds=240)
+    undisturbed = outcome(victim, whole)
 
-    saved = 0
-    for attempt in (1, 2):
-        saved = victim.checkpoint(hurt, beyond=saved)
-        victim.until(hurt, runs_as(attempt), seconds=60)
-        victim.child().kill()
-    saved = victim.checkpoint(hurt, beyond=saved)
-    victim.until(hurt, runs_as(3), seconds=60)
-    victim.client.cancel_run(hurt)
-    victim.until(hurt, lambda run: run["status"] == "cancelled", seconds=5)
-    victim.client.resume_run(hurt)
-    run = victim.until(hurt, lambda run: run["status"] == "completed", seconds=240)
+    hurt = victim.start_run(steps=STEPS, **fields)
+    kills = rng.sample(KILLS, len(KILLS))
+    strikes = [*kills[:2], "user", *kills[2:]]
+    steps = sorted(rng.sample(range(20, STEPS // 2), len(strikes)))
+    with ExitStack() as stacks:
+        for attempt, (kind, step) in enumerate(zip(strikes, steps, strict=True), 1):
+            victim.until(hurt, runs_as(attempt, beyond=step), seconds=120)
+            victim = strike(victim, kind, hurt, stacks)
+        victim.until(hurt, has_completed, seconds=240)
 
-    assert run["attempt"] == 4
-    log = victim.client.run_logs(hurt, tail=10_000)
-    assert "attempt 2: worker lost at step" in log
-    assert "attempt 4: cancelled, resumed from" in log
-    assert outcome(victim, hurt) == outcome(victim, whole)
+        assert outcome(victim, hurt) == undisturbed
+        log = victim.log(hurt)
+    assert_one_at_a_time(log)
+    said = [str(entry["event"]) for entry in log]
+    for attempt, kind in enumerate(strikes, 2):
+        start = f"attempt {attempt}: {CAUSES[kind]}"
+        assert any(event.startswith(start) and ", resumed from" in event for event in said), start

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 import psutil
+import redis
 
 from trainer_app.client import Client
+from trainer_app.queue import WORKER_KEY
 from trainer_app.replies import Run
-from trainer_app.stack.launch import RunningStack
+from trainer_app.stack.guard import kill_group
+from trainer_app.stack.launch import RunningStack, running_stack, start_worker
 
 RunTest = Callable[[Run], bool]
 
@@ -29,11 +35,12 @@ class Victim:
 
     stack: RunningStack
     client: Client
+    environment: Mapping[str, str]  # of the stack
     corpus_file_id: str
 
-    def start_run(self, *, steps: int = 100_000) -> str:
+    def start_run(self, *, steps: int = 100_000, **fields: object) -> str:
         """A run that goes on until it is stopped, or for so many steps."""
-        fields = {
+        body = {
             "model_family": "char_lstm",
             "model_size": "tiny",
             "corpus_file_id": self.corpus_file_id,
@@ -45,7 +52,15 @@ class Victim:
             "test_split_ratio": 0.01,
             "logging_steps": 1,
         }
-        return self.client.train_run(fields)["run_id"]
+        return self.client.train_run(body | fields)["run_id"]
+
+    def tokenizer(self) -> str:
+        """A trained tokenizer, for the families that need one."""
+        fields = {"method": "bpe", "vocab_size": 300, "corpus_file_id": self.corpus_file_id}
+        tokenizer_id = self.client.train_tokenizer(fields)["tokenizer_id"]
+        reply = self.client.wait_for_tokenizer(tokenizer_id, timeout=120)
+        assert reply["status"] == "completed", reply
+        return tokenizer_id
 
     def until(self, run_id: str, holds: Callable[[Run], bool], *, seconds: float) -> Run:
         """The run once ``holds`` says so; fails the test when it never does."""
@@ -67,14 +82,64 @@ class Victim:
             assert time.monotonic() < give_up_at, steps
             time.sleep(0.1)
 
+    def log(self, run_id: str) -> list[dict[str, object]]:
+        """What the run's log holds, oldest first."""
+        path = self.stack.data_root / "logs" / f"{run_id}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def events(self, run_id: str) -> list[str]:
+        """The sentences of the run's log."""
+        return [str(entry["event"]) for entry in self.log(run_id)]
+
+    @contextmanager
+    def again(self) -> Iterator[Victim]:
+        """The stack, which has ended, started once more on what it left."""
+        with (
+            running_stack(self.stack.data_root, environment=self.environment) as stack,
+            Client(stack.api_url) as client,
+        ):
+            yield replace(self, stack=stack, client=client)
+
+    @contextmanager
+    def second_worker(self) -> Iterator[psutil.Process]:
+        """One more worker, once it is ready."""
+        started = start_worker(self.stack, 1, environment=self.environment)
+        try:
+            give_up_at = time.monotonic() + 60
+            with redis.Redis.from_url(self.stack.state["redis_url"]) as client:
+                while not list(client.scan_iter(match=f"{WORKER_KEY}train-1@*")):
+                    assert time.monotonic() < give_up_at
+                    time.sleep(0.2)
+            yield psutil.Process(started.pid)
+        finally:
+            kill_group(started.pid)
+            started.wait(10)
+
     def worker(self) -> psutil.Process:
         """The training worker's parent."""
         return psutil.Process(self.stack.state["pids"]["worker"][0])
 
     def child(self) -> psutil.Process:
         """The process that trains."""
-        children = self.worker().children()
-        return max(children, key=lambda child: child.memory_info().rss)
+        return child_of(self.worker())
+
+
+def child_of(worker: psutil.Process) -> psutil.Process:
+    """The process that trains for a worker: the one with torch in it."""
+    return max(worker.children(), key=lambda child: child.memory_info().rss)
+
+
+def assert_one_at_a_time(log: list[dict[str, object]]) -> None:
+    """No attempt began twice, and none told of steps once there was a later one."""
+    began = Counter(entry["attempt"] for entry in log if entry["event"] == "started")
+    assert set(began.values()) == {1}, began
+    newest = 0
+    for entry in log:
+        attempt = int(str(entry["attempt"]))
+        if entry["event"] == "started":
+            newest = attempt
+        if entry["event"] in {"step", "checkpoint", "evaluation"}:
+            assert attempt == newest, entry
 
 
 def runs_as(attempt: int, beyond: int = 0) -> RunTest:

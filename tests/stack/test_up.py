@@ -289,7 +289,9 @@ def test_after_a_kill_nothing_is_left_and_it_starts_again(tmp_path: Path) -> Non
         again.process.kill()
         again.process.wait()
         third = start_stack(tmp_path, environment=OWN)
-        third.stop()
+        left += _descendants(third)
+        third.kill()
+        psutil.wait_procs(left, timeout=10)
         assert [process for process in left if _runs(process)] == []
     finally:
         again.process.kill()

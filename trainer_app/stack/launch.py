@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from trainer_app.errors import Unavailable
 from trainer_app.settings import load_settings
@@ -49,6 +51,16 @@ class RunningStack:
         except subprocess.TimeoutExpired:
             self.process.kill()  # its guard ends the rest
             return self.process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to all that it has started, its guard included, as when a machine goes down."""
+        supervisor = psutil.Process(self.process.pid)
+        supervisor.suspend()  # or it would start them again
+        for process in supervisor.children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+        supervisor.kill()
+        self.process.wait()
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""A database and a broker that are away for seconds and for minutes."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PostgresServer
+from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+from trainer_app.stack import broker
+
+MINUTES = 125.0  # seconds; many leases
+_STEPS = 5  # that show that it goes on
+
+
+class OwnBroker:
+    """A broker from outside of the stack, which can be taken away for as long as one likes."""
+
+    def __init__(self, root: Path) -> None:
+        self._configured = broker.configure(root)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = self._configured.url
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._configured.command, stdout=subprocess.DEVNULL)
+        broker.wait_until_it_answers(self.url, timeout_seconds=30)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[OwnBroker]:
+    own = OwnBroker(tmp_path / "broker")
+    own.start()
+    yield own
+    own.kill()
+
+
+@pytest.fixture
+def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Of which server the stack is given, and how long a lease is."""
+    kind, lease = request.param
+    match kind:
+        case "postgresql":
+            server: PostgresServer = request.getfixturevalue("own_postgres")
+            return {"DATABASE__URL": server.uri, "JOBS__LEASE_SEC": lease}
+        case "redis":
+            own: OwnBroker = request.getfixturevalue("own_broker")
+            return {"REDIS__URL": own.url, "JOBS__LEASE_SEC": lease}
+        case _:
+            return {"JOBS__LEASE_SEC": lease}
+
+
+def goes_on(victim: Victim, run_id: str, attempt: int = 1) -> None:
+    """Wait until an attempt has made more steps."""
+    step = victim.client.get_run(run_id)["step"] or 0
+    victim.until(run_id, runs_as(attempt, beyond=step + _STEPS), seconds=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("redis", "10")], indirect=True)
+def test_training_goes_on_and_can_be_cancelled_while_redis_is_down_for_minutes(
+    victim: Victim, own_broker: OwnBroker
+) -> None:
+    first = victim.start_run()
+    victim.until(first, runs_as(1), seconds=60)
+    queued = [victim.start_run(steps=2) for _ in range(2)]
+
+    own_broker.kill()
+    down_at = time.monotonic()
+    while time.monotonic() - down_at < MINUTES:
+        goes_on(victim, first)
+        time.sleep(5)
+    asked_at = time.monotonic()
+    victim.client.cancel_run(first)
+    victim.until(first, lambda run: run["status"] == "cancelled", seconds=15)
+    assert time.monotonic() - asked_at < 15
+
+    own_broker.start()
+    give_up_at = time.monotonic() + 75
+    for run_id in queued:
+        left = give_up_at - time.monotonic()
+        run = victim.until(run_id, lambda run: run["status"] == "completed", seconds=left)
+        assert run["attempt"] == 1
+    assert_one_at_a_time(victim.log(first))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("further_settings", "seconds"),
+    [(("postgresql", "60"), 30.0), (("postgresql", "10"), MINUTES)],
+    indirect=["further_settings"],
+)
+def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_away(
+    victim: Victim, own_postgres: PostgresServer, seconds: float
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+    goes_on(victim, run_id)
+
+    own_postgres.stop()
+    time.sleep(seconds)
+    own_postgres.start()
+
+    victim.until(run_id, lambda _run: "the database is back" in said(victim, run_id), seconds=60)
+    goes_on(victim, run_id)
+    assert "the database is away: the work goes on" in said(victim, run_id)
+    victim.client.cancel_run(run_id)
+    run = victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
+    assert run["attempt"] == 1
+    assert_one_at_a_time(victim.log(run_id))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("sqlite", "5")], indirect=True)
+def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_locked_for_many_leases(
+    victim: Victim,
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+
+    path = victim.stack.data_root / "trainer.db"
+    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        time.sleep(25)
+
+    goes_on(victim, run_id)
+    assert_one_at_a_time(victim.log(run_id))
+
+
+def said(victim: Victim, run_id: str) -> str:
+    return "\n".join(victim.events(run_id))
