@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,73 +99,200 @@ def test_two_are_kept_and_the_last_written_is_the_newest(
     assert found[1] == path
 
 
-def test_best_weights_that_stay_the_best_are_written_once(checkpoints: Checkpoints) -> None:
+def file_of_best(checkpoint: Path) -> int:
+    return (checkpoint / "best.safetensors").stat().st_ino
+
+
+def test_best_weights_that_stay_the_best_are_not_written_again_and_again(
+    checkpoints: Checkpoints,
+) -> None:
+    files = [file_of_best(checkpoints.save(snapshot(step, best_step=1))) for step in range(1, 7)]
+    assert files[0] == files[2] == files[4]
+    assert files[1] == files[3] == files[5]
+    assert files[0] != files[1]  # what happens to one is not to happen to the other
+    newer = checkpoints.save(snapshot(7, best_step=7))
+    assert file_of_best(newer) not in files
+
+
+def test_a_checkpoint_at_the_same_step_shares_nothing_with_the_one_that_stays(
+    checkpoints: Checkpoints,
+) -> None:
     first = checkpoints.save(snapshot(1, best_step=1))
-    second = checkpoints.save(snapshot(2, best_step=1))
-    assert (second / "best.safetensors").samefile(first / "best.safetensors")
-    third = checkpoints.save(snapshot(3, best_step=3))
-    assert not (third / "best.safetensors").samefile(second / "best.safetensors")
+    checkpoints.save(snapshot(2, best_step=1))
+    again = checkpoints.save(snapshot(2, best_step=1))
+    assert file_of_best(again) != file_of_best(first)
 
 
-def test_a_resumed_attempt_links_the_best_weights_too(tmp_path: Path) -> None:
+def test_a_resumed_attempt_shares_nothing_with_the_checkpoint_that_it_came_from(
+    tmp_path: Path,
+) -> None:
     directory = tmp_path / "checkpoints"
     first = Checkpoints(directory, attempt=1).save(snapshot(1, best_step=1))
     resumed = Checkpoints(directory, attempt=2)
     resumed.load_newest(fail)
     second = resumed.save(snapshot(2, best_step=1))
-    assert (second / "best.safetensors").samefile(first / "best.safetensors")
+    assert file_of_best(second) != file_of_best(first)
 
 
-def test_best_weights_are_written_again_where_the_link_cannot_be(
-    checkpoints: Checkpoints,
+@pytest.mark.parametrize("by_hand", [shutil.rmtree, lambda path: flip(path / "best.safetensors")])
+def test_best_weights_are_written_again_where_those_on_disk_are_gone_or_damaged(
+    checkpoints: Checkpoints, by_hand: Callable[[Path], None]
 ) -> None:
     first = checkpoints.save(snapshot(1, best_step=1))
-    shutil.rmtree(first)  # by somebody's hand
-    second = checkpoints.save(snapshot(2, best_step=1))
-    assert (second / "best.safetensors").exists()
+    checkpoints.save(snapshot(2, best_step=1))
+    by_hand(first)
+    third = checkpoints.save(snapshot(3, best_step=1))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[1] == third
 
 
 def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    with path.open("r+b") as file:  # in place, as a disk would
+        content = file.read()
+        file.seek(len(content) // 2)
+        file.write(bytes([content[len(content) // 2] ^ 1]))
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
 
 
 def zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, zero, Path.unlink])
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
+def replace_with_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_with_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+FILES = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "rng.safetensors",
+    "best.safetensors",
+    "state.json",
+    "MANIFEST.json",
 )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip, truncate, empty, zero, Path.unlink, replace_with_a_folder, replace_with_a_loop],
+)
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     checkpoints: Checkpoints, damage: Callable[[Path], None], name: str
 ) -> None:
-    good = checkpoints.save(snapshot(1))
-    bad = checkpoints.save(snapshot(2))
+    for step in (1, 2):
+        checkpoints.save(snapshot(step, best_step=1))
+    good = checkpoints.save(snapshot(3, best_step=1))
+    bad = checkpoints.save(snapshot(4, best_step=1))
+    assert sorted(path.name for path in bad.iterdir()) == sorted(FILES)
     damage(bad / name)
     messages: list[str] = []
     found = checkpoints.load_newest(messages.append)
     assert found is not None
     assert found[1] == good
     (message,) = messages
-    assert bad.name in message
+    assert message.startswith(f"checkpoint {bad.name} is damaged and left out: ")
+    assert name in message or name == "MANIFEST.json"
     assert not bad.exists()
+    assert not list(good.parent.glob(".*"))
 
 
-def test_a_checkpoint_of_a_version_without_a_chain_has_none(checkpoints: Checkpoints) -> None:
+def test_a_folder_without_its_files_is_no_checkpoint(checkpoints: Checkpoints) -> None:
+    good = checkpoints.save(snapshot(1))
+    (good.parent / "step-000000002-attempt-1").mkdir()
+    messages: list[str] = []
+    found = checkpoints.load_newest(messages.append)
+    assert found is not None
+    assert found[1] == good
+    assert "No such file or directory: MANIFEST.json" in messages[0]
+
+
+@contextmanager
+def no_file_to_be_opened() -> Iterator[None]:
+    """As when a process has as many open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    files = []
+    try:
+        with suppress(OSError):
+            while True:
+                files.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_fault_that_is_not_the_checkpoints_costs_none(checkpoints: Checkpoints) -> None:
     path = checkpoints.save(snapshot(1))
+    with no_file_to_be_opened(), pytest.raises(OSError, match="Too many open"):
+        checkpoints.load_newest(fail)
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[1] == path
+
+
+def rewrite_state(path: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
+    """As another version might have written it."""
     state = json.loads((path / "state.json").read_text())
-    del state["state"]["loss_chain"]
+    change(state)
     (path / "state.json").write_text(json.dumps(state))
     digests = json.loads((path / "MANIFEST.json").read_text())
     digests["state.json"] = sha256_file(path / "state.json")
     (path / "MANIFEST.json").write_text(json.dumps(digests))
+
+
+def test_a_checkpoint_of_a_newer_version_that_says_more_is_taken_up(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1))
+
+    def add(state: dict[str, dict[str, object]]) -> None:
+        state["state"]["mood"] = state["fingerprint"]["mood"] = "good"
+
+    rewrite_state(path, add)
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[0].state == snapshot(1).state
+
+
+def test_a_whole_checkpoint_that_this_version_does_not_understand_is_not_deleted(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1))
+
+    def leave_out(state: dict[str, dict[str, object]]) -> None:
+        del state["fingerprint"]["threads"]
+
+    rewrite_state(path, leave_out)
+    with pytest.raises(KeyError, match="threads"):
+        checkpoints.load_newest(fail)
+    assert path.exists()
+
+
+def test_a_checkpoint_of_a_version_without_a_chain_has_none(checkpoints: Checkpoints) -> None:
+    path = checkpoints.save(snapshot(1))
+
+    def leave_out(state: dict[str, dict[str, object]]) -> None:
+        del state["state"]["loss_chain"]
+
+    rewrite_state(path, leave_out)
     found = checkpoints.load_newest(fail)
     assert found is not None
     assert found[0].state.loss_chain is None

@@ -1,18 +1,19 @@
 """Checkpoints that survive a crash at any moment: safetensors and JSON, never pickle.
 
 ``checkpoints/step-<n>-attempt-<a>/`` holds model, optimizer and rng .safetensors, best.safetensors
-where there was an evaluation (a hard link while the best stays the best), state.json and, written
-last, MANIFEST.json with the SHA-256 of each. A folder appears by one rename; two are kept.
+where there was an evaluation, state.json and, written last, MANIFEST.json with the SHA-256 of each.
+A folder appears by one rename; two are kept, and no damage to a file of one reaches the other.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,10 @@ KEPT: Final = 2
 MANIFEST: Final = "MANIFEST.json"
 STATE: Final = "state.json"
 BEST: Final = "best.safetensors"
+# Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
+_DAMAGE: Final = frozenset(
+    {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENODATA}
+)
 _NAME: Final = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
@@ -50,6 +55,15 @@ class Damaged(Exception):
     """A checkpoint is not what was written."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Best:
+    """The best weights as a checkpoint of this attempt has them."""
+
+    step: int  # that reached them
+    path: Path
+    sha256: str
+
+
 class Checkpoints:
     """The checkpoints of one run, written by one attempt at it."""
 
@@ -60,23 +74,26 @@ class Checkpoints:
         self._directory = directory
         self._attempt = attempt
         self._confirm = confirm
-        self._best: tuple[int, Path] | None = None  # step and file of the best weights on disk
+        self._kept: list[tuple[Path, _Best | None]] = []  # written by this attempt, newest first
 
     def save(self, snapshot: Snapshot) -> Path:
         """Write a checkpoint durably, then remove all but the newest two. Raises DiskFull."""
         name = f"step-{snapshot.state.step:09d}-attempt-{self._attempt}"
         final = self._directory / name
+        self._kept = [kept for kept in self._kept if kept[0] != final]
         temporary = temporary_beside(final)
         try:
             with disk_full_named(final):
                 temporary.mkdir(parents=True)
-                self._write(temporary, snapshot)
+                digests = self._write(temporary, snapshot)
             self._confirm()
             replace_directory(temporary, final)  # a stop may follow a checkpoint at its step
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if snapshot.best is not None:
-            self._best = (snapshot.state.best_step, final / BEST)
+        best = None
+        if BEST in digests:
+            best = _Best(step=snapshot.state.best_step, path=final / BEST, sha256=digests[BEST])
+        self._kept = [(final, best), *self._kept][:KEPT]
         for old in self._newest_first()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -85,22 +102,25 @@ class Checkpoints:
         """The newest whole checkpoint; None where there is none.
 
         Damaged ones, newer than that, are reported and removed. Left-overs of a crash are removed.
+        Raises OSError, and removes nothing, where one cannot be read that may be whole; whatever
+        a whole one raises that an incompatible version has written.
         """
         for left_over in self._directory.glob(".*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         for path in self._newest_first():
             try:
-                snapshot = _load(path)
+                _verify(path)
             except Damaged as damage:
                 on_message(f"checkpoint {path.name} is damaged and left out: {damage}")
-                shutil.rmtree(path, ignore_errors=True)
+                # Away at once, for it is not to count as one of those that are kept.
+                gone = path.rename(temporary_beside(path))
+                shutil.rmtree(gone, ignore_errors=True)
                 continue
-            if snapshot.best is not None:
-                self._best = (snapshot.state.best_step, path / BEST)
-            return snapshot, path
+            return _load(path), path
         return None
 
-    def _write(self, directory: Path, snapshot: Snapshot) -> None:
+    def _write(self, directory: Path, snapshot: Snapshot) -> dict[str, str]:
+        """All files; the digests that the manifest holds."""
         save_tensors(directory / "model.safetensors", snapshot.model)
         save_tensors(directory / "optimizer.safetensors", snapshot.optimizer)
         save_tensors(directory / "rng.safetensors", snapshot.random)
@@ -114,14 +134,23 @@ class Checkpoints:
         (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
         digests = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
         (directory / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True))
+        return digests
 
     def _link_best(self, directory: Path, best_step: int) -> bool:
-        """Whether the best weights could be taken over from a checkpoint before."""
-        if self._best is None or self._best[0] != best_step:
+        """Whether the best weights could be taken over from the checkpoint that is to go.
+
+        Never from the one that stays: a file of both would take both with it when it is damaged.
+        """
+        going = self._kept[KEPT - 1][1] if len(self._kept) == KEPT else None
+        if going is None or going.step != best_step:
             return False
+        link = directory / BEST
         try:
-            os.link(self._best[1], directory / BEST)
+            os.link(going.path, link)
         except OSError:  # the file is gone, or the file system has no hard links
+            return False
+        if sha256_file(link) != going.sha256:
+            link.unlink()  # the damage is not to be taken over
             return False
         return True
 
@@ -136,22 +165,35 @@ class Checkpoints:
         return [path for _, _, path in ordered]
 
 
-def _load(directory: Path) -> Snapshot:
-    """Read and verify a checkpoint; raises Damaged."""
+def _verify(directory: Path) -> None:
+    """Raises Damaged unless the files are those that were written."""
     try:
         digests: dict[str, str] = json.loads((directory / MANIFEST).read_text())
         for name, digest in digests.items():
             if sha256_file(directory / name) != digest:
                 raise Damaged(f"{name} is not what was written")
-        state = json.loads((directory / STATE).read_text())
-        return Snapshot(
-            state=RunState(**{"loss_chain": None} | state["state"]),
-            fingerprint=Fingerprint(**state["fingerprint"]),
-            scaler=state["scaler"],
-            model=load_tensors(directory / "model.safetensors"),
-            optimizer=load_tensors(directory / "optimizer.safetensors"),
-            random=load_tensors(directory / "rng.safetensors"),
-            best=load_tensors(directory / BEST) if BEST in digests else None,
-        )
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from error
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise  # too many open files, no permission: the fault is not the checkpoint's
+        raise Damaged(f"{error.strerror}: {Path(error.filename or MANIFEST).name}") from error
+    except (ValueError, AttributeError) as error:
+        raise Damaged(f"{MANIFEST} is not what was written: {error}") from error
+
+
+def _load(directory: Path) -> Snapshot:
+    """Read a checkpoint that is whole."""
+    state = json.loads((directory / STATE).read_text())
+    # A newer version may have had more to say, an older one less.
+    kept = {"loss_chain": None} | state["state"]
+    place = state["fingerprint"]
+    return Snapshot(
+        state=RunState(
+            **{one.name: kept[one.name] for one in fields(RunState) if one.name in kept}
+        ),
+        fingerprint=Fingerprint(**{one.name: place[one.name] for one in fields(Fingerprint)}),
+        scaler=state["scaler"],
+        model=load_tensors(directory / "model.safetensors"),
+        optimizer=load_tensors(directory / "optimizer.safetensors"),
+        random=load_tensors(directory / "rng.safetensors"),
+        best=load_tensors(directory / BEST) if (directory / BEST).exists() else None,
+    )
