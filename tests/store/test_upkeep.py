@@ -216,6 +216,19 @@ def test_a_clock_that_is_set_back_keeps_no_dead_worker_alive(
     assert [reaped.job_id for reaped in lease.reap(database, max_crashes=3)] == [claim.job_id]
 
 
+def test_a_clock_that_is_set_back_keeps_no_job_waiting(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    lease.retry_later(database, claim, delay_seconds=300, message="again")
+    elapse(-86_400)
+    lease.reap(database, max_crashes=3)
+
+    assert round(_seconds_to_wait(database, claim.job_id)) == 300
+    assert lease.due(database) == []
+    elapse(301)
+    assert [wakeup.job_id for wakeup in lease.due(database)] == [claim.job_id]
+
+
 def test_a_queued_run_is_due_until_it_is_announced(database: Database, run_id: str) -> None:
     wakeup = Wakeup(job_id=run_id, kind=JobKind.TRAIN, queue="trainer", priority=0)
     assert lease.due(database) == [wakeup]

@@ -244,20 +244,24 @@ def _fate(
 
 
 def _follow_the_clock(connection: Connection) -> None:
-    """Shift the leases that were granted by a clock that has since been set back.
+    """Shift the leases and back-offs that were given by a clock that has since been set back.
 
-    Without it, a worker lost just before would be missed for as long as the clock went back.
+    Without it, a worker lost just before would be missed for as long as the clock went back, and
+    a job that is to be tried again would wait as long.
     """
-    ahead = (JobRow.status == Status.RUNNING, JobRow.heartbeat_at > NOW + _CLOCK_TOLERANCE)
-    ids = connection.scalars(
-        select(JobRow.id).where(*ahead).with_for_update(skip_locked=True)
-    ).all()
-    for job_id in ids:
-        connection.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id)
-            .values(lease_until=NOW + JobRow.lease_until - JobRow.heartbeat_at, heartbeat_at=NOW)
-        )
+    ahead = JobRow.heartbeat_at > NOW + _CLOCK_TOLERANCE
+    shifted = {
+        (JobRow.status == Status.RUNNING): JobRow.lease_until,
+        (JobRow.status == Status.QUEUED) & (JobRow.not_before > NOW): JobRow.not_before,
+    }
+    for condition, until in shifted.items():
+        found = select(JobRow.id).where(condition, ahead).with_for_update(skip_locked=True)
+        for job_id in connection.scalars(found).all():
+            connection.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id)
+                .values({until: NOW + until - JobRow.heartbeat_at, JobRow.heartbeat_at: NOW})
+            )
 
 
 def _is_unanswered() -> ColumnElement[bool]:
