@@ -30,7 +30,7 @@ from benchmarks.chaos_faults import FAULTS, resume_all
 from benchmarks.chaos_promises import Violation, check_all, check_leftovers
 from benchmarks.chaos_users import Users, prepare
 
-FAULT_SECONDS: Final = 3.0  # from one to the next, on average
+FAULT_SECONDS: Final = 5.0  # from one to the next, on average
 SETTLE_SECONDS: Final = 420.0  # for all runs to end: the longest back-off after a crash is 120 s
 SAY_SECONDS: Final = 5.0
 

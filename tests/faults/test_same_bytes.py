@@ -8,11 +8,11 @@ from contextlib import ExitStack
 import pytest
 
 from backends.registry import MODEL_FAMILIES, OWN_TOKENIZERS
-from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+from tests.faults.victim import RunTest, Victim, assert_one_at_a_time, runs_as
 from trainer_app.replies import Run
 from trainer_app.verify import check_curve
 
-STEPS = 800
+STEPS = 400
 KILLS = ("child", "worker", "stack", "machine")
 CAUSES = {
     "child": "worker lost at step",
@@ -82,6 +82,13 @@ def strike(victim: Victim, kind: str, run_id: str, after: ExitStack) -> Victim:
     return victim
 
 
+def trains_as(attempt: int, beyond: int) -> RunTest:
+    """Whether an attempt has said why it goes on, where it does, and trains beyond a step."""
+    told = f"attempt {attempt}: " if attempt > 1 else ""
+    running = runs_as(attempt, beyond)
+    return lambda run: running(run) and told in run["message"]
+
+
 def has_completed(run: Run) -> bool:
     return run["status"] == "completed"
 
@@ -105,7 +112,7 @@ def test_a_run_that_is_killed_in_every_way_at_any_step_ends_in_the_same_bytes(
     steps = sorted(rng.sample(range(20, STEPS // 2), len(strikes)))
     with ExitStack() as stacks:
         for attempt, (kind, step) in enumerate(zip(strikes, steps, strict=True), 1):
-            victim.until(hurt, runs_as(attempt, beyond=step), seconds=120)
+            victim.until(hurt, trains_as(attempt, beyond=step), seconds=120)
             victim = strike(victim, kind, hurt, stacks)
         victim.until(hurt, has_completed, seconds=240)
 
