@@ -162,7 +162,8 @@ def resumed(claim: Claim, start: StartReport) -> str | None:
     if claim.attempt == 1:
         return None
     cause = claim.cause or "interrupted"  # by a version that did not say why
-    return f"attempt {claim.attempt}: {cause}, resumed from {start.first_step}"
+    how = f"attempt {claim.attempt}: {cause}, resumed from {start.first_step}"
+    return "; ".join((how, *start.left_out))
 
 
 class _Pace:

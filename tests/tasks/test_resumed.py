@@ -53,12 +53,14 @@ def train(run_id: str) -> Run:
     return runs.get(process.database(), run_id)
 
 
-def train_until_stopped(run_id: str, stop: Callable[[], object]) -> Run:
-    """Train, and call ``stop`` once there are steps."""
+def train_until_stopped(run_id: str, stop: Callable[[], object], *, beyond: int = 0) -> Run:
+    """Train, and call ``stop`` once the run is beyond a step."""
 
     def watch() -> None:
         give_up_at = time.monotonic() + 60
-        while runs.get(process.database(), run_id).step == 0 and time.monotonic() < give_up_at:
+        while time.monotonic() < give_up_at:
+            if (runs.get(process.database(), run_id).step or 0) > beyond:
+                break
             time.sleep(0.02)
         stop()
 
@@ -177,13 +179,47 @@ def test_the_message_of_a_resumed_run_names_the_cause(run_id: str) -> None:
     assert "attempt 2: its worker shut down, resumed from " in said[0]
 
 
-def train_until_second_start(run_id: str, look: Callable[[], None]) -> None:
-    """Train, and call ``look`` once the second attempt says that it trains."""
+def test_a_damaged_checkpoint_is_told_in_the_log_and_the_message_and_the_one_before_is_used(
+    run_id: str,
+) -> None:
+    first = train_until_stopped(run_id, draining.set).checkpoint_step
+    second = train_until_stopped(run_id, draining.set, beyond=first or 0).checkpoint_step
+    assert first
+    assert second
+    assert second > first
+    folder = process.settings().paths.runs / run_id / "checkpoints"
+    newest = folder / f"step-{second:09d}-attempt-2"
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    said: list[str] = []
+
+    def look_and_pause() -> None:
+        said.append(runs.get(process.database(), run_id).message)
+        pauses.pause(process.database(), run_id)
+
+    train_until_second_start(run_id, look_and_pause, attempt=3)
+    pauses.resume(process.database(), run_id)
+    run = train(run_id)
+
+    told = f"checkpoint {newest.name} is damaged and left out: model.safetensors is not what"
+    assert f"resumed from {first}; {told}" in said[0]
+    assert f"resumed from {first}; {told}" in logged(run_id)
+    assert run.status == "completed"
+    chain = START
+    for point in metrics.curve(process.database(), run_id):
+        assert point.train_loss is not None
+        chain = link(chain, point.step, point.train_loss)
+        assert point.chain == chain
+
+
+def train_until_second_start(run_id: str, look: Callable[[], None], attempt: int = 2) -> None:
+    """Train, and call ``look`` once this attempt says that it trains."""
 
     def watch() -> None:
         give_up_at = time.monotonic() + 60
         while time.monotonic() < give_up_at:
-            if "attempt 2" in runs.get(process.database(), run_id).message:
+            if f"attempt {attempt}" in runs.get(process.database(), run_id).message:
                 break
             time.sleep(0.02)
         look()

@@ -126,10 +126,11 @@ class _Attempt:
             workspace.run / "checkpoints", attempt=workspace.attempt, confirm=workspace.confirm
         )
         self._staging = workspace.run / f"staging-{workspace.attempt}"
+        self._left_out: list[str] = []  # damaged checkpoints, as they were reported
 
     def fit(self) -> Finished | Stopped:
         spec = self._spec
-        found = self._checkpoints.load_newest(self._observer.on_message)
+        found = self._checkpoints.load_newest(self._report_damage)
         threads = found[0].fingerprint.threads if found else self._workspace.max_threads
         threads = use_threads(threads)
         keep_freed_memory()
@@ -169,6 +170,10 @@ class _Attempt:
             )
             self._begin(loop, place, data, found)
             return self._run(loop, place, data)
+
+    def _report_damage(self, message: str) -> None:
+        self._left_out.append(message)
+        self._observer.on_message(message)
 
     def _place(self, data: Data, feed: Feed, threads: int) -> Place:
         """Model, optimizer and Accelerate on the device."""
@@ -220,6 +225,7 @@ class _Attempt:
                 precision=place.fingerprint.precision,
                 threads=place.fingerprint.threads,
                 resumed_from=None if found is None else found[1].name,
+                left_out=tuple(self._left_out),
             )
         )
 

@@ -43,6 +43,7 @@ class StartReport:
     precision: str  # "fp32", "fp16", "bf16"
     threads: int
     resumed_from: str | None  # the checkpoint's name
+    left_out: tuple[str, ...] = ()  # of newer checkpoints, which are damaged: one sentence each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
