@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from torch import nn
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # The ids that every tokenizer gives to the special tokens, in this order from 0.
@@ -101,6 +103,23 @@ class ModelFamily(Protocol):
         ...
 
 
+class BlockEncoder(Protocol):
+    """Turns much text into ids, block by block; for one thread at a time."""
+
+    name: str  # of the library that does it
+
+    def encode(
+        self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """The ids of consecutive pieces of text, and how many of them each piece has.
+
+        ``data`` is the UTF-8 of at least one piece, ``sizes`` their bytes, none 0. Where a piece
+        ends that is ``apart`` the text is cut; where another ends, pre-tokenization has a border
+        anyway. Raises EncodersDisagree, see backends.tokenizers.blocks.
+        """
+        ...
+
+
 class Tokenizer(Protocol):
     """Text to ids and back; the ids of the special tokens are those of SPECIAL_TOKENS."""
 
@@ -113,6 +132,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in parallel where the kind can."""
+        ...
+
+    def block_encoder(self) -> BlockEncoder:
+        """The fastest way that this machine has to the same ids for much text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

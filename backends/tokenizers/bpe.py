@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from backends.contracts import SPECIAL_TOKENS
 from backends.tokenizers import huggingface
+from backends.tokenizers.blocks import PieceByPiece
+from backends.tokenizers.gigatoken_bpe import gigatoken_encoder
 from trainer_app.errors import TokenizerTrainFailed
+
+if TYPE_CHECKING:
+    from backends.contracts import BlockEncoder
 
 # GPT-4's pattern with one change: a run of blank lines ends with its last "\n", and a run of
 # punctuation takes only whole line ends with it. Nothing then looks from one line into the next
@@ -52,6 +57,12 @@ class BPETokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def block_encoder(self) -> BlockEncoder:
+        """By gigatoken where it is installed, else by tokenizers."""
+        plain = PieceByPiece(self.encode_batch)
+        fast = gigatoken_encoder(self._tokenizer, plain, pre_tokenizer())
+        return fast or plain
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -62,11 +73,21 @@ class BPETokenizer:
             return SPECIAL_TOKENS[token_id]
         token = self._tokenizer.id_to_token(token_id)
         assert token is not None, f"{token_id} is beyond the vocabulary"
-        return bytes(_BYTES[letter] for letter in token).decode("utf-8", "backslashreplace")
+        return bytes(BYTE_LETTERS[letter] for letter in token).decode("utf-8", "backslashreplace")
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; raises OSError."""
         huggingface.save(self._tokenizer, directory, kind=self.kind)
+
+
+def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Words by PATTERN, then each byte as a letter."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _bytes_of_letters() -> dict[str, int]:
@@ -82,7 +103,7 @@ def _bytes_of_letters() -> dict[str, int]:
     }
 
 
-_BYTES: Final = _bytes_of_letters()
+BYTE_LETTERS: Final = _bytes_of_letters()
 
 
 class BPEKind:
@@ -101,17 +122,12 @@ class BPEKind:
                 f"need {MIN_VOCAB_SIZE}"
             )
         tokenizer = HuggingFaceTokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizer()
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
-            initial_alphabet=sorted(_BYTES),
+            initial_alphabet=sorted(BYTE_LETTERS),
             special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
             show_progress=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -13,6 +13,9 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from backends.contracts import SPECIAL_TOKENS, UNK_ID
 from backends.tokenizers import huggingface
 from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CODE_POINTS: Final = 0x110000
 BATCH_CHARS: Final = 1 << 20  # counted at once: the table of counts is as long as Unicode
@@ -41,6 +44,10 @@ class CharTokenizer:
         """The ids of several texts; a look-up gains nothing from threads."""
         return [self.encode(text) for text in texts]
 
+    def block_encoder(self) -> CharBlocks:
+        """By one look-up for a block."""
+        return CharBlocks(self._ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of the ids, special tokens left out."""
         return "".join(
@@ -62,6 +69,25 @@ class CharTokenizer:
         tokenizer.decoder = decoders.Fuse()
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL_TOKENS])
         huggingface.save(tokenizer, directory, kind=self.kind)
+
+
+class CharBlocks:
+    """A BlockEncoder, see there."""
+
+    name = "numpy"
+
+    def __init__(self, ids: NDArray[np.int32]) -> None:
+        """``ids`` by code point."""
+        self._ids = ids.astype(np.uint32)
+
+    def encode(
+        self, data: bytes, sizes: NDArray[np.uint32], _apart: NDArray[np.bool_], /
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """See BlockEncoder. Every character is on its own, so nothing need be cut."""
+        begins = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80  # the others continue one
+        starts = np.cumsum(sizes, dtype=np.int64) - sizes
+        counts = np.add.reduceat(begins, starts, dtype=np.uint32)
+        return self._ids[_code_points(data.decode())], counts
 
 
 def _code_points(text: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from backends.contracts import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
 from backends.tokenizers import huggingface
+from backends.tokenizers.blocks import PieceByPiece
 from backends.tokenizers.word_counts import count_words
 from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
 
@@ -64,6 +65,10 @@ class SentencePieceTokenizer:
         """The ids of several texts, on all the threads that RAYON_NUM_THREADS gives."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def block_encoder(self) -> PieceByPiece:
+        """By tokenizers."""
+        return PieceByPiece(self.encode_batch)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from backends.contracts import SPECIAL_TOKENS, UNK_ID, Tokenizer
+from backends.contracts import SPECIAL_TOKENS, UNK_ID, BlockEncoder, Tokenizer
 from backends.loading import load_tokenizer, tokenizer_kind
 from backends.registry import MIN_VOCAB_SIZES, TOKENIZER_KINDS
 from trainer_app.errors import FieldError, ModelIncompatible, TokenizerTrainFailed
@@ -29,6 +30,11 @@ TEXTS = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
 @pytest.fixture(params=KINDS)
 def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Tokenizer]) -> Tokenizer:
     return tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def encoders(tokenizers: dict[str, Tokenizer]) -> dict[str, BlockEncoder]:
+    return {kind: tokenizer.block_encoder() for kind, tokenizer in tokenizers.items()}
 
 
 def test_the_special_tokens_come_first(tokenizer: Tokenizer) -> None:
@@ -189,3 +195,16 @@ def test_special_tokens_of_other_ids_are_refused(
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(FieldError, match="method: 'wordpiece' is not one of bpe, "):
         tokenizer_kind("wordpiece")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(texts=st.lists(TEXTS.filter(bool), min_size=1, max_size=4))
+def test_blocks_give_the_ids_of_their_pieces(
+    kind: str, texts: list[str], tokenizers: dict[str, Tokenizer], encoders: dict[str, BlockEncoder]
+) -> None:
+    raw = [text.encode() for text in texts]
+    sizes = np.array([len(data) for data in raw], dtype=np.uint32)
+    ids, counts = encoders[kind].encode(b"".join(raw), sizes, np.ones(len(raw), dtype=np.bool_))
+    encoded = tokenizers[kind].encode_batch(texts)
+    assert counts.tolist() == [len(found) for found in encoded]
+    assert ids.tolist() == [token_id for found in encoded for token_id in found]

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from backends.contracts import EOS_ID, Tokenizer
+from backends.contracts import EOS_ID, BlockEncoder, Tokenizer
 from backends.loading import load_tokenizer
-from backends.tokenizers.blocks import PieceByPiece
+from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core import encode, streams
 from trainer_app.core.encode import Encoded, encode_corpus, while_it_stands
 from trainer_app.core.observer import StopReason
@@ -46,7 +47,7 @@ class Counting:
     def encode(self, text: str) -> list[int]:
         return self.inner.encode(text)
 
-    def block_encoder(self) -> PieceByPiece:
+    def block_encoder(self) -> BlockEncoder:
         return PieceByPiece(self.encode_batch)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -177,6 +178,61 @@ def test_a_folder_that_cannot_be_renamed_is_an_error(
     (root / f"{written[1][:32]}-{'t' * 32}").write_text("a file stands there")
     with pytest.raises(NotADirectoryError):
         encoded(written, tokenizer, root)
+
+
+class Wrong:
+    """Gives ids at first, then finds that they are not those of the tokenizer."""
+
+    name = "wrong"
+
+    def __init__(self, inner: PieceByPiece) -> None:
+        self.inner = inner
+        self.blocks = 0
+
+    def encode(
+        self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        self.blocks += 1
+        if self.blocks == 2:
+            raise EncodersDisagree("wrong gives other ids for 'x'")
+        ids, counts = self.inner.encode(data, sizes, apart)
+        return ids[::-1], counts
+
+
+class Mistaken(Counting):
+    """Its block encoder is wrong."""
+
+    def block_encoder(self) -> BlockEncoder:
+        return Wrong(PieceByPiece(self.encode_batch))
+
+
+def test_ids_of_an_encoder_that_is_found_wrong_are_all_made_anew_and_the_log_says_so(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path, story: Callable[[int], str]
+) -> None:
+    text = story(12_000)
+    assert len(text) > 1 << 20
+    messages: list[str] = []
+    result = encoded(
+        write_corpus(text.encode()),
+        Mistaken(tokenizer.inner),
+        tmp_path / "tokens",
+        on_message=messages.append,
+    )
+    assert result.ids().tolist() == tokenizer.encode(text)
+    (warning,) = (message for message in messages if message.startswith("WARNING"))
+    assert "wrong gives other ids for 'x'; tokenizing anew with tokenizers" in warning
+    assert messages[-1].endswith(" by tokenizers")
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_a_line_that_was_cut_is_encoded_in_its_parts_by_every_encoder(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path
+) -> None:
+    written = write_corpus(("abc" * 20_000 + "\nthe end\r").encode())
+    plain = encoded(written, tokenizer, tmp_path / "plain")
+    fast = encoded(written, tokenizer.inner, tmp_path / "fast")
+    assert fast.counts().tolist() == plain.counts().tolist()
+    assert fast.ids().tolist() == plain.ids().tolist()
 
 
 def test_progress_is_told_while_a_long_corpus_is_tokenized(

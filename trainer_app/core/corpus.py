@@ -9,9 +9,7 @@ so the ids of the units, one after another, are the ids of the whole text.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from trainer_app.core.units import Units
 from trainer_app.errors import CorpusChanged, CorpusEmpty, CorpusNotFound, CorpusNotText
 
 if TYPE_CHECKING:
@@ -29,19 +28,7 @@ LONGEST_UNIT: Final = 16_384  # characters
 PARAGRAPH_BYTES: Final = 4_096  # paragraphs longer than this on average: units are lines
 FEWEST_PARAGRAPHS: Final = 16  # fewer cannot be split well: units are lines
 NOT_TEXT: Final = "the corpus must be UTF-8 text"
-
-# A border lies at the end of a match. Possessive, so that a gigabyte of blank lines stays linear.
-_LINE_END: Final = re.compile(r"\n(?:[^\S\n]*+\n)*+")
-_PARAGRAPH_END: Final = re.compile(r"\n(?:[^\S\n]*+\n)++")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """Consecutive units of a corpus; all three have the same length."""
-
-    texts: list[str]
-    hashes: NDArray[np.uint64]  # of the text without the blanks around it
-    sizes: NDArray[np.uint32]  # bytes of UTF-8
+BYTE_ORDER_MARK: Final = "\ufeff".encode()
 
 
 class _Digest(Protocol):
@@ -57,19 +44,22 @@ def read_units(path: Path, *, sha256: str) -> Iterator[Units]:
     CorpusChanged where the bytes read are not those with the given digest.
     """
     digest = hashlib.sha256()
-    borders: re.Pattern[str] | None = None
-    rest = ""
+    paragraphs: bool | None = None
+    rest = b""
     blank = True
-    for text in _read_text(path, digest):
-        if borders is None:
-            borders = _sniff(text)
-        texts, rest = _cut(rest + text, borders)
-        if texts:
-            blank = blank and all(unit.isspace() for unit in texts)
-            yield _measured(texts)
+    for data in _read_text(path, digest):
+        if paragraphs is None:
+            paragraphs = _sniff(data)
+        whole = rest + data
+        ends, forced = _cut(whole, paragraphs=paragraphs)
+        end = int(ends[-1]) if len(ends) else 0
+        rest = whole[end:]
+        if end:
+            blank = blank and whole[:end].decode().isspace()
+            yield _units(whole[:end], ends, forced)
     if rest:
-        blank = blank and rest.isspace()
-        yield _measured([rest])
+        blank = blank and rest.decode().isspace()
+        yield _units(rest, np.array([len(rest)]), np.array([False]))
     if digest.hexdigest() != sha256:
         raise CorpusChanged(
             f"the corpus has SHA-256 {digest.hexdigest()}, "
@@ -79,10 +69,10 @@ def read_units(path: Path, *, sha256: str) -> Iterator[Units]:
         raise CorpusEmpty("the corpus holds no text")
 
 
-def _read_text(path: Path, digest: _Digest) -> Iterator[str]:
-    """The file's text, block by block, without a leading byte order mark."""
-    decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    position = 0  # of the block in the file
+def _read_text(path: Path, digest: _Digest) -> Iterator[bytes]:
+    """The file block by block, in whole characters, without a leading byte order mark."""
+    position = 0  # of the data in the file
+    pending = b""  # first bytes of a character cut by the border
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError as error:
@@ -91,61 +81,117 @@ def _read_text(path: Path, digest: _Digest) -> Iterator[str]:
         while True:
             block = file.read(BLOCK_BYTES)
             digest.update(block)
-            if b"\0" in block:
-                offset = position + block.index(b"\0")
-                raise CorpusNotText(f"NUL at byte {offset}: {NOT_TEXT}")
-            pending = len(decoder.getstate()[0])  # first bytes of a character cut by the border
+            data, pending = pending + block, b""
+            if b"\0" in data:
+                raise CorpusNotText(f"NUL at byte {position + data.index(0)}: {NOT_TEXT}")
             try:
-                text = decoder.decode(block, final=not block)
+                data.decode()
             except UnicodeDecodeError as error:
-                offset = position - pending + error.start
-                raise CorpusNotText(f"invalid UTF-8 at byte {offset}: {NOT_TEXT}") from error
-            if position == 0:
-                text = text.removeprefix("\ufeff")
+                if not block or error.reason != "unexpected end of data":
+                    offset = position + error.start
+                    raise CorpusNotText(f"invalid UTF-8 at byte {offset}: {NOT_TEXT}") from error
+                data, pending = data[: error.start], data[error.start :]
+            yield data if position else data.removeprefix(BYTE_ORDER_MARK)
             if not block:
                 return
-            position += len(block)
-            yield text
+            position += len(data)
 
 
-def _sniff(sample: str) -> re.Pattern[str]:
-    """Whether units end with paragraphs or with lines, from the first block."""
-    paragraphs = sum(1 for _ in _PARAGRAPH_END.finditer(sample))
-    often = paragraphs * PARAGRAPH_BYTES >= len(sample)
-    return _PARAGRAPH_END if often and paragraphs >= FEWEST_PARAGRAPHS else _LINE_END
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Where the lines of a text end, and which are blank."""
+
+    ends: NDArray[np.int64]  # behind the "\n" of each
+    blank: NDArray[np.bool_]
+    more: bool  # whether a line that is not blank begins behind the last
+
+    @classmethod
+    def of(cls, data: bytes) -> _Lines:
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
+        if not len(ends):
+            return cls(ends, np.zeros(0, dtype=np.bool_), not _is_blank(data))
+        last = int(ends[-1])
+        starts = np.concatenate([[0], ends[:-1]])
+        most = np.maximum.reduceat(
+            np.frombuffer(data.translate(_INK), dtype=np.uint8)[:last], starts
+        )
+        blank = most == 0
+        for line in np.flatnonzero(most == 1).tolist():
+            blank[line] = _is_blank(data[starts[line] : ends[line]])
+        return cls(ends, blank, not _is_blank(data[last:]))
+
+    def unit_ends(self, *, paragraphs: bool) -> NDArray[np.int64]:
+        """Behind what lines a unit ends for certain."""
+        if not len(self.ends):
+            return self.ends
+        goes_on = np.append(~self.blank[1:], self.more)  # a line follows that is not blank
+        if paragraphs:  # a line that is blank and not the first goes before
+            goes_on[0] = False
+            goes_on[1:] &= self.blank[1:]
+        certain: NDArray[np.int64] = self.ends[goes_on]
+        return certain
 
 
-def _cut(text: str, borders: re.Pattern[str]) -> tuple[list[str], str]:
-    """The units that certainly end within the text, and the rest."""
-    ends = [match.end() for match in borders.finditer(text)]
-    if ends and (ends[-1] == len(text) or text[ends[-1] :].isspace()):
-        ends.pop()  # more blank lines may follow
-    units: list[str] = []
-    start = 0
-    for end in ends:
-        while end - start > LONGEST_UNIT:
-            start = _force(text, start, units)
-        units.append(text[start:end])
-        start = end
-    while len(text) - start > LONGEST_UNIT:
-        start = _force(text, start, units)
-    return units, text[start:]
+def _ink() -> bytes:
+    """For each byte: 0 of a blank, 2 of what is none, 1 if that depends on its neighbours.
+
+    Blanks outside ASCII begin with C2, E1, E2 or E3.
+    """
+    ink = bytearray(b"\2" * 256)
+    for code in range(128):
+        if chr(code).isspace():
+            ink[code] = 0
+    ink[0x80:0xC0] = b"\1" * 64
+    for lead in (0xC2, 0xE1, 0xE2, 0xE3):
+        ink[lead] = 1
+    return bytes(ink)
 
 
-def _force(text: str, start: int, units: list[str]) -> int:
-    """Append the first part of a unit that is too long; where the next part starts."""
-    line_end = text.rfind("\n", start, start + LONGEST_UNIT)
-    end = start + LONGEST_UNIT if line_end < 0 else line_end + 1
-    units.append(text[start:end])
-    return end
+_INK: Final = _ink()
 
 
-def _measured(texts: list[str]) -> Units:
-    # surrogates cannot occur: the text was decoded strictly
-    raw = [text.encode() for text in texts]
-    digests = b"".join(hashlib.blake2b(text.strip(), digest_size=8).digest() for text in raw)
-    return Units(
-        texts=texts,
-        hashes=np.frombuffer(digests, dtype="<u8").astype(np.uint64),
-        sizes=np.fromiter(map(len, raw), dtype=np.uint32, count=len(raw)),
-    )
+def _is_blank(data: bytes) -> bool:
+    """Whether there is nothing, or blanks alone."""
+    return not data or data.decode().isspace()
+
+
+def _sniff(sample: bytes) -> bool:
+    """Whether units are paragraphs, from the first block."""
+    blank = _Lines.of(sample).blank
+    begins = blank[1:].copy()  # the first of the blank lines behind another line
+    begins[1:] &= ~blank[1:-1]
+    paragraphs = int(begins.sum())
+    often = paragraphs * PARAGRAPH_BYTES >= len(sample.decode())
+    return often and paragraphs >= FEWEST_PARAGRAPHS
+
+
+def _cut(data: bytes, *, paragraphs: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where units certainly end within the text, and which of those ends are forced."""
+    natural = _Lines.of(data).unit_ends(paragraphs=paragraphs)
+    borders = np.concatenate([[0], natural, [len(data)]])
+    cuts = [
+        cut
+        for unit in np.flatnonzero(np.diff(borders) > LONGEST_UNIT).tolist()
+        for cut in _forced(data, int(borders[unit]), int(borders[unit + 1]))
+    ]
+    ends = np.concatenate([natural, np.array(cuts, dtype=np.int64)])
+    order = np.argsort(ends)
+    return ends[order], order >= len(natural)
+
+
+def _forced(data: bytes, start: int, end: int) -> list[int]:
+    """Where the unit from ``start`` to ``end`` is cut until its rest is short enough."""
+    text = data[start:end].decode()
+    cuts = []
+    position = 0
+    while len(text) - position > LONGEST_UNIT:
+        line_end = text.rfind("\n", position, position + LONGEST_UNIT)
+        cut = position + LONGEST_UNIT if line_end < 0 else line_end + 1
+        start += len(text[position:cut].encode())
+        cuts.append(start)
+        position = cut
+    return cuts
+
+
+def _units(data: bytes, ends: NDArray[np.int64], forced: NDArray[np.bool_]) -> Units:
+    return Units(data=data, sizes=np.diff(ends, prepend=0).astype(np.uint32), forced=forced)

@@ -15,15 +15,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import numpy as np
 
+from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core.corpus import read_units
 from trainer_app.core.files import (
     disk_full_named,
@@ -36,13 +39,16 @@ from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from backends.contracts import Tokenizer
+    from backends.contracts import BlockEncoder, Tokenizer
+    from trainer_app.core.units import Units
 
 NEWS_SECONDS: Final = 2.0  # between two messages about progress
+BLOCKS_AHEAD: Final = 2  # read while the ids of an earlier one are awaited
 ABANDONED_SECONDS: Final = 3_600.0  # since a writer of token ids last wrote
 
 OnMessage = Callable[[str], None]
 Read = TypeVar("Read")
+_Encoding: TypeAlias = "tuple[Units, Future[tuple[NDArray[np.uint32], NDArray[np.uint32]]]]"
 Number = TypeVar("Number", np.uint16, np.uint32, np.uint64)
 TokenIds: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
@@ -110,8 +116,20 @@ def encode_corpus(
         temporary = temporary_beside(directory)
         temporary.mkdir()
         try:
-            writer = _Writer(temporary, tokenizer, on_message, should_stop)
-            writer.write(corpus, corpus_sha256)
+            write = partial(
+                _write,
+                corpus,
+                temporary,
+                sha256=corpus_sha256,
+                dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+                on_message=on_message,
+                should_stop=should_stop,
+            )
+            try:
+                write(tokenizer.block_encoder())
+            except EncodersDisagree as error:
+                on_message(f"WARNING: {error}; tokenizing anew with tokenizers, which is slower")
+                write(PieceByPiece(tokenizer.encode_batch))
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -154,46 +172,55 @@ def publish_first(temporary: Path, directory: Path) -> None:
             raise
 
 
-class _Writer:
-    """One pass over the corpus into a folder."""
+def _write(
+    corpus: Path,
+    directory: Path,
+    encoder: BlockEncoder,
+    *,
+    sha256: str,
+    dtype: str,
+    on_message: OnMessage,
+    should_stop: ShouldStop,
+) -> None:
+    """One pass over the corpus; raises EncodersDisagree, and what ``encode_corpus`` raises."""
+    tokens = units = read = 0
+    began = time.monotonic()
+    news = began + NEWS_SECONDS
+    with ExitStack() as stack, disk_full_named(directory):
+        files = {
+            name: stack.enter_context((directory / f"{name}.bin").open("wb"))
+            for name in ("ids", "hashes", "sizes", "counts")
+        }
+        for block, ids, counts in _encoded(read_units(corpus, sha256=sha256), encoder):
+            raise_if_stopped(should_stop)
+            files["ids"].write(ids.astype(dtype).data)
+            files["hashes"].write(block.hashes().data)
+            files["sizes"].write(block.sizes.data)
+            files["counts"].write(counts.data)
+            tokens, units = tokens + len(ids), units + len(counts)
+            read += len(block.data)
+            if time.monotonic() >= news:
+                news = time.monotonic() + NEWS_SECONDS
+                on_message(f"tokenizing: {read / 1e6:,.1f} MB, {tokens:,} tokens")
+    meta = {"dtype": dtype, "tokens": tokens, "units": units, "bytes": read}
+    write_atomically(directory / "meta.json", json.dumps(meta, sort_keys=True).encode())
+    on_message(
+        f"tokenized {read / 1e6:,.1f} MB into {tokens:,} tokens in "
+        f"{time.monotonic() - began:,.1f} s by {encoder.name}"
+    )
 
-    def __init__(
-        self,
-        directory: Path,
-        tokenizer: Tokenizer,
-        on_message: OnMessage,
-        should_stop: ShouldStop,
-    ) -> None:
-        self._directory = directory
-        self._tokenizer = tokenizer
-        self._on_message = on_message
-        self._should_stop = should_stop
 
-    def write(self, corpus: Path, sha256: str) -> None:
-        dtype = "uint16" if self._tokenizer.vocab_size <= 1 << 16 else "uint32"
-        total = Encoded(directory=self._directory, dtype=dtype, tokens=0, units=0, bytes=0)
-        tokens = units = read = 0
-        news = time.monotonic() + NEWS_SECONDS
-        with ExitStack() as stack, disk_full_named(self._directory):
-            files = {
-                name: stack.enter_context((self._directory / f"{name}.bin").open("wb"))
-                for name in ("ids", "hashes", "sizes", "counts")
-            }
-            for block in read_units(corpus, sha256=sha256):
-                raise_if_stopped(self._should_stop)
-                encoded = self._tokenizer.encode_batch(block.texts)
-                counts = np.fromiter(map(len, encoded), dtype=np.uint32, count=len(encoded))
-                count = int(counts.sum())
-                ids = np.fromiter(chain.from_iterable(encoded), dtype=dtype, count=count)
-                files["ids"].write(ids.data)
-                files["hashes"].write(block.hashes.data)
-                files["sizes"].write(block.sizes.data)
-                files["counts"].write(counts.data)
-                tokens, units = tokens + count, units + len(encoded)
-                read += int(block.sizes.sum())
-                if time.monotonic() >= news:
-                    news = time.monotonic() + NEWS_SECONDS
-                    self._on_message(f"tokenizing: {read / 1e6:,.1f} MB, {tokens:,} tokens")
-        meta = asdict(total) | {"tokens": tokens, "units": units, "bytes": read}
-        del meta["directory"]
-        write_atomically(self._directory / "meta.json", json.dumps(meta, sort_keys=True).encode())
+def _encoded(
+    blocks: Iterator[Units], encoder: BlockEncoder
+) -> Iterator[tuple[Units, NDArray[np.uint32], NDArray[np.uint32]]]:
+    """Each block with its ids, and how many each unit has; a thread encodes what is read ahead."""
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+        waiting: deque[_Encoding] = deque()
+        for block in blocks:
+            done = thread.submit(encoder.encode, block.data, block.sizes, block.forced)
+            waiting.append((block, done))
+            if len(waiting) > BLOCKS_AHEAD:
+                first, encoding = waiting.popleft()
+                yield first, *encoding.result()
+        for block, encoding in waiting:
+            yield block, *encoding.result()

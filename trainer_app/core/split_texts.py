@@ -22,7 +22,7 @@ def plan_split(corpus: Path, rule: SplitRule, *, sha256: str, should_stop: Shoul
     histogram = ByteHistogram(rule)
     for block in read_units(corpus, sha256=sha256):
         raise_if_stopped(should_stop)
-        histogram.add(block.hashes, block.sizes)
+        histogram.add(block.hashes(), block.sizes)
     return histogram.plan()
 
 
@@ -32,6 +32,6 @@ def split_texts(
     """The units of one split, in order. Raises as ``plan_split`` does."""
     for block in read_units(corpus, sha256=sha256):
         raise_if_stopped(should_stop)
-        for text, where in zip(block.texts, plan.assign(block.hashes).tolist(), strict=True):
+        for text, where in zip(block.texts(), plan.assign(block.hashes()).tolist(), strict=True):
             if where == split:
                 yield text

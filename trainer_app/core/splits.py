@@ -114,11 +114,11 @@ def _closest(below: NDArray[np.int64], target: float, low: int, high: int) -> in
 
 
 def _buckets(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
-    keys = _splitmix64(hashes ^ _splitmix64(np.array([seed], dtype=np.uint64)))
+    keys = splitmix64(hashes ^ splitmix64(np.array([seed], dtype=np.uint64)))
     return (keys >> np.uint64(48)).astype(np.int64)
 
 
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014), the finalizer."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,0 +1,11 @@
+"""As much of gigatoken as is used; its own types need a package of stubs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Tokenizer:
+    @classmethod
+    def from_json(cls, data: str) -> Tokenizer: ...
+    def encode_batch_padded(
+        self, inputs: list[bytes], pad_id: int, *, parallel: bool
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...
