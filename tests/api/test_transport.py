@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,12 +13,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.api.served import served
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
 
-ROOT = Path(__file__).parents[2]
 THREADS = 12  # of which 4 may be streams
 STREAMS = 4
 
@@ -29,43 +26,8 @@ STREAMS = 4
 @pytest.fixture
 def server(world: World, tmp_path: Path) -> Iterator[int]:
     """A server of its own; its port."""
-    port = _free_port()
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", "wsgi:app"),
-                *("--config", "python:trainer_app.stack.gunicorn_conf"),
-            ],
-            cwd=ROOT,
-            env=os.environ | {"API__PORT": str(port), "API__THREADS": str(THREADS)},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        _wait_for(port)
+    with served(tmp_path / "server.log", {"API__THREADS": str(THREADS)}) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_for(port: int) -> None:
-    give_up_at = time.monotonic() + 20
-    while time.monotonic() < give_up_at:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError("the server does not start")
 
 
 def send(port: int, request: bytes) -> socket.socket:

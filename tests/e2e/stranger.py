@@ -14,7 +14,7 @@ Json = dict[str, object]
 
 FINAL = {"completed", "failed", "cancelled"}
 ERROR_CODES = {
-    "INVALID_INPUT": {400, 408, 413, 415, 416, 422},
+    "INVALID_INPUT": {400, 408, 412, 413, 414, 415, 416, 417, 422, 431},
     "UNAUTHORIZED": {401},
     "FORBIDDEN": {403},
     "NOT_FOUND": {404},

@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -86,6 +87,8 @@ def _read(request: Request) -> bytes:
         block: bytes = request.stream.read(_BLOCK)
     except TimeoutError as error:
         raise RequestTimeout("the body comes too slowly") from error
+    except ParseException as error:
+        raise BadRequest("the chunks of the body are malformed") from error
     except OSError as error:  # the server's words for a connection that broke off
         raise ClientDisconnected from error
     return block

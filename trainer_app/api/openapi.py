@@ -29,7 +29,8 @@ _ASSET_NAMES: Final = (
 _DESCRIPTION: Final = (
     "Train, evaluate and use small language models on your own machines.\n\n"
     "Every error has the same body; `code` says what happened. A POST that starts work answers "
-    "202 with `Location`: follow it. Send `Idempotency-Key` to repeat any POST safely."
+    "202 with `Location`: follow it. Send `Idempotency-Key` to repeat any POST safely.\n\n"
+    "Any address also answers 400, 414, 417 and 431, to what is no well-formed HTTP, or too long."
 )
 _Document = dict[str, object]
 

@@ -19,6 +19,9 @@ keepalive = 15
 graceful_timeout = 5
 # The main loop of the worker reports each second, whatever its threads do.
 timeout = 60
+# No header is believed that only a proxy should send: SCRIPT_NAME and PATH_INFO, which are believed
+# from loopback otherwise, would answer for another address than the one that was asked for.
+forwarded_allow_ips = ""
 accesslog = None  # the application logs its requests itself
 errorlog = "-"
 # It would lie in the home folder and be shared by all gunicorns of this user.

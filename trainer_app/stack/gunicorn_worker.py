@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, with an end to the waiting for slow clients.
+"""gunicorn's threaded worker, with an end to the waiting for slow clients, and our errors.
 
 As it comes, a client that sends one byte of a header now and then holds a thread for ever, and so
 does one that sends a body like this.
@@ -14,9 +14,11 @@ from typing import Final
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from trainer_app.stack.paced_socket import PacedSocket
+from trainer_app.stack.refusals import refusal
 
 HEADER_SECONDS: Final = 20.0  # for a whole request line and its headers
 IDLE_SECONDS: Final = 60.0  # to take a piece of the answer
+ERROR_SECONDS: Final = 5.0  # to take the few bytes of an error
 # How far a body may fall behind which average: that of a modem, at which 1 GB takes three days.
 BODY_SECONDS: Final = 60.0
 BODY_BYTES_PER_SECOND: Final = 4_096.0
@@ -52,6 +54,19 @@ class Worker(ThreadWorker):
             return False  # the client is gone: close, and do not log it as an error of ours
         finally:
             reader.sock = conn.sock
+
+    def handle_error(
+        self,
+        req: object,  # noqa: ARG002  gunicorn's signature
+        client: socket.socket,
+        addr: object,  # noqa: ARG002
+        exc: Exception,
+    ) -> None:
+        """Answer what cannot be read as HTTP, as gunicorn does in HTML."""
+        answer = refusal(exc)
+        with suppress(OSError):  # the client may be gone
+            client.settimeout(ERROR_SECONDS)
+            client.sendall(answer)
 
     def murder_pending(self) -> None:
         """Called every second by the main loop."""
