@@ -64,6 +64,63 @@ def test_a_range_behind_the_end_is_refused(client: FlaskClient, run_id: str) -> 
     assert response.headers["Content-Range"] == "bytes */10"
 
 
+@pytest.mark.parametrize(
+    ("given", "status", "part"),
+    [
+        ("bytes=0-0", 206, b"0"),
+        ("BYTES=0-1", 206, b"01"),
+        ("bytes=8-99", 206, b"89"),
+        ("bytes=-2", 206, b"89"),
+        ("bytes=-11", 206, DATA),  # the last eleven of ten
+        ("bytes=-99999999999999999999999", 206, DATA),
+        ("bytes=99999999999999999999999-", 416, None),
+        ("bytes=5-2", 416, None),
+        ("bytes=-0", 416, None),
+        ("bytes=0-0,2-2", 200, DATA),
+        ("bytes=" + ",".join(["0-"] * 1_000), 200, DATA),
+        ("bytes=a-b", 200, DATA),
+        ("bytes=", 200, DATA),
+        ("bytes=-", 200, DATA),
+        ("bytes=--5", 200, DATA),
+        ("bytes=0x0-0x5", 200, DATA),
+        ("bytes=1_0-2_0", 200, DATA),
+        ("bytes=\u00b2-\u00b3", 200, DATA),
+        ("bytes=" + "9" * 5_000 + "-", 200, DATA),
+        ("lines=1-2", 200, DATA),
+    ],
+)
+def test_a_range_means_what_http_says_or_is_ignored(
+    client: FlaskClient, run_id: str, given: str, status: int, part: bytes | None
+) -> None:
+    response = client.get(f"/runs/{run_id}/artifact/weights", headers={"Range": given})
+    assert response.status_code == status
+    if part is not None:
+        assert response.data == part
+    else:
+        assert response.headers["Content-Range"] == "bytes */10"
+
+
+def test_a_file_that_is_not_the_one_that_the_client_means_is_not_sent(
+    client: FlaskClient, run_id: str
+) -> None:
+    path = f"/runs/{run_id}/artifact/weights"
+    etag = client.get(path).headers["ETag"]
+    refused = client.get(path, headers={"If-Match": '"another"'})
+    assert (refused.status_code, refused.get_json()["code"]) == (412, "INVALID_INPUT")
+    assert client.get(path, headers={"If-Match": etag}).data == DATA
+    resumed = {"Range": "bytes=5-", "If-Range": '"another"'}
+    assert client.get(path, headers=resumed).data == DATA
+
+
+@pytest.mark.parametrize(
+    "date", ["Fri, 31 Dec 99999 23:59:59 GMT", "Fri, 31 Dec 0000 23:59:59 +9999", "9" * 5_000]
+)
+def test_a_date_that_is_none_is_ignored(client: FlaskClient, run_id: str, date: str) -> None:
+    path = f"/runs/{run_id}/artifact/weights"
+    for name in ("If-Modified-Since", "If-Unmodified-Since"):
+        assert client.get(path, headers={name: date}).data == DATA
+
+
 def test_a_file_that_the_client_has_is_not_sent(client: FlaskClient, run_id: str) -> None:
     path = f"/runs/{run_id}/artifact/weights"
     etag = client.get(path).headers["ETag"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from flask import Response, send_file
+from flask import Response, request
+from werkzeug.exceptions import PreconditionFailed
+from werkzeug.utils import send_file
 
 from trainer_app import artifacts
 from trainer_app.api import current
@@ -20,9 +23,13 @@ from trainer_app.store import runs
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from wsgiref.types import WSGIEnvironment
 
 blueprint = Blueprint("artifacts", __name__, description="Finished models.")
 
+_ONE_RANGE: Final = re.compile(
+    r"bytes=(?:[0-9]{1,30}-[0-9]{0,30}|-(?P<suffix>[0-9]{1,30}))", re.IGNORECASE
+)
 _BINARY = {"type": "string", "format": "binary"}
 
 
@@ -67,6 +74,8 @@ def download_artifact(run_id: str) -> Response:
     content_type="application/octet-stream",
     description="The part that Range asks for",
 )
+@blueprint.alt_response(304, description="If-None-Match names the file that there is")
+@blueprint.alt_response(412, schema=ErrorSchema, description="If-Match names another file")
 @blueprint.alt_response(416, schema=ErrorSchema, description="Range lies behind the end")
 @blueprint.doc(operationId="downloadArtifactFile")
 @blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
@@ -75,14 +84,35 @@ def download_artifact_file(run_id: str, name: str) -> Response:
     path, file = artifacts.open_file(_directory(run_id), name)
     if not path.is_file():
         raise _elsewhere(run_id)
-    return send_file(
+    response = send_file(
         path,
+        _with_one_range(request.environ, file.bytes),
         mimetype="application/octet-stream",
         as_attachment=True,
         download_name=PurePosixPath(name).name,
         etag=file.sha256,
-        conditional=True,
+        response_class=Response,
     )
+    assert isinstance(response, Response)
+    if response.status_code == PreconditionFailed.code:
+        response.close()
+        raise PreconditionFailed("If-Match does not name the file that there is")
+    return response
+
+
+def _with_one_range(environ: WSGIEnvironment, size: int) -> WSGIEnvironment:
+    """The request, whose Range has the meaning of RFC 9110, 14.1.2 and 14.2.
+
+    Units that nobody knows, several ranges and what is no range are ignored; the last so many
+    bytes of a file that has fewer are all that it has.
+    """
+    found = _ONE_RANGE.fullmatch(environ.get("HTTP_RANGE", ""))
+    if found is None:
+        return {name: value for name, value in environ.items() if name != "HTTP_RANGE"}
+    suffix = found["suffix"]
+    if suffix is not None and int(suffix) > size:
+        return {**environ, "HTTP_RANGE": "bytes=0-"}
+    return environ
 
 
 def _elsewhere(run_id: str) -> NotReady:
