@@ -128,11 +128,16 @@ def test_a_stream_goes_on_without_a_gap(client: FlaskClient, world: World, cut: 
     assert parsed(stream(client, run_id, **{"Last-Event-ID": last}).text) == whole[cut:]
 
 
-@pytest.mark.parametrize("given_id", ["x", "-1", "1.5", "9" * 30, "1 2"])
+@pytest.mark.parametrize(
+    "given_id",
+    ["x", "-1", "1.5", "1e1", "+17", "9" * 30, "1 2", "\u00b2", "1", "18", "54", "9" * 18],
+)
 def test_an_id_that_was_never_sent_is_refused(
     client: FlaskClient, world: World, given_id: str
 ) -> None:
-    response = stream(client, world.run(Status.COMPLETED), **{"Last-Event-ID": given_id})
+    run_id = world.run(Status.COMPLETED)
+    world.log(run_id, LINES)
+    response = stream(client, run_id, **{"Last-Event-ID": given_id})
     assert response.status_code == 422
     assert response.get_json()["details"][0]["field"] == "Last-Event-ID"
 

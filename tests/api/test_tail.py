@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trainer_app.api.tail import (
     LONGEST_LINE,
     Line,
+    is_line_end,
     last_lines,
     lines_from,
     start_of_last_lines,
@@ -107,3 +108,21 @@ def test_a_very_long_line_is_followed_in_pieces(tmp_path: Path) -> None:
 
 def test_behind_the_end_there_is_nothing(tmp_path: Path) -> None:
     assert list(lines_from(written(tmp_path / "log", b"a\n"), 10, whole=True)) == []
+
+
+def test_a_line_ends_behind_its_newline_or_where_the_file_does(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", b"one\ntwo\nthr")
+    assert [offset for offset in range(20) if is_line_end(path, offset)] == [0, 4, 8, 11]
+    assert not is_line_end(path, 10**18 - 1)
+
+
+def test_a_line_that_is_too_long_ends_in_pieces(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", b"one\n" + b"x" * (3 * LONGEST_LINE) + b"\n")
+    ends = [line.end for line in lines_from(path, 0, whole=False)]
+    assert all(is_line_end(path, end) for end in ends)
+    assert not is_line_end(path, 5)
+
+
+def test_where_there_is_no_file_no_line_has_ended_yet(tmp_path: Path) -> None:
+    assert is_line_end(tmp_path / "none", 0)
+    assert not is_line_end(tmp_path / "none", 1)

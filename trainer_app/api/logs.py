@@ -9,8 +9,15 @@ from flask import Response
 from trainer_app.api import current
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.logs_schema import FollowSchema, TailSchema
-from trainer_app.api.streams import LAST_EVENT_ID, Events, Followers, event, last_event_id
-from trainer_app.api.tail import last_lines, lines_from, start_of_last_lines
+from trainer_app.api.streams import (
+    LAST_EVENT_ID,
+    Events,
+    Followers,
+    event,
+    last_event_id,
+    unknown_event_id,
+)
+from trainer_app.api.tail import is_line_end, last_lines, lines_from, start_of_last_lines
 from trainer_app.log import job_log_path
 from trainer_app.store import runs
 
@@ -58,6 +65,8 @@ def stream_logs(query: Follow, run_id: str) -> Response:
     run = runs.get(current.database(), run_id)
     path = job_log_path(current.settings(), run.run_id)
     resumed_at = last_event_id()
+    if resumed_at is not None and not is_line_end(path, resumed_at):
+        raise unknown_event_id()
     offset = start_of_last_lines(path, query["tail"]) if resumed_at is None else resumed_at
 
     def read(over: bool) -> Events:

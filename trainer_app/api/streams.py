@@ -158,5 +158,10 @@ def last_event_id() -> int | None:
     if given == "":
         return None
     if not _EVENT_ID.fullmatch(given):
-        raise InvalidInput([Detail("Last-Event-ID", "is not the id of an event of this stream")])
+        raise unknown_event_id()
     return int(given)
+
+
+def unknown_event_id() -> InvalidInput:
+    """The error of a Last-Event-ID that no event of the stream has."""
+    return InvalidInput([Detail("Last-Event-ID", "is not the id of an event of this stream")])

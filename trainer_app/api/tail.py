@@ -64,6 +64,26 @@ def _start_of_last(file: BinaryIO, end: int, count: int) -> int:
     return 0
 
 
+def is_line_end(path: Path, offset: int) -> bool:
+    """Whether a line, or a piece of one that is too long, ends at the offset; or nothing is there.
+
+    Reads LONGEST_LINE bytes at most.
+    """
+    if offset == 0:
+        return True
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset >= size:
+                return offset == size
+            begin = max(0, offset - LONGEST_LINE)
+            file.seek(begin)
+            before = file.read(offset - begin)
+    except FileNotFoundError:
+        return False
+    return before.endswith(b"\n") or (len(before) == LONGEST_LINE and b"\n" not in before)
+
+
 def lines_from(path: Path, offset: int, *, whole: bool) -> Iterator[Line]:
     """The lines that are in the file now, from ``offset`` on.
 
