@@ -280,10 +280,29 @@ def test_a_form_has_the_field_file_and_no_other(
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "text/html", "", "multipart/form-data", "multipart/form-data; boundary="],
+    [
+        "application/json",
+        "text/html",
+        "",
+        "text/plain, application/octet-stream",
+        "text/plain; charset=utf-16",
+        "text/plain; charset=iso-8859-1",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary=""',
+        "multipart/form-data; boundary=\u00e9",
+        "multipart/form-data; boundary=(a+)+$",
+        "multipart/mixed; boundary=B",
+    ],
 )
 def test_a_corpus_of_another_media_type_is_refused(client: FlaskClient, content_type: str) -> None:
     assert upload(client, content_type=content_type).status_code == 415
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii"])
+def test_a_corpus_may_say_that_it_is_utf_8(client: FlaskClient, charset: str) -> None:
+    answer = client.post("/corpora", data=b"text", content_type=f"TEXT/PLAIN; charset={charset}")
+    assert answer.status_code == 201
 
 
 def test_a_compressed_corpus_is_refused(client: FlaskClient) -> None:

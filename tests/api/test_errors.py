@@ -101,6 +101,8 @@ def test_errors_of_http_have_codes(
         ("DELETE", "/runs", {"GET", "HEAD", "OPTIONS"}),
         ("PUT", "/runs/x", {"GET", "HEAD", "OPTIONS"}),
         ("GET", "/runs/x/cancel", {"POST", "OPTIONS"}),
+        ("GET", "/runs/train", {"POST", "OPTIONS"}),
+        ("GET", "/tokenizers/train", {"POST", "OPTIONS"}),
         ("PATCH", "/corpora", {"GET", "HEAD", "POST", "OPTIONS"}),
         ("TRACE", "/healthz", {"GET", "HEAD", "OPTIONS"}),
     ],

@@ -90,6 +90,8 @@ def test_every_kind_can_be_asked_for_from_its_smallest_size_on(
         ({"tokenizer_id": ""}, "tokenizer_id"),
         ({"tokenizer_id": "x" * 65}, "tokenizer_id"),
         ({"tokenizer_id": "CON\n"}, "tokenizer_id"),
+        ({"tokenizer_id": "train"}, "tokenizer_id"),
+        ({"": 5}, "''"),
         ({"vocabsize": 5}, "vocabsize"),
     ],
 )

@@ -13,12 +13,17 @@ __all__ = ["PATTERN", "IdConverter", "is_id"]
 PATTERN: Final = ID_PATTERN
 
 
+# The last part of POST /runs/train and POST /tokenizers/train: nothing else is called so, so that
+# another method gets 405 there.
+RESERVED: Final = "train"
+
+
 class IdConverter(BaseConverter):
     """Matches ids alone, so that anything else is an unknown path: 404."""
 
     regex = PATTERN
 
     def to_python(self, value: str) -> str:
-        if not is_id(value):
+        if value == RESERVED or not is_id(value):
             raise ValidationError
         return value

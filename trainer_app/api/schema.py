@@ -134,7 +134,8 @@ def _flatten(messages: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[st
 def _name(name: object) -> str:
     """A field's name as it was sent, unless it is too long or strange to repeat."""
     text = str(name)
-    return text if len(text) <= 64 and text.isprintable() and text.isascii() else shown(text)
+    plain = 1 <= len(text) <= 64 and text.isprintable() and text.isascii()
+    return text if plain else shown(text)
 
 
 def _suggest(path: tuple[str, ...], schema: AnySchema) -> str:

@@ -21,7 +21,7 @@ from trainer_app.api.fields import (
     length,
     one_of,
 )
-from trainer_app.api.ids import PATTERN, is_id
+from trainer_app.api.ids import PATTERN, RESERVED, is_id
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.safe_paths import MAX_NAME_LENGTH
@@ -97,6 +97,8 @@ class TokenizerTrainSchema(StrictSchema):
             wrong["vocab_size"] = [f"{size} is not at least {least}, which {data['method']} needs"]
         if data["tokenizer_id"] is not None and not is_id(str(data["tokenizer_id"])):
             wrong["tokenizer_id"] = [f"must match {PATTERN} and not contain '..'"]
+        if data["tokenizer_id"] == RESERVED:
+            wrong["tokenizer_id"] = [f"{RESERVED!r} is an address of its own: choose another name"]
         if wrong:
             raise ValidationError(wrong)
 

@@ -37,6 +37,7 @@ FIELD: Final = "file"
 RAW_TYPES: Final = ("text/plain", "application/octet-stream")
 # Of a multipart body beside the file: boundaries and headers.
 _OVERHEAD: Final = 65_536
+_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _NAME: Final = "upload"
 _ABANDONED_SECONDS: Final = 86_400.0
 
@@ -116,6 +117,9 @@ def _limited(blocks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 def _content(request: Request, limit: int) -> Iterator[bytes]:
     if (request.content_length or 0) > limit + _OVERHEAD:
         raise RequestEntityTooLarge(f"a corpus must not be larger than {limit} bytes")
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if charset not in _CHARSETS:
+        raise UnsupportedMediaType(f"a corpus is UTF-8 text, and not {shown(charset)}")
     if request.mimetype in RAW_TYPES:
         return read_blocks(request, limit)
     boundary = request.mimetype_params.get("boundary", "")
