@@ -127,6 +127,7 @@ def report(
         "runs": len(users.accepted),
         **{f"runs_{status}": count for status, count in sorted(users.ends().items())},
         "attempts": users.attempts(),
+        **{f"users_{move}": times for move, times in sorted(users.moves.items())},
         "faults": done.total(),
         **{kind: kinds[kind] for kind in sorted({fault.kind for fault in FAULTS.values()})},
         "settled_seconds": round(settled, 1),
