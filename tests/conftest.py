@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 import redis
@@ -46,6 +47,15 @@ class PostgresServer:
 
     def stop(self) -> None:
         self._server.stop()
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and those of its connections."""
+        with psycopg.connect(self.uri) as connection:
+            row = connection.execute("SHOW data_directory").fetchone()
+        assert row is not None
+        pid = int(Path(row[0], "postmaster.pid").read_text().split()[0])
+        server = psutil.Process(pid)
+        return [server, *server.children(recursive=True)]
 
     @contextmanager
     def database(self) -> Iterator[str]:

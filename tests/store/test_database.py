@@ -12,8 +12,9 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from trainer_app.errors import SettingsError, Unavailable
@@ -27,6 +28,8 @@ class PostgresServer(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def processes(self) -> list[psutil.Process]: ...
 
 
 @contextmanager
@@ -209,6 +212,59 @@ def test_a_postgresql_that_stops_is_unavailable_until_it_is_back(
         own_postgres.stop()
         own_postgres.start()  # a restart that nobody noticed breaks nothing
         assert [corpus.file_id for corpus in corpora.list_(database).items] == ["c" * 64, "a" * 64]
+
+
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    """All processes of the server stand still; its kernel still answers."""
+    processes = server.processes()
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def test_a_postgresql_that_is_frozen_is_unavailable_until_it_goes_on(
+    own_postgres: PostgresServer,
+) -> None:
+    migrate.upgrade(own_postgres.uri)
+    with closing(Database(own_postgres.uri, wait_seconds=3)) as database:
+        corpora.add(database, "a" * 64, 1, 1)
+        with frozen(own_postgres):
+            for _ in range(2):  # with a connection that stood, and without
+                with _unavailable(within=5):
+                    corpora.add(database, "b" * 64, 1, 1)
+        corpora.add(database, "c" * 64, 1, 1)
+        found = {corpus.file_id for corpus in corpora.list_(database).items}
+    assert {"a" * 64, "c" * 64} <= found
+
+
+def test_a_postgresql_that_freezes_within_a_transaction_is_noticed_and_not_waited_for_again(
+    own_postgres: PostgresServer,
+) -> None:
+    with (
+        closing(Database(own_postgres.uri, wait_seconds=2)) as database,
+        ExitStack() as stack,
+        _unavailable(within=5),
+        database.read() as session,
+    ):
+        session.scalar(select(1))
+        stack.enter_context(frozen(own_postgres))
+        session.scalar(select(1))
+
+
+def test_a_statement_that_takes_its_time_is_not_taken_for_a_frozen_server(
+    own_postgres: PostgresServer,
+) -> None:
+    with closing(Database(own_postgres.uri, wait_seconds=4)) as database:
+        with database.read() as session:
+            session.scalar(select(func.pg_sleep(2)))  # longer than a ping may
+        with _unavailable(within=6), database.read() as session:
+            session.scalar(select(func.pg_sleep(20)))
+        database.ping()
 
 
 def test_a_host_that_nobody_answers_is_an_unavailable_database() -> None:

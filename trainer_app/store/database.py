@@ -26,6 +26,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.store.postgresql import postgresql_engine
 
 
 class Now(FunctionElement[float]):
@@ -129,7 +130,7 @@ class Database:
     def _connect(self) -> Engine:
         if self.file is not None:
             return _sqlite_engine(self._url, self._wait_seconds)
-        return _postgresql_engine(self._url, self._wait_seconds)
+        return postgresql_engine(self._url, self._wait_seconds)
 
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
@@ -185,33 +186,6 @@ def _begin_sqlite(connection: Connection) -> None:
     # another has written in between.
     immediate = connection.get_execution_options().get("immediate", True)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _postgresql_engine(url: URL, wait_seconds: float) -> Engine:
-    options = (
-        url.query.get("options", ""),
-        "-c lock_timeout=2s",
-        # A worker that is frozen inside a transaction must not keep its row locked.
-        "-c idle_in_transaction_session_timeout=15s",
-        f"-c statement_timeout={round(wait_seconds * 1_000)}",
-    )
-    return create_engine(
-        url,
-        connect_args={
-            "application_name": "model-trainer",
-            "connect_timeout": 3,
-            "options": " ".join(map(str, options)),
-            # A peer that vanished is noticed within seconds.
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 2,
-            "tcp_user_timeout": 5_000,
-        },
-        pool_size=8,
-        max_overflow=8,
-        pool_timeout=wait_seconds,
-        pool_pre_ping=True,
-    )
 
 
 def insert(
