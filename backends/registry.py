@@ -45,8 +45,8 @@ TOKENIZER_KINDS: Final[Mapping[str, str]] = {
 # family -> the one kind that it takes, and trains itself from the corpus where none is given
 OWN_TOKENIZERS: Final[Mapping[str, str]] = {"char_lstm": "char"}
 
-# kind -> the smallest vocabulary that can be asked for (with bytes: specials and all bytes)
-TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 263, "char": 100}
+# kind -> the smallest vocabulary that can be asked for
+TOKENIZER_MIN_VOCAB: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 100, "char": 100}
 
 # kind -> the fewest tokens that such a tokenizer can have: the special ones and its alphabet
-MIN_VOCAB_SIZES: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 263, "char": 5}
+MIN_VOCAB_SIZES: Final[Mapping[str, int]] = {"bpe": 260, "sentencepiece": 7, "char": 5}

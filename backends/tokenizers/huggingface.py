@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,9 +46,11 @@ def save(tokenizer: Tokenizer, directory: Path, *, kind: str) -> None:
     )
 
 
-def load(directory: Path, *, model: str, byte_fallback: bool = False) -> Tokenizer:
-    """The tokenizer of a folder whose model is of the class ``model``, and spells what it does
-    not know in bytes or not.
+def load(directory: Path, *, model: str, fall_backs: Sequence[str] = ("",)) -> Tokenizer:
+    """The tokenizer of a folder whose model is of the class ``model``.
+
+    ``fall_backs``: what it may do with what it does not know: "byte" spells it in bytes, "unk"
+    makes one [UNK] of all of it.
 
     Raises ModelIncompatible where there is none, or where the special tokens have other ids.
     """
@@ -56,17 +59,22 @@ def load(directory: Path, *, model: str, byte_fallback: bool = False) -> Tokeniz
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exceptions for a bad file
         raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
-    found = _described(
-        type(tokenizer.model).__name__, getattr(tokenizer.model, "byte_fallback", False)
-    )
-    wanted = _described(model, byte_fallback)
-    if found != wanted:
-        raise ModelIncompatible(f"{TOKENIZER_FILE} holds a {found}, not a {wanted}")
+    found = _described(type(tokenizer.model).__name__, fall_back_of(tokenizer))
+    wanted = [_described(model, fall_back) for fall_back in fall_backs]
+    if found not in wanted:
+        raise ModelIncompatible(f"{TOKENIZER_FILE} holds a {found}, not a {' or '.join(wanted)}")
     for token_id, token in enumerate(SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != token_id:
             raise ModelIncompatible(f"{TOKENIZER_FILE}: {token} has not the id {token_id}")
     return text_only(tokenizer)
 
 
-def _described(model: str, byte_fallback: bool) -> str:
-    return f"{model} with byte fall-back" if byte_fallback else model
+def fall_back_of(tokenizer: Tokenizer) -> str:
+    """ "byte", "unk" or "", as in ``load``."""
+    if getattr(tokenizer.model, "byte_fallback", False):
+        return "byte"
+    return "unk" if getattr(tokenizer.model, "fuse_unk", False) else ""
+
+
+def _described(model: str, fall_back: str) -> str:
+    return f"{model} with {fall_back} fall-back" if fall_back else model

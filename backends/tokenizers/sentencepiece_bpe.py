@@ -1,5 +1,7 @@
 """BPE by Google's ``sentencepiece``, with bytes for what has no piece: any text comes back.
 
+A vocabulary that has no room for the bytes has [UNK] for it.
+
 ``sentencepiece`` learns the pieces and writes tokenizer.model; the same pieces make the
 tokenizer.json that gives the ids here and in transformers. A text gives the same ids by either,
 but for U+2581, which ``sentencepiece`` takes for a space and tokenizer.json spells in bytes.
@@ -31,8 +33,10 @@ SPACE: Final = "\u2581"  # how sentencepiece writes one
 # apart a text cut at one gives the ids that it gives whole.
 APART: Final = ("\n", "\t")
 BYTES: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
-FIXED: Final = (*SPECIAL_TOKENS, *APART, *BYTES)  # the first ids
-MIN_VOCAB_SIZE: Final = len(FIXED) + 1
+# The first ids, in a vocabulary that has room for the bytes and in one that has none.
+FIXED: Final = (*SPECIAL_TOKENS, *APART, *BYTES)
+FIXED_WITHOUT_BYTES: Final = (*SPECIAL_TOKENS, *APART)
+MIN_VOCAB_SIZE: Final = len(FIXED_WITHOUT_BYTES) + 1
 
 # Pieces have at most 16 characters: what stands further apart need not be learned from as one.
 # U+2581 and U+2585 mean a space and an unknown character to sentencepiece.
@@ -50,11 +54,12 @@ class SentencePieceTokenizer:
         self._model = model
         self.vocab_size = tokenizer.get_vocab_size()
         pieces = _pieces(tokenizer)
+        fixed = _fixed_of(pieces)
         self._bytes = [
             *(b"" for _ in SPECIAL_TOKENS),
             *(piece.encode() for piece in APART),
-            *(bytes([byte]) for byte in range(256)),
-            *(piece.encode() for piece in pieces[len(FIXED) :]),
+            *(bytes([byte]) for byte in range(256) if fixed is FIXED),
+            *(piece.encode() for piece in pieces[len(fixed) :]),
         ]
 
     def encode(self, text: str) -> list[int]:
@@ -97,27 +102,33 @@ class SentencePieceKind:
         """Learn the pieces: the same texts give the same bytes, whatever the threads.
 
         A piece was merged ``min_frequency`` times. A character that is rarer, or among the
-        rarest 0.05% of the text, is spelled in bytes. Raises TokenizerTrainFailed where the texts
-        do not hold so many pieces, or have more characters than there is room for.
+        rarest 0.05% of the text, is spelled in bytes; without room for the bytes it is [UNK], as
+        are the rarest of more characters than there is room for. Raises TokenizerTrainFailed
+        where the texts do not hold so many pieces, or have more characters than there is room for
+        beside the bytes.
         """
-        _check_room(vocab_size, characters=1)
+        fixed = FIXED if vocab_size > len(FIXED) else FIXED_WITHOUT_BYTES
+        _check_room(vocab_size, fixed, characters=1)
         words = count_words(texts, WORDS)
         characters = _common_characters(words, min_frequency)
-        _check_room(vocab_size, characters=len(characters))
-        model, learned = _learn(_samples(words, characters), vocab_size)
-        reached = len(FIXED) + _frequent(learned, words, min_frequency)
+        if fixed is FIXED_WITHOUT_BYTES:
+            characters = characters[: vocab_size - len(fixed)]
+        _check_room(vocab_size, fixed, characters=len(characters))
+        model, learned = _learn(_samples(words, characters), vocab_size, fixed)
+        reached = len(fixed) + _frequent(learned, fixed, words, min_frequency)
         if reached < vocab_size:
             raise TokenizerTrainFailed(
                 f"vocab_size {vocab_size} cannot be reached: with min_frequency {min_frequency} "
                 f"this corpus gives {reached} tokens; ask for at most {reached}, lower "
                 "min_frequency or give more text"
             )
-        return SentencePieceTokenizer(_as_huggingface(learned), model)
+        return SentencePieceTokenizer(_as_huggingface(learned, fixed), model)
 
     def load(self, directory: Path) -> SentencePieceTokenizer:
         """The tokenizer that ``save`` wrote; raises ModelIncompatible."""
-        tokenizer = huggingface.load(directory, model="BPE", byte_fallback=True)
-        _check_pieces(_pieces(tokenizer))
+        tokenizer = huggingface.load(directory, model="BPE", fall_backs=("byte", "unk"))
+        has_bytes = huggingface.fall_back_of(tokenizer) == "byte"
+        _check_pieces(_pieces(tokenizer), FIXED if has_bytes else FIXED_WITHOUT_BYTES)
         try:
             model = (directory / MODEL_FILE).read_bytes()
         except FileNotFoundError as error:
@@ -125,27 +136,31 @@ class SentencePieceKind:
         return SentencePieceTokenizer(tokenizer, model)
 
 
-def _check_room(vocab_size: int, *, characters: int) -> None:
-    needed = len(FIXED) + characters
+def _check_room(vocab_size: int, fixed: Sequence[str], *, characters: int) -> None:
+    needed = len(fixed) + characters
     if vocab_size < needed:
+        with_bytes = ", the 256 bytes" if fixed is FIXED else ""
         raise TokenizerTrainFailed(
-            f"vocab_size {vocab_size} is too small: the special tokens, the line end, the tab, the "
-            f"256 bytes and {characters} characters of this corpus need {needed}"
+            f"vocab_size {vocab_size} is too small: the special tokens, the line end, the tab"
+            f"{with_bytes} and {characters} characters of this corpus need {needed}"
         )
 
 
-def _common_characters(words: Counter[str], min_frequency: int) -> set[str]:
-    """The characters that get pieces; raises TokenizerTrainFailed where there are none."""
+def _common_characters(words: Counter[str], min_frequency: int) -> list[str]:
+    """The characters that get pieces, the most frequent first.
+
+    Raises TokenizerTrainFailed where there are none.
+    """
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             counts[character] += count
     left = COVERAGE * counts.total()
-    characters = set()
+    characters = []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if left <= 0 or count < min_frequency:
             break
-        characters.add(character)
+        characters.append(character)
         left -= count
     if not characters:
         raise TokenizerTrainFailed(
@@ -154,15 +169,17 @@ def _common_characters(words: Counter[str], min_frequency: int) -> set[str]:
     return characters
 
 
-def _samples(words: Counter[str], characters: set[str]) -> Iterator[str]:
-    """What sentencepiece learns from: parts of words that need no bytes, each with its number."""
+def _samples(words: Counter[str], characters: Sequence[str]) -> Iterator[str]:
+    """What sentencepiece learns from: parts of words of these characters, each with its number."""
     parts = re.compile(f"[{''.join(map(re.escape, sorted(characters)))}]+")
     for word, count in words.items():
         for part in parts.findall(word):
             yield f"{part}\t{count}"
 
 
-def _learn(samples: Iterator[str], vocab_size: int) -> tuple[bytes, list[str]]:
+def _learn(
+    samples: Iterator[str], vocab_size: int, fixed: Sequence[str]
+) -> tuple[bytes, list[str]]:
     """The content of tokenizer.model and the pieces after the fixed ones, best first."""
     # Here, not above: where models are trained and used with finished tokenizers it may be absent.
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer  # noqa: PLC0415
@@ -176,7 +193,7 @@ def _learn(samples: Iterator[str], vocab_size: int) -> tuple[bytes, list[str]]:
         model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,  # fewer pieces are found out by their number
-        byte_fallback=True,
+        byte_fallback=fixed is FIXED,
         character_coverage=1.0,  # of the characters that were chosen
         normalization_rule_name="identity",
         add_dummy_prefix=False,
@@ -197,11 +214,13 @@ def _learn(samples: Iterator[str], vocab_size: int) -> tuple[bytes, list[str]]:
     )
     model = written.getvalue()
     processor = SentencePieceProcessor(model_proto=model)
-    ids = range(len(FIXED), processor.GetPieceSize())
+    ids = range(len(fixed), processor.GetPieceSize())
     return model, [processor.IdToPiece(token_id).replace(SPACE, " ") for token_id in ids]
 
 
-def _frequent(learned: Sequence[str], words: Counter[str], min_frequency: int) -> int:
+def _frequent(
+    learned: Sequence[str], fixed: Sequence[str], words: Counter[str], min_frequency: int
+) -> int:
     """How many of the pieces are characters, or were merged so often.
 
     sentencepiece goes on where nothing is left to merge, with pieces that occur nowhere by the
@@ -211,16 +230,16 @@ def _frequent(learned: Sequence[str], words: Counter[str], min_frequency: int) -
 
     def is_rare(place: int) -> bool:
         holding = [word for word in words if learned[place] in word]
-        until_then = _as_huggingface((*learned[: place + 1], *learned[merged:]))
+        until_then = _as_huggingface((*learned[: place + 1], *learned[merged:]), fixed)
         encodings = until_then.encode_batch_fast(holding, add_special_tokens=False)
-        merges = (encoding.ids.count(len(FIXED) + place) for encoding in encodings)
+        merges = (encoding.ids.count(len(fixed) + place) for encoding in encodings)
         times = sum(words[word] * n for word, n in zip(holding, merges, strict=True))
         return times < min_frequency
 
     return len(learned) - merged + bisect_left(range(merged), True, key=is_rare)
 
 
-def _as_huggingface(learned: Sequence[str]) -> HuggingFaceTokenizer:
+def _as_huggingface(learned: Sequence[str], fixed: Sequence[str]) -> HuggingFaceTokenizer:
     """The same pieces in the other library's form, spaces written as spaces.
 
     sentencepiece merges whatever two neighbours make a piece, the best piece first; here every
@@ -233,9 +252,15 @@ def _as_huggingface(learned: Sequence[str]) -> HuggingFaceTokenizer:
         for cut in range(1, len(piece))
         if piece[:cut] in known and piece[cut:] in known
     ]
-    vocabulary = {piece: token_id for token_id, piece in enumerate((*FIXED, *learned))}
+    vocabulary = {piece: token_id for token_id, piece in enumerate((*fixed, *learned))}
     tokenizer = HuggingFaceTokenizer(
-        models.BPE(vocabulary, merges, unk_token=SPECIAL_TOKENS[UNK_ID], byte_fallback=True)
+        models.BPE(
+            vocabulary,
+            merges,
+            unk_token=SPECIAL_TOKENS[UNK_ID],
+            byte_fallback=fixed is FIXED,
+            fuse_unk=fixed is not FIXED,  # as sentencepiece does: one for a run of characters
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -248,11 +273,15 @@ def _pieces(tokenizer: HuggingFaceTokenizer) -> list[str]:
     return sorted(vocabulary, key=lambda piece: vocabulary[piece])
 
 
-def _check_pieces(pieces: Sequence[str]) -> None:
+def _fixed_of(pieces: Sequence[str]) -> tuple[str, ...]:
+    return FIXED if tuple(pieces[: len(FIXED)]) == FIXED else FIXED_WITHOUT_BYTES
+
+
+def _check_pieces(pieces: Sequence[str], fixed: Sequence[str]) -> None:
     """Raise ModelIncompatible for pieces that ``encode`` and ``decode`` do not reckon with."""
-    if tuple(pieces[: len(FIXED)]) != FIXED:
+    if tuple(pieces[: len(fixed)]) != fixed:
         raise ModelIncompatible(f"{huggingface.TOKENIZER_FILE} begins with other pieces")
-    if spanning := [piece for piece in pieces[len(FIXED) :] if "\n" in piece]:
+    if spanning := [piece for piece in pieces[len(fixed) :] if "\n" in piece]:
         raise ModelIncompatible(
             f"{huggingface.TOKENIZER_FILE}: the piece {spanning[0]!r} spans more than a line"
         )

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer
 
-from backends.contracts import SPECIAL_TOKENS, Tokenizer
+from backends.contracts import SPECIAL_TOKENS, UNK_ID, Tokenizer
 from backends.loading import load_tokenizer
 from backends.tokenizers.sentencepiece_bpe import FIXED, KIND, MODEL_FILE
 from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
@@ -22,7 +23,9 @@ from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
 SPACE = "\u2581"
 PIECES = [*" \t\n\n\r\0\x0b\x85\u2028\u2585'.}(=-1aeZ\u00e9\U0001f600", "\r\n", "def ", "    "]
 PIECES += ["self", "----", "====", "[EOS]", "<0x0A>", "<s>", "00"]
-TEXTS = st.text() | st.lists(st.sampled_from(PIECES) | st.characters(), max_size=40).map("".join)
+TEXTS = st.text() | st.lists(
+    st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_size=40
+).map("".join)
 # Few characters, many repetitions: where two ways to merge could disagree.
 RUNS = st.text(st.sampled_from(" a=-0e\n"), max_size=60)
 
@@ -244,4 +247,63 @@ def test_pieces_of_another_making_are_refused(
     content["model"]["merges"] = []
     path.write_text(json.dumps(content))
     with pytest.raises(ModelIncompatible, match=message):
+        load_tokenizer(tmp_path)
+
+
+WORDS = ["the king had three daughters, and the king was old", "the old king said: go"] * 3
+UNSEEN = "\u00e9\U0001f600xz"
+SMALL = st.text(st.sampled_from("thekingoldsa,: \n\t\u00e9\U0001f600xz"), max_size=40)
+
+
+@pytest.fixture(scope="module", params=[30, 44])
+def small(request: pytest.FixtureRequest) -> Tokenizer:
+    """One with fewer tokens than there are bytes."""
+    size: int = request.param
+    return KIND.train(WORDS, vocab_size=size, min_frequency=2)
+
+
+def test_a_small_vocabulary_is_reached_exactly_and_knows_its_corpus(small: Tokenizer) -> None:
+    assert small.vocab_size in {30, 44}
+    for text in WORDS:
+        ids = small.encode(text)
+        assert UNK_ID not in ids
+        assert small.decode(ids) == text
+
+
+@given(SMALL)
+@example("\u00e9\U0001f600k\u00e9 \u00e9\n\u00e9")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_without_room_for_bytes_what_has_no_piece_is_unknown(small: Tokenizer, text: str) -> None:
+    assert small.decode(small.encode(text)) == "".join(c for c in text if c not in UNSEEN)
+    assert small.encode("k\u00e9\u00e9k").count(UNK_ID) == 1  # one for all that stand together
+
+
+def test_a_small_one_gives_the_same_ids_in_all_libraries(small: Tokenizer, tmp_path: Path) -> None:
+    small.save(tmp_path)
+    own = SentencePieceProcessor(model_file=str(tmp_path / MODEL_FILE))
+    again, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+
+    @given(SMALL)
+    def check(text: str) -> None:
+        ids = small.encode(text)
+        assert own.EncodeAsIds(text) == again.encode(text) == theirs(text)["input_ids"] == ids
+
+    check()
+
+
+def test_of_more_characters_than_a_small_one_holds_the_rarest_are_unknown() -> None:
+    tokenizer = KIND.train(["aaaa bbb cc d"], vocab_size=9, min_frequency=1)
+    assert tokenizer.vocab_size == 9
+    assert [tokenizer.encode(c).count(UNK_ID) for c in "ab cd"] == [0, 0, 0, 1, 1]
+
+
+def test_one_that_spells_in_bytes_without_pieces_for_them_is_refused(
+    small: Tokenizer, tmp_path: Path
+) -> None:
+    small.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["byte_fallback"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelIncompatible, match="begins with other pieces"):
         load_tokenizer(tmp_path)
