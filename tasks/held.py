@@ -4,7 +4,9 @@ A thread keeps the lease alive, looks for a cancellation, and for the death of t
 this child belongs to. The job's loop asks ``should_stop`` between two steps.
 
 A job that does not heed a stop is interrupted after INTERRUPT_SECONDS, and after STUCK_SECONDS its
-process ends. A process that is frozen as a whole is ended by its worker: see tasks/watchdog.py.
+process ends. One that is to keep a checkpoint for its next attempt is not interrupted, and gets
+longer: DRAIN_SECONDS where its worker shuts down, PAUSE_SECONDS where nobody is in a hurry. A
+process that is frozen as a whole is ended by its worker: see tasks/watchdog.py.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ _NEWS_SECONDS: Final = 0.4  # between two looks into Redis
 _REDIS_PAUSE_SECONDS: Final = 5.0  # after Redis failed
 INTERRUPT_SECONDS: Final = 10.0  # for a job to stop before the stop is raised in it
 STUCK_SECONDS: Final = 20.0  # for a job to stop before its process ends
+# The stack kills it after 26 s (stack/supervisor.py), and there is something to write down before.
+DRAIN_SECONDS: Final = 22.5
+PAUSE_SECONDS: Final = 600.0
 _LAST_WORDS_SECONDS: Final = 3.0  # to write down why, before that
 _INTERRUPT: Final = signal.SIGALRM
 
@@ -147,12 +152,13 @@ class Held:
 
     def stop(self, reason: StopReason) -> None:
         """Ask the job's loop to stop; a lost lease overrides all else."""
-        if self._reason is None:
-            now = time.monotonic()
-            self._must_end_by = now + STUCK_SECONDS
-            # A checkpoint that is being written for the next attempt is better finished.
-            if reason not in {StopReason.DRAIN, StopReason.PAUSE}:
-                self._interrupt_at = now + INTERRUPT_SECONDS
+        now = time.monotonic()
+        patience = {StopReason.DRAIN: DRAIN_SECONDS, StopReason.PAUSE: PAUSE_SECONDS}
+        # Whoever is in more of a hurry than the one before is heard, too.
+        self._must_end_by = min(self._must_end_by, now + patience.get(reason, STUCK_SECONDS))
+        # A checkpoint that is being written for the next attempt is better finished.
+        if reason not in patience:
+            self._interrupt_at = min(self._interrupt_at, now + INTERRUPT_SECONDS)
         if self._reason is None or reason is StopReason.FENCED:
             self._reason = reason
 

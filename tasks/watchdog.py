@@ -15,6 +15,7 @@ from typing import Final
 import psutil
 import structlog
 
+from trainer_app.errors import Unavailable
 from trainer_app.store import lease
 from trainer_app.store.database import Database
 
@@ -44,26 +45,33 @@ class Watchdog:
     def look(self, jobs: Mapping[int, str], *, draining: bool = False) -> None:
         """Kill the children that do not leave their job, end the leases of dead ones.
 
-        ``jobs``: what each busy child works on, by pid. Raises Unavailable.
+        ``jobs``: what each busy child works on, by pid. Raises Unavailable once it has done what
+        can be done without the database: no child gets more time because that is away.
         """
-        owned = lease.owned(self._database, self._hostname)
+        try:
+            owned = lease.owned(self._database, self._hostname)
+        except Unavailable:
+            self._end_overdue(
+                {child for child in jobs.items() if draining or child in self._overdue}
+            )
+            raise
         mine = {(one.pid, one.job_id) for one in owned if not one.cancel_requested}
-        overdue = {
-            child: self._overdue.get(child, self._clock())
-            for child in jobs.items()
-            if draining or child not in mine
-        }
-        for (pid, job_id), since in overdue.items():
-            if self._clock() - since > KILL_SECONDS:
-                _log.error("a child does not leave its job: it is killed", job_id=job_id, pid=pid)
-                self._kill(pid, signal.SIGKILL)
-        self._overdue = overdue
+        self._end_overdue({child for child in jobs.items() if draining or child not in mine})
         for one in owned:
             if not _lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
                 lease.expire(
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
                 )
+
+    def _end_overdue(self, children: set[tuple[int, str]]) -> None:
+        """Kill those that should not be at their job for too long."""
+        now = self._clock()
+        self._overdue = {child: self._overdue.get(child, now) for child in children}
+        for (pid, job_id), since in self._overdue.items():
+            if now - since > KILL_SECONDS:
+                _log.error("a child does not leave its job: it is killed", job_id=job_id, pid=pid)
+                self._kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 
 import pytest
 
-from tasks import process
+from tasks import process, training
 from tasks.held import Held
 from tasks.perform import Done, Job, perform
 from tasks.watchdog import KILL_SECONDS, Watchdog
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
+from trainer_app.store.database import Database
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 
@@ -80,7 +84,7 @@ import signal, sys, time
 from tasks import held, perform, process
 from trainer_app.store import lease
 
-held.INTERRUPT_SECONDS, held.STUCK_SECONDS = 0.2, 1.0
+held.INTERRUPT_SECONDS, held.STUCK_SECONDS, held.DRAIN_SECONDS = 0.2, 1.0, 1.0
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 def work(job):
@@ -110,6 +114,84 @@ def test_a_job_that_cannot_be_interrupted_is_written_down_and_its_process_ends(
     assert "did not stop" in log
 
 
+SLOW_DISK = """
+import sys, time
+from tasks import held, perform, process, training
+from trainer_app.core import checkpoint
+
+held.DRAIN_SECONDS = 1.0
+replace_directory = checkpoint.replace_directory
+saved = []
+
+def slow(source, target):
+    if saved:
+        held.draining.set()
+        time.sleep(60)  # a disk that takes its time for the second one
+    replace_directory(source, target)
+    saved.append(target)
+
+checkpoint.replace_directory = slow
+perform.perform(sys.argv[1], hostname="train-0@here", work=training.work)
+"""
+
+
+def test_a_checkpoint_that_a_drain_does_not_wait_for_leaves_the_one_before_to_go_on_from(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(text)
+    monkeypatch.setenv("APP__THREADS", "1")
+    monkeypatch.setenv("JOBS__CHECKPOINT_SEC", "0")
+    spec = TrainSpec(
+        model_family="char_lstm",
+        model_size="tiny",
+        max_seq_len=16,
+        batch_size=4,
+        max_steps=4,
+        corpus_path="a.txt",
+        corpus_sha256=sha256(text).hexdigest(),
+    )
+    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_DISK, run_id], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes) == ("queued", 0)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+    log = (worker.paths.logs / f"{run_id}.jsonl").read_text()
+    assert "did not stop when it was asked to" in log
+    assert "attempt 2: its worker shut down, resumed from 1" in log
+
+
+def test_a_job_that_is_paused_has_time_until_somebody_is_in_a_hurry(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STUCK_SECONDS", "DRAIN_SECONDS"):
+        monkeypatch.setattr(f"tasks.held.{name}", 0.3)
+    claim = lease.claim(process.database(), run_id, "train-0@here:1", lease_seconds=60)
+    assert claim is not None
+    ended = threading.Event()
+
+    with Held(
+        process.database(),
+        process.redis_client(),
+        process.settings().jobs,
+        claim,
+        end_process=lambda _code: ended.set(),
+    ) as held:
+        held.stop(StopReason.PAUSE)
+        assert not ended.wait(1.5)
+        held.stop(StopReason.DRAIN)
+        assert ended.wait(10)
+
+    assert held.should_stop() is StopReason.PAUSE
+
+
 class Clock:
     """A clock that a test sets."""
 
@@ -133,6 +215,9 @@ class Guarded:
             kill=lambda pid, number: self.killed.append((pid, number)),
             clock=self.clock,
         )
+
+    def lose_the_database(self) -> None:
+        self._watchdog._database = Database("postgresql://nobody@127.0.0.1:1/none")
 
     def look(self, after: float, *, draining: bool = False) -> None:
         self.clock.now += after
@@ -173,6 +258,29 @@ def test_a_child_that_does_not_drain_is_killed(guarded: Guarded) -> None:
     guarded.look(0, draining=True)
     guarded.look(KILL_SECONDS + 1, draining=True)
 
+    assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
+
+
+def test_no_child_gets_more_time_because_the_database_is_away(guarded: Guarded) -> None:
+    cancelled(guarded.claim.job_id)
+    guarded.look(0)
+    guarded.lose_the_database()
+
+    with pytest.raises(Unavailable):
+        guarded.look(KILL_SECONDS + 1)
+    assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
+
+
+def test_a_child_that_does_not_drain_while_the_database_is_away_is_killed(
+    guarded: Guarded,
+) -> None:
+    guarded.lose_the_database()
+    for after in (1_000.0, KILL_SECONDS):
+        with pytest.raises(Unavailable):
+            guarded.look(after, draining=after < 1_000)  # the first look: it works
+    assert guarded.killed == []
+    with pytest.raises(Unavailable):
+        guarded.look(KILL_SECONDS + 1, draining=True)
     assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import IO
 
-_GRACE_SECONDS = 20.0  # to drain: checkpoint, hand the job back
+_GRACE_SECONDS = 26.0  # to drain: checkpoint, hand the job back
 _LAST_GRACE_SECONDS = 5.0  # for the broker, which the others need until then
 
 

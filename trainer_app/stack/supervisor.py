@@ -20,8 +20,8 @@ from trainer_app.stack.processes import Process, Role
 FIRST_DELAY_SECONDS: Final = 0.5  # before the first restart; doubled for each further one
 MAX_DELAY_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0  # a process that lived this long starts again without a history
-DRAIN_SECONDS: Final = 22.0  # a worker's time to checkpoint and hand its job back
-BROKER_SECONDS: Final = 4.0  # both together stay under the 30 s that a stop may take
+DRAIN_SECONDS: Final = 26.0  # a worker's time to checkpoint and hand its job back
+BROKER_SECONDS: Final = 3.0  # both together stay under the 30 s that a stop may take
 _LINE_BYTES: Final = 65_536  # a longer line is cut into several
 
 
