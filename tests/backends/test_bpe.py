@@ -12,7 +12,7 @@ from backends.tokenizers.bpe import KIND
 from trainer_app.errors import TokenizerTrainFailed
 
 PIECES = [*" \t\n\n\r\x0b\x0c\x1c\x85\u2028'.}1aZ\u00e9", "\r\n", "'s", "def ", "    ", "[EOS]"]
-TEXTS = st.text() | st.lists(st.sampled_from(PIECES) | st.characters()).map("".join)
+TEXTS = st.text() | st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8")).map("".join)
 
 
 @given(TEXTS)
