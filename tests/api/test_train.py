@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
 from tests.api.conftest import ON_BOTH_DATABASES
+from tests.contract_defaults import TRAIN_DEFAULTS
 from trainer_app.api.accept import wake
 from trainer_app.api.corpus_choice import Digests
 from trainer_app.core.spec import TrainSpec
@@ -67,29 +68,7 @@ def test_what_is_left_out_has_the_defaults_of_the_contract(client: FlaskClient, 
     del body["model_size"]
     run_id = train(client, body).get_json()["run_id"]
     spec = client.get(f"/runs/{run_id}").get_json()["spec"]
-    wanted = {
-        "model_family": "gpt2",
-        "model_size": "small",
-        "max_seq_len": 512,
-        "num_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 0.0005,
-        "user_id": 0,
-        "device": "auto",
-        "precision": "auto",
-        "data_num_workers": None,
-        "data_pin_memory": None,
-        "holdout_fraction": 0.01,
-        "test_split_ratio": 0.15,
-        "seed": 42,
-        "pretrained_run_id": None,
-        "freeze_embed": False,
-        "gradient_clipping": 1.0,
-        "optimizer": "adamw",
-        "early_stopping_patience": 5,
-        "finetune_lr_cap": 0.00005,
-    }
-    assert {name: spec[name] for name in wanted} == wanted
+    assert {name: spec[name] for name in TRAIN_DEFAULTS} == TRAIN_DEFAULTS
     assert len(spec["corpus_sha256"]) == 64
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from marshmallow import Schema, fields, post_load
 
-from trainer_app.api import sampling_fields
+from trainer_app.api import job_fields, sampling_fields
 from trainer_app.api.fields import StrictString, about, length, one_of
 from trainer_app.api.ids import PATTERN
 from trainer_app.api.schema import RequestSchema, StrictSchema
@@ -36,7 +36,7 @@ class ChatSchema(StrictSchema):
     temperature = sampling_fields.temperature(_DEFAULTS["temperature"])
     top_k = sampling_fields.top_k(_DEFAULTS["top_k"])
     top_p = sampling_fields.top_p(_DEFAULTS["top_p"])
-    seed = sampling_fields.seed("The same seed gives the same answer; null: another each time.")
+    seed = job_fields.seed("The same seed gives the same answer; null: another each time.")
 
     @post_load
     def to_spec(self, data: dict[str, object], **_: object) -> ChatSpec:

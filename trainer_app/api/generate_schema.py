@@ -8,7 +8,7 @@ from typing import Final
 
 from marshmallow import fields, post_load, validates_schema
 
-from trainer_app.api import sampling_fields
+from trainer_app.api import job_fields, sampling_fields
 from trainer_app.api.fields import (
     LONGEST_TEXT,
     StrictBoolean,
@@ -52,7 +52,7 @@ class GenerateSchema(StrictSchema):
         validate=length(0, 16),
         metadata=about("Texts to stop before; they are cut off.", ["\n\n"]),
     )
-    seed = sampling_fields.seed("The same seed gives the same text; null: another each time.")
+    seed = job_fields.seed("The same seed gives the same text; null: another each time.")
     num_return_sequences = StrictInteger(
         load_default=_DEFAULTS["num_return_sequences"],
         validate=between(1, MAX_RETURN_SEQUENCES),

@@ -8,10 +8,10 @@ from werkzeug.routing import BaseConverter, ValidationError
 
 from trainer_app.safe_paths import ID_PATTERN, is_id
 
-__all__ = ["PATTERN", "IdConverter", "is_id"]
+__all__ = ["DOCUMENTED", "PATTERN", "IdConverter", "is_id"]
 
 PATTERN: Final = ID_PATTERN
-
+DOCUMENTED: Final = {"pattern": f"^{PATTERN}$"}  # what the OpenAPI document says of a field of one
 
 # The last part of POST /runs/train and POST /tokenizers/train: nothing else is called so, so that
 # another method gets 405 there.

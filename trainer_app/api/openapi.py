@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from trainer_app.api.ids import PATTERN, IdConverter
 from trainer_app.api.schema import ErrorSchema
 
 TITLE: Final = "Model Trainer"
-VERSION: Final = "0.1.0"
+VERSION: Final = version("model-trainer")  # as setup.cfg has it
 _ASSETS: Final = Path(__file__).parent / "static" / "swagger-ui"
 _ASSET_NAMES: Final = (
     "swagger-ui.css",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer_app.api.fields import UINT32_MAX, StrictInteger, StrictNumber, about, between
+from trainer_app.api.fields import StrictInteger, StrictNumber, about, between
 from trainer_app.core.generation_spec import MAX_NEW_TOKENS, MAX_TEMPERATURE
 
 
@@ -39,11 +39,4 @@ def top_p(default: object) -> StrictNumber:
         load_default=default,
         validate=between(0, 1),
         metadata=about("Choose among the likeliest tokens of this much probability; 1: all."),
-    )
-
-
-def seed(description: str) -> StrictInteger:
-    """What to draw from."""
-    return StrictInteger(
-        load_default=None, validate=between(0, UINT32_MAX), metadata=about(description)
     )

@@ -7,7 +7,7 @@ from typing import Final
 
 from marshmallow import Schema, fields, post_load, validates_schema
 
-from trainer_app.api import sampling_fields
+from trainer_app.api import job_fields
 from trainer_app.api.fields import (
     LONGEST_TEXT,
     StrictInteger,
@@ -61,7 +61,7 @@ class ScoreSchema(StrictSchema):
             f"{MAX_CANDIDATES} in all."
         ),
     )
-    seed = sampling_fields.seed("Taken and of no effect: a score draws no random number.")
+    seed = job_fields.seed("Taken and of no effect: a score draws no random number.")
 
     @validates_schema
     def check(self, data: Mapping[str, object], **_: object) -> None:

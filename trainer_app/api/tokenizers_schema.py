@@ -10,26 +10,22 @@ from typing import Final
 from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
 
 from backends.registry import TOKENIZER_KINDS, TOKENIZER_MIN_VOCAB
+from trainer_app.api import job_fields
 from trainer_app.api.fields import (
-    INT64_MAX,
-    UINT32_MAX,
     StrictInteger,
-    StrictNumber,
     StrictString,
     about,
     between,
     length,
     one_of,
 )
-from trainer_app.api.ids import PATTERN, RESERVED, is_id
+from trainer_app.api.ids import DOCUMENTED, PATTERN, RESERVED, is_id
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 from trainer_app.store.tables import Status
 
 # One source for the defaults: the spec's own.
 _DEFAULTS: Final = asdict(TokenizerSpec(method="", vocab_size=0, corpus_sha256=""))
-_ID: Final = {"pattern": f"^{PATTERN}$"}
 
 
 class TokenizerTrainSchema(StrictSchema):
@@ -54,43 +50,24 @@ class TokenizerTrainSchema(StrictSchema):
         validate=between(1, 1_000_000_000),
         metadata=about("How often an entry must occur in the corpus."),
     )
-    corpus_file_id = StrictString(
-        load_default=None,
-        validate=length(1, 128),
-        metadata=about("An uploaded corpus; this or corpus_path.") | _ID,
+    corpus_file_id = job_fields.corpus_file_id()
+    corpus_path = job_fields.corpus_path()
+    holdout_fraction = job_fields.held_out(
+        _DEFAULTS["holdout_fraction"],
+        "Of the corpus, for the statistics; 0: they are taken on what it learnt.",
     )
-    corpus_path = StrictString(
-        load_default=None,
-        validate=length(1, MAX_NAME_LENGTH),
-        metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
-    )
-    holdout_fraction = StrictNumber(
-        load_default=_DEFAULTS["holdout_fraction"],
-        validate=between(0, 0.5),
-        metadata=about("Of the corpus, for the statistics; 0: they are taken on what it learnt."),
-    )
-    seed = StrictInteger(
-        load_default=_DEFAULTS["seed"],
-        validate=between(0, UINT32_MAX),
-        metadata=about("Chooses the held-out part."),
-    )
+    seed = job_fields.seed("Chooses the held-out part.", _DEFAULTS["seed"])
     tokenizer_id = StrictString(
         load_default=None,
         validate=length(1, 64),
-        metadata=about("A name of your own; null: one is made.", "english-8k") | _ID,
+        metadata=about("A name of your own; null: one is made.", "english-8k") | DOCUMENTED,
     )
-    user_id = StrictInteger(
-        load_default=_DEFAULTS["user_id"],
-        validate=between(0, INT64_MAX),
-        metadata=about("Whose tokenizer it is; a label."),
-    )
+    user_id = job_fields.user_id(_DEFAULTS["user_id"], "Whose tokenizer it is; a label.")
 
     @validates_schema
     def check(self, data: Mapping[str, object], **_: object) -> None:
         """What two fields must agree on; each message is at the field to change."""
-        wrong: dict[str, list[str]] = {}
-        if (data["corpus_file_id"] is None) == (data["corpus_path"] is None):
-            wrong["corpus_file_id"] = ["exactly one of corpus_file_id and corpus_path is needed"]
+        wrong = job_fields.check_corpus(data)
         least = TOKENIZER_MIN_VOCAB[str(data["method"])]
         size = data["vocab_size"]
         if isinstance(size, int) and size < least:

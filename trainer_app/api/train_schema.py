@@ -10,9 +10,8 @@ from typing import Final
 from marshmallow import ValidationError, fields, post_load, validates_schema
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
+from trainer_app.api import job_fields
 from trainer_app.api.fields import (
-    INT64_MAX,
-    UINT32_MAX,
     StrictBoolean,
     StrictInteger,
     StrictNumber,
@@ -22,16 +21,14 @@ from trainer_app.api.fields import (
     length,
     one_of,
 )
-from trainer_app.api.ids import PATTERN
+from trainer_app.api.ids import DOCUMENTED
 from trainer_app.api.schema import StrictSchema
 from trainer_app.core.spec import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULERS, TrainSpec
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 
 # One source for the defaults: the spec's own.
 DEFAULTS: Final = asdict(TrainSpec(corpus_sha256=""))
 _SIZES: Final = tuple(dict.fromkeys(size for sizes in MODEL_SIZES.values() for size in sizes))
 _COUNT: Final = 1_000_000_000  # steps, epochs: more than any run has
-_ID: Final = {"pattern": f"^{PATTERN}$"}
 
 
 class TrainSchema(StrictSchema):
@@ -106,16 +103,8 @@ class TrainSchema(StrictSchema):
         validate=between(0, _COUNT),
         metadata=about("The largest gradient norm; 0: off."),
     )
-    corpus_file_id = StrictString(
-        load_default=None,
-        validate=length(1, 128),
-        metadata=about("An uploaded corpus; this or corpus_path.") | _ID,
-    )
-    corpus_path = StrictString(
-        load_default=None,
-        validate=length(1, MAX_NAME_LENGTH),
-        metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
-    )
+    corpus_file_id = job_fields.corpus_file_id()
+    corpus_path = job_fields.corpus_path()
     tokenizer_id = StrictString(
         load_default=None,
         validate=length(1, 128),
@@ -123,23 +112,15 @@ class TrainSchema(StrictSchema):
             "A finished tokenizer. Families that train their own where there is none: "
             + ", ".join(OWN_TOKENIZERS)
         )
-        | _ID,
+        | DOCUMENTED,
     )
-    holdout_fraction = StrictNumber(
-        load_default=DEFAULTS["holdout_fraction"],
-        validate=between(0, 0.5),
-        metadata=about("Of the corpus, for validation; 0: none."),
+    holdout_fraction = job_fields.held_out(
+        DEFAULTS["holdout_fraction"], "Of the corpus, for validation; 0: none."
     )
-    test_split_ratio = StrictNumber(
-        load_default=DEFAULTS["test_split_ratio"],
-        validate=between(0, 0.5),
-        metadata=about("Of the corpus, for the test at the end; 0: none."),
+    test_split_ratio = job_fields.held_out(
+        DEFAULTS["test_split_ratio"], "Of the corpus, for the test at the end; 0: none."
     )
-    seed = StrictInteger(
-        load_default=DEFAULTS["seed"],
-        validate=between(0, UINT32_MAX),
-        metadata=about("Of all that is random."),
-    )
+    seed = job_fields.seed("Of all that is random.", DEFAULTS["seed"])
     device = StrictString(
         load_default=DEFAULTS["device"],
         validate=one_of(DEVICES),
@@ -176,7 +157,8 @@ class TrainSchema(StrictSchema):
     pretrained_run_id = StrictString(
         load_default=None,
         validate=length(1, 128),
-        metadata=about("A completed run to start from: same architecture and tokenizer.") | _ID,
+        metadata=about("A completed run to start from: same architecture and tokenizer.")
+        | DOCUMENTED,
     )
     freeze_embed = StrictBoolean(
         load_default=DEFAULTS["freeze_embed"],
@@ -193,11 +175,7 @@ class TrainSchema(StrictSchema):
         validate=length(0, 16),
         metadata=about("Continued at each evaluation, into the log.", ["Once upon a time"]),
     )
-    user_id = StrictInteger(
-        load_default=DEFAULTS["user_id"],
-        validate=between(0, INT64_MAX),
-        metadata=about("Whose run it is; a label."),
-    )
+    user_id = job_fields.user_id(DEFAULTS["user_id"], "Whose run it is; a label.")
     queue = StrictString(
         load_default=None,
         validate=length(1, 255),
@@ -219,11 +197,9 @@ class TrainSchema(StrictSchema):
     def check(self, data: Mapping[str, object], **_: object) -> None:
         """What two fields must agree on; each message is at the field to change."""
         family, size = str(data["model_family"]), data["model_size"]
-        wrong: dict[str, list[str]] = {}
+        wrong = job_fields.check_corpus(data)
         if size not in MODEL_SIZES[family]:
             wrong["model_size"] = [f"{family} has the sizes {', '.join(MODEL_SIZES[family])}"]
-        if (data["corpus_file_id"] is None) == (data["corpus_path"] is None):
-            wrong["corpus_file_id"] = ["exactly one of corpus_file_id and corpus_path is needed"]
         if data["tokenizer_id"] is None and family not in OWN_TOKENIZERS:
             wrong["tokenizer_id"] = [f"is needed for {family}"]
         if data["device"] == "cpu" and data["precision"] in {"fp16", "bf16"}:
