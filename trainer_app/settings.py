@@ -216,7 +216,7 @@ def _read(env: Env) -> Settings:
         api=Api(
             host=env.str("API__HOST", "127.0.0.1"),
             port=env.int("API__PORT", 8000, validate=Range(0, 65_535)),
-            threads=env.int("API__THREADS", 64, validate=Range(8, 2_000)),
+            threads=env.int("API__THREADS", 512, validate=Range(8, 2_000)),
             max_body_bytes=env.int("API__MAX_BODY_BYTES", 1_048_576, validate=Range(1_024)),
             max_upload_bytes=env.int("API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
         ),
