@@ -303,6 +303,19 @@ def test_every_post_that_starts_work_is_repeated_safely(
         assert stranger.post(path, body, Idempotency_Key=uuid.uuid4().hex).status_code == 202
 
 
+def test_moves_of_a_run_are_repeated_safely(stranger: Stranger, corpus: str) -> None:
+    body = {**quick(corpus), "num_epochs": 1_000, "max_steps": 0, "early_stopping_patience": 0}
+    run = f"/runs/{stranger.post('/runs/train', body).json()['run_id']}"
+    for move, status in (("pause", 200), ("resume", 202), ("cancel", 200)):
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        first, again = (stranger.send("POST", f"{run}/{move}", headers=key) for _ in range(2))
+        assert (first.status_code, again.status_code) == (status, status), first.text
+        assert first.json() == again.json()
+        other = stranger.send("POST", f"{run}/{move}", {"force": True}, headers=key)
+        assert code(other) == (422, "INVALID_INPUT")
+    assert stranger.wait(run)["status"] == "cancelled"
+
+
 def test_an_upload_is_repeated_safely(stranger: Stranger) -> None:
     first, again = (stranger.upload(b"text\n", Idempotency_Key="upload") for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 201)
