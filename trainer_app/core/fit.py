@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,8 +169,9 @@ class _Attempt:
                 checkpoints=self._checkpoints,
                 checkpoint_seconds=self._workspace.checkpoint_seconds,
             )
-            self._begin(loop, place, data, found)
-            return self._run(loop, place, data)
+            with closing(loop):
+                self._begin(loop, place, data, found)
+                return self._run(loop, place, data)
 
     def _report_damage(self, message: str) -> None:
         self._left_out.append(message)

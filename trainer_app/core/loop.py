@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.checkpoint_writer import CheckpointWriter, fits_beside
 from trainer_app.core.device import (
     Fingerprint,
     random_states,
@@ -82,6 +84,7 @@ class Loop:
         self._observer = observer
         self._checkpoints = checkpoints
         self._checkpoint_seconds = checkpoint_seconds
+        self._writer = CheckpointWriter(checkpoints.save)
         self._best: Tensors | None = None
         self._started = time.monotonic()
         self._step = TrainingStep(
@@ -128,10 +131,12 @@ class Loop:
                 self._evaluate()
             if self.state.step >= self.total_steps or self.state.early_stopped:
                 self._read_losses()
+                self._tell(self._writer.wait())
                 return
             raise_if_stopped(self._observer.should_stop)
+            self._tell(self._writer.finished())
             if time.monotonic() >= next_checkpoint and self.state.step:
-                self.checkpoint()
+                self._checkpoint_beside()
                 next_checkpoint = time.monotonic() + self._checkpoint_seconds
             result = self._step(self.state.step)
             self.state.step += 1
@@ -139,27 +144,60 @@ class Loop:
 
     def checkpoint(self) -> Path:
         """Write the present state durably."""
-        self._read_losses()
-        began = time.monotonic()
-        self.state.training_seconds += began - self._started
-        self._started = began
-        path = self._checkpoints.save(
-            Snapshot(
-                state=self.state,
-                fingerprint=self._place.fingerprint,
-                model=model_tensors(self._place.model),
-                optimizer=optimizer_tensors(self._place.model, self._place.optimizer),
-                random=random_states(self._place.fingerprint.device),
-                best=self._best,
-                scaler=scaler.state_dict() if (scaler := self._place.accelerator.scaler) else None,
+        self._tell(self._writer.wait())
+        self._take_times()
+        self._writer.start(self._snapshot())
+        report = self._writer.wait()
+        assert report is not None
+        self._log.restart_clock()
+        self._tell(report)
+        return report.path
+
+    def close(self) -> None:
+        """Wait for what is being written; how it ends is of no use to anybody any more."""
+        with suppress(Exception):
+            self._writer.wait()
+
+    def _checkpoint_beside(self) -> None:
+        """Write the present state while the training goes on; where memory is short, before."""
+        self._tell(self._writer.wait())  # a slow disk: the one before is still being written
+        self._take_times()
+        snapshot = self._snapshot()
+        live = {**snapshot.model, **snapshot.optimizer}
+        if not fits_beside(live):
+            self.checkpoint()
+            return
+        self._writer.start(
+            replace(
+                snapshot,
+                model=copied_to_cpu(snapshot.model),
+                optimizer=copied_to_cpu(snapshot.optimizer),
             )
         )
-        seconds = time.monotonic() - began
         self._log.restart_clock()
-        self._observer.on_checkpoint(
-            CheckpointReport(path=path, step=self.state.step, seconds=seconds)
+
+    def _take_times(self) -> None:
+        self._read_losses()
+        now = time.monotonic()
+        self.state.training_seconds += now - self._started
+        self._started = now
+
+    def _snapshot(self) -> Snapshot:
+        """The present state; its tensors are those of model and optimizer, not copied."""
+        scaler = self._place.accelerator.scaler
+        return Snapshot(
+            state=replace(self.state),
+            fingerprint=self._place.fingerprint,
+            model=model_tensors(self._place.model),
+            optimizer=optimizer_tensors(self._place.model, self._place.optimizer),
+            random=random_states(self._place.fingerprint.device),
+            best=self._best,
+            scaler=scaler.state_dict() if scaler else None,
         )
-        return path
+
+    def _tell(self, report: CheckpointReport | None) -> None:
+        if report is not None:
+            self._observer.on_checkpoint(report)
 
     def adopt_best(self) -> None:
         """Make the best weights the model's: nothing is trained after that.
