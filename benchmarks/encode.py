@@ -58,6 +58,7 @@ class Figure:
     """What one measurement gave."""
 
     seconds: float
+    cpu_seconds: float  # of all threads
     peak_mb: float
     digest: str  # of the ids, or of the tokenizer.json
 
@@ -72,7 +73,7 @@ def encode_ours(job: Job) -> str:
         on_message=lambda message: print(message, flush=True),
         should_stop=never,
     )
-    return hashlib.sha256(encoded.ids()).hexdigest()
+    return hashlib.sha256(encoded.ids().data).hexdigest()
 
 
 def encode_tokenizers(job: Job) -> str:
@@ -83,7 +84,7 @@ def encode_tokenizers(job: Job) -> str:
         for batch in pieces(job.corpus):
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 file.write(np.array(encoding.ids, dtype=np.uint16).data)
-    return hashlib.sha256(np.memmap(path, dtype=np.uint16, mode="r")).hexdigest()
+    return hashlib.sha256(np.memmap(path, dtype=np.uint16, mode="r").data).hexdigest()
 
 
 def pieces(corpus: Path) -> Iterator[list[str]]:
@@ -150,11 +151,13 @@ WORKS: Final[dict[str, Callable[[Job], str]]] = {
 def measure(job: Job) -> Figure:
     """Do the work, in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     digest = WORKS[job.work](job)
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
-    return Figure(seconds=seconds, peak_mb=(peak - before) / 1000, digest=digest)
+    return Figure(
+        seconds=seconds, cpu_seconds=cpu_seconds, peak_mb=(peak - before) / 1000, digest=digest
+    )
 
 
 def standard_library(path: Path) -> None:
@@ -209,11 +212,12 @@ def main() -> None:
             standard_library(corpus)
         megabytes = corpus.stat().st_size / 1e6
         figures = compare(corpus, arguments.rounds, arguments.vocab_size)
-    print(f"\n{megabytes:.1f} MB {'':14}{'MB/s':>10}{'seconds':>10}{'peak MB':>10}")
+    print(f"\n{megabytes:.1f} MB {'':14}{'MB/s':>10}{'seconds':>10}{'CPU s':>10}{'peak MB':>10}")
     for work, results in figures.items():
         seconds = statistics.median(result.seconds for result in results)
         peak = statistics.median(result.peak_mb for result in results)
-        print(f"{work:22}{megabytes / seconds:10.1f}{seconds:10.2f}{peak:10.0f}")
+        cpu = statistics.median(result.cpu_seconds for result in results)
+        print(f"{work:22}{megabytes / seconds:10.1f}{seconds:10.2f}{cpu:10.2f}{peak:10.0f}")
     for kind in ("encode", "train"):
         ours, theirs = figures[f"{kind}, ours"], figures[f"{kind}, tokenizers"]
         ratios = [b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True)]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from backends.contracts import SPECIAL_TOKENS
 from backends.tokenizers import huggingface
 from backends.tokenizers.blocks import PieceByPiece
 from backends.tokenizers.gigatoken_bpe import gigatoken_encoder
+from backends.tokenizers.merges import learn_merges
+from backends.tokenizers.words import count_words
 from trainer_app.errors import TokenizerTrainFailed
 
 if TYPE_CHECKING:
@@ -106,6 +108,31 @@ def _bytes_of_letters() -> dict[str, int]:
 BYTE_LETTERS: Final = _bytes_of_letters()
 
 
+_LETTERS: Final = {byte: letter for letter, byte in BYTE_LETTERS.items()}
+# ids as tokenizers gives them: by letter
+_ALPHABET: Final = {
+    bytes([byte]): token_id
+    for token_id, (_, byte) in enumerate(sorted(BYTE_LETTERS.items()), start=len(SPECIAL_TOKENS))
+}
+
+
+def _as_huggingface(
+    ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]]
+) -> HuggingFaceTokenizer:
+    def spelled(token: bytes) -> str:
+        return "".join(_LETTERS[byte] for byte in token)
+
+    vocabulary = {name: token_id for token_id, name in enumerate(SPECIAL_TOKENS)}
+    vocabulary |= {spelled(token): token_id for token, token_id in ids.items()}
+    tokenizer = HuggingFaceTokenizer(
+        models.BPE(vocabulary, [(spelled(left), spelled(right)) for left, right in merges])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
 class BPEKind:
     """Trains and loads byte-level BPEs."""
 
@@ -121,25 +148,20 @@ class BPEKind:
                 f"vocab_size {vocab_size} is too small: the special tokens and the 256 bytes "
                 f"need {MIN_VOCAB_SIZE}"
             )
-        tokenizer = HuggingFaceTokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizer()
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
+        ids, merges = learn_merges(
+            count_words(texts),
+            _ALPHABET,
+            tokens=vocab_size - len(SPECIAL_TOKENS),
             min_frequency=min_frequency,
-            initial_alphabet=sorted(BYTE_LETTERS),
-            special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
-            show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
-        reached = tokenizer.get_vocab_size()
+        reached = len(SPECIAL_TOKENS) + len(ids)
         if reached < vocab_size:
             raise TokenizerTrainFailed(
                 f"vocab_size {vocab_size} cannot be reached: with min_frequency {min_frequency} "
                 f"this corpus gives {reached} tokens; ask for at most {reached}, lower "
                 "min_frequency or give more text"
             )
-        return BPETokenizer(tokenizer)
+        return BPETokenizer(_as_huggingface(ids, merges))
 
     def load(self, directory: Path) -> BPETokenizer:
         """The tokenizer that ``save`` wrote; raises ModelIncompatible."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import AnyStr, Final
 
 MOST_CHARACTERS: Final = 1 << 22  # of different words: a natural text of any size has fewer
 
@@ -26,12 +26,15 @@ def count_words(
         size += sum(len(word) for word in set(found) if word not in counts)
         counts.update(found)
         if size > most_characters:
-            size = _thin(counts, most_characters // 2)
+            size = thin(counts, most_characters // 2, raw=str.encode)
     return counts
 
 
-def _thin(counts: Counter[str], most_characters: int) -> int:
-    """Forget rare words until the others hold few enough characters; how many they hold."""
+def thin(counts: Counter[AnyStr], most_characters: int, *, raw: Callable[[AnyStr], bytes]) -> int:
+    """Forget rare words until the others hold few enough characters; how many they hold.
+
+    ``raw``: the bytes of a word.
+    """
     size = sum(map(len, counts))
     halvings = 0
     while size > most_characters:
@@ -40,7 +43,7 @@ def _thin(counts: Counter[str], most_characters: int) -> int:
         rare = [
             word
             for word, count in counts.items()
-            if count < 1 << halvings and zlib.crc32(word.encode()) & mask
+            if count < 1 << halvings and zlib.crc32(raw(word)) & mask
         ]
         for word in rare:
             del counts[word]
