@@ -176,6 +176,16 @@ def test_no_header_changes_what_was_asked_for(port: int, header: str) -> None:
     assert (answer.status, answer.headers["Location"]) == (302, "/docs")
 
 
+def test_a_body_that_is_too_large_is_not_asked_for(port: int) -> None:
+    head = post(b"", "Content-Length: 99999999", "Expect: 100-continue")
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
+        connection.sendall(head)
+        read = b""
+        while piece := connection.recv(65_536):
+            read += piece
+    assert read.startswith(b"HTTP/1.1 413 ")
+
+
 def test_one_request_behind_another_is_answered_in_turn(port: int) -> None:
     with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
         health = get(HOST, target="/healthz")

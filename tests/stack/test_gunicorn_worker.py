@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from trainer_app.stack import gunicorn_worker
 gunicorn_worker.HEADER_SECONDS = 1.0
 gunicorn_worker.IDLE_SECONDS = 0.5
 gunicorn_worker.BODY_SECONDS = 2.0
+gunicorn_worker.LINGER_SECONDS = 0.2
 gunicorn_worker.BODY_BYTES_PER_SECOND = 100.0
 worker_class = "trainer_app.stack.gunicorn_worker.Worker"
 control_socket_disable = True
@@ -57,13 +59,14 @@ def address(tmp_path: Path) -> Iterator[tuple[str, int]]:
     process.wait(20)
 
 
-def read_until(connection: socket.socket, end: bytes) -> None:
+def read_until(connection: socket.socket, end: bytes) -> bytes:
     """An answer may come in pieces."""
     read = b""
     while not read.endswith(end):
         piece = connection.recv(65_536)
         assert piece, read
         read += piece
+    return read
 
 
 def test_headers_that_do_not_end_are_cut_off(address: tuple[str, int]) -> None:
@@ -124,3 +127,35 @@ def test_two_requests_of_one_connection_have_each_their_own_time(address: tuple[
             time.sleep(0.8)
             kept.sendall(b"ab")
             read_until(kept, b"read 2\r\n0\r\n\r\n")
+
+
+def test_clients_that_do_not_close_hold_up_nobody(address: tuple[str, int]) -> None:
+    """The server as it comes waits for each of them for 2 s, and for nobody else meanwhile."""
+    head = b"GET /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with ExitStack() as opened:
+        lingering = [
+            opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(25)
+        ]
+        for connection in lingering:
+            connection.sendall(head)
+            read_until(connection, b"ok\r\n0\r\n\r\n")
+        with socket.create_connection(address, timeout=20) as quick:
+            quick.sendall(head)
+            read_until(quick, b"ok\r\n0\r\n\r\n")
+        assert lingering[0].recv(65_536) == b""  # it was told that nothing follows
+
+
+def test_a_body_is_asked_for_when_it_is_read(address: tuple[str, int]) -> None:
+    head = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection(address, timeout=20) as asked:
+        asked.sendall(head.format("/body").encode())
+        read_until(asked, b"HTTP/1.1 100 Continue\r\n\r\n")
+        asked.sendall(b"ab")
+        read_until(asked, b"read 2\r\n0\r\n\r\n")
+        asked.sendall(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_until(asked, b"ok\r\n0\r\n\r\n")
+    with socket.create_connection(address, timeout=20) as spared:
+        spared.sendall(head.format("/short").encode())
+        answer = read_until(spared, b"ok\r\n0\r\n\r\n")
+        assert b"100 Continue" not in answer
+        assert spared.recv(65_536) == b""  # whether the body follows is nobody's to guess

@@ -1,7 +1,8 @@
 """gunicorn's threaded worker, with an end to the waiting for slow clients, and our errors.
 
 As it comes, a client that sends one byte of a header now and then holds a thread for ever, and so
-does one that sends a body like this.
+does one that sends a body like this; one that does not close its connection after "Connection:
+close" holds up everybody.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from trainer_app.stack.paced_socket import PacedSocket
 from trainer_app.stack.refusals import refusal
 
+if TYPE_CHECKING:
+    from gunicorn.http.message import Request
+
 HEADER_SECONDS: Final = 20.0  # for a whole request line and its headers
 IDLE_SECONDS: Final = 60.0  # to take a piece of the answer
+LINGER_SECONDS: Final = 2.0  # for the client to close a connection that we have closed
 ERROR_SECONDS: Final = 5.0  # to take the few bytes of an error
 # How far a body may fall behind which average: that of a modem, at which 1 GB takes three days.
 BODY_SECONDS: Final = 60.0
 BODY_BYTES_PER_SECOND: Final = 4_096.0
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Worker(ThreadWorker):
@@ -36,20 +42,29 @@ class Worker(ThreadWorker):
         """Serve a connection that has something to read, in one of the threads."""
         self._reading[conn] = time.monotonic() + HEADER_SECONDS
         try:
-            return super().handle(conn)
+            kept = super().handle(conn)
         finally:
             self._reading.pop(conn, None)
+        if kept is False:
+            _see_off(conn.sock)
+        return kept
 
-    def handle_request(self, req: object, conn: TConn) -> object:
+    def handle_request(self, req: Request, conn: TConn) -> object:
         """Serve a request whose headers are complete."""
         self._reading.pop(conn, None)
         conn.sock.settimeout(IDLE_SECONDS)
-        reader = conn.parser.unreader
-        reader.sock = PacedSocket(
-            conn.sock, patience_seconds=BODY_SECONDS, bytes_per_second=BODY_BYTES_PER_SECOND
+        # gunicorn asks for every body; ours is asked for when it is read, and not to be refused.
+        awaited, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001
+        body = PacedSocket(
+            conn.sock,
+            patience_seconds=BODY_SECONDS,
+            bytes_per_second=BODY_BYTES_PER_SECOND,
+            invitation=_CONTINUE if awaited else b"",
         )
+        reader = conn.parser.unreader
+        reader.sock = body
         try:
-            return super().handle_request(req, conn)
+            return super().handle_request(req, conn) and not body.is_waited_for
         except TimeoutError:
             return False  # the client is gone: close, and do not log it as an error of ours
         finally:
@@ -77,3 +92,21 @@ class Worker(ThreadWorker):
                 # The thread that waits in recv() gets an end of file and gives itself back.
                 with suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _see_off(sock: socket.socket) -> None:
+    """Tell the client that nothing follows, and read what it still sends until it closes, too.
+
+    To close at once would take back what it has not read yet (RFC 9112, 9.6). gunicorn waits for
+    it as well, but in its main loop, in which all others wait; here it finds nothing left to wait
+    for.
+    """
+    give_up_at = time.monotonic() + LINGER_SECONDS
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        while (left := give_up_at - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(65_536):
+                break
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RD)

@@ -1,0 +1,2 @@
+class Request:
+    _expected_100_continue: bool
