@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from flask import Response, request
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from trainer_app.store.database import Database
 
 COMMENT_SECONDS: Final = 15.0  # between signs of life: finds out that a network is gone
+# For the client's machine to say that it has what was sent: with the comment, 27 s after it is
+# gone. Without a limit the kernel tries for a quarter of an hour.
+RECEIPT_SECONDS: Final = 12.0
 _RETRY_MILLISECONDS: Final = 2_000  # after which a browser connects again
 _STATUS_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 0.5  # a run's last lines follow its final status closely
@@ -99,7 +102,10 @@ class Followers:
         ``read`` is told whether the run is over, so that what it finds then is the rest. Ends
         early when the client of the present request hangs up.
         """
-        return self._follow(run_id, read, poll_seconds, request.environ.get("gunicorn.socket"))
+        client = request.environ.get("gunicorn.socket")
+        if client is not None:
+            limit_receipt(client)
+        return self._follow(run_id, read, poll_seconds, client)
 
     def _follow(
         self,
@@ -130,6 +136,14 @@ class Followers:
             if not over:
                 over = self.is_over(run_id)
                 quiet_since = time.monotonic()
+
+
+def limit_receipt(client: socket.socket) -> None:
+    """Give a connection up when its other end does not confirm or take what was sent."""
+    # Not a TCP connection, or a system without the option: the server's own time-outs remain.
+    with suppress(AttributeError, OSError):
+        milliseconds = int(RECEIPT_SECONDS * 1_000)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def has_hung_up(client: socket.socket) -> bool:
