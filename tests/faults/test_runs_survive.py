@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -22,6 +24,16 @@ def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
         if entry["attempt"] == attempt and "first_step" in entry:
             return int(str(entry["first_step"]))
     raise AssertionError(log)
+
+
+def files_of(victim: Victim, run_id: str, attempt: int) -> set[tuple[str, int, int]]:
+    """Names, sizes and times of what an attempt has written into the run's folder."""
+    found = set()
+    for path in (victim.stack.data_root / "runs" / run_id).rglob("*"):
+        with suppress(FileNotFoundError):  # removed in the meantime
+            if re.search(rf"(attempt|curve|staging)-{attempt}\b", str(path)) and path.is_file():
+                found.add((str(path), path.stat().st_size, path.stat().st_mtime_ns))
+    return found
 
 
 def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Victim) -> None:
@@ -136,7 +148,9 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_ends_its_attempt
 
 
 @pytest.mark.slow
-def test_a_worker_that_wakes_while_another_has_its_run_tells_of_no_step(victim: Victim) -> None:
+def test_a_worker_that_wakes_while_another_has_its_run_changes_no_file(
+    victim: Victim,
+) -> None:
     with victim.second_worker() as other:
         run_id = victim.start_run()
         victim.checkpoint(run_id)
@@ -147,8 +161,10 @@ def test_a_worker_that_wakes_while_another_has_its_run_tells_of_no_step(victim: 
         for one in frozen:
             one.suspend()
         run = victim.until(run_id, runs_as(attempt=2, beyond=1), seconds=60)
+        before = files_of(victim, run_id, attempt=1)
         for one in reversed(frozen):
             one.resume()
         victim.until(run_id, runs_as(attempt=2, beyond=(run["step"] or 0) + 20), seconds=60)
 
         assert_one_at_a_time(victim.log(run_id))
+        assert files_of(victim, run_id, attempt=1) <= before  # the other one removes old ones
