@@ -1,6 +1,6 @@
 """Tokenizing and training a byte-level BPE: this engine against plain ``tokenizers``.
 
-    python -m benchmarks.encode [--rounds 3] [--vocab-size 8192] [--corpus FILE]
+    python -m benchmarks.encode [--rounds 3] [--vocab-size 8192] [--corpus FILE] [--only encode]
 
 The corpus is Python's own standard library unless a file is named. Each measurement has a process
 of its own, and the sides take turns, so that whatever else the machine does hits both. Prints a
@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
-import resource
 import statistics
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -146,18 +147,32 @@ WORKS: Final[dict[str, Callable[[Job], str]]] = {
     "train, ours": train_ours,
     "train, tokenizers": train_tokenizers,
 }
+KINDS: Final = ["encode", "train"]
 
 
 def measure(job: Job) -> Figure:
     """Do the work, in a process of its own."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    importlib.import_module("gigatoken")
+    before = memory_mb("VmRSS")
+    with suppress(OSError):  # forget the peak of what went before
+        Path("/proc/self/clear_refs").write_text("5")
     began, cpu_began = time.perf_counter(), time.process_time()
     digest = WORKS[job.work](job)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
     return Figure(
-        seconds=seconds, cpu_seconds=cpu_seconds, peak_mb=(peak - before) / 1000, digest=digest
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        peak_mb=memory_mb("VmHWM") - before,
+        digest=digest,
     )
+
+
+def memory_mb(key: str) -> float:
+    """One of the kernel's figures of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1000
+    raise KeyError(key)
 
 
 def standard_library(path: Path) -> None:
@@ -171,16 +186,18 @@ def standard_library(path: Path) -> None:
                     continue
 
 
-def compare(corpus: Path, rounds: int, vocab_size: int) -> dict[str, list[Figure]]:
+def compare(
+    corpus: Path, rounds: int, vocab_size: int, works: list[str]
+) -> dict[str, list[Figure]]:
     """The figures of each work, round by round."""
-    figures: dict[str, list[Figure]] = {work: [] for work in WORKS}
+    figures: dict[str, list[Figure]] = {work: [] for work in works}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, "tokenizer")
         tokenizer.mkdir()
         trained = tokenizer_kind("bpe").train(texts(corpus), vocab_size=vocab_size, min_frequency=2)
         trained.save(tokenizer)
         for number in range(rounds):
-            for place, work in enumerate(WORKS):
+            for place, work in enumerate(works):
                 output = Path(folder, f"{number}-{place}")
                 output.mkdir()
                 job = Job(
@@ -204,6 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--only", choices=KINDS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         corpus = arguments.corpus
@@ -211,14 +229,16 @@ def main() -> None:
             corpus = Path(folder, "stdlib.txt")
             standard_library(corpus)
         megabytes = corpus.stat().st_size / 1e6
-        figures = compare(corpus, arguments.rounds, arguments.vocab_size)
+        kinds = [arguments.only] if arguments.only else KINDS
+        works = [work for work in WORKS if work.split(",")[0] in kinds]
+        figures = compare(corpus, arguments.rounds, arguments.vocab_size, works)
     print(f"\n{megabytes:.1f} MB {'':14}{'MB/s':>10}{'seconds':>10}{'CPU s':>10}{'peak MB':>10}")
     for work, results in figures.items():
         seconds = statistics.median(result.seconds for result in results)
         peak = statistics.median(result.peak_mb for result in results)
         cpu = statistics.median(result.cpu_seconds for result in results)
         print(f"{work:22}{megabytes / seconds:10.1f}{seconds:10.2f}{cpu:10.2f}{peak:10.0f}")
-    for kind in ("encode", "train"):
+    for kind in kinds:
         ours, theirs = figures[f"{kind}, ours"], figures[f"{kind}, tokenizers"]
         ratios = [b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True)]
         same = len({result.digest for result in (*ours, *theirs)}) == 1

@@ -6,12 +6,11 @@ context by both, and of every block a sample; the first difference raises Encode
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from backends.contracts import PAD_ID
 from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
@@ -162,10 +161,14 @@ def _suits(tokenizer: Tokenizer, pre_tokenizer: PreTokenizer) -> bool:
 
 def with_gpt4_pattern(tokenizer: Tokenizer) -> str:
     """Its tokenizer.json for gigatoken, without the special tokens: in a text they are text."""
-    content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = []
-    content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": GPT4_PATTERN}
-    return json.dumps(content)
+    copy = Tokenizer(tokenizer.model)
+    copy.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GPT4_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return copy.to_str()
 
 
 def _lone_returns(text: bytes) -> bool:
