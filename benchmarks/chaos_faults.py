@@ -88,11 +88,17 @@ def _stop_stack(arena: Arena, _rng: random.Random) -> bool:
     return True
 
 
-def _pause(find: Callable[[Arena, random.Random], list[psutil.Process]], *, longest: float) -> Do:
+def _pause(
+    find: Callable[[Arena, random.Random], list[psutil.Process]],
+    *,
+    leases: tuple[float, float],
+) -> Do:
+    """Pause for between so many and so many leases."""
+
     def do(arena: Arena, rng: random.Random) -> bool:
         processes = find(arena, rng)
         if processes:
-            arena.freeze(processes, rng.uniform(0.5, longest))
+            arena.freeze(processes, LEASE_SECONDS * rng.uniform(*leases))
         return bool(processes)
 
     return do
@@ -202,7 +208,9 @@ def _damage(file: Path, rng: random.Random) -> None:
         opened.write(data)
 
 
-_LONG: Final = 2.5 * LEASE_SECONDS
+_SHORT: Final = (0.1, 1.0)
+_LONG: Final = (1.3, 3.0)  # another attempt has begun when it ends
+_ANY: Final = (0.1, 2.5)
 
 FAULTS: Final[Mapping[str, Fault]] = {
     "child killed": Fault(kind="kills", weight=6, do=_kill_child),
@@ -215,12 +223,16 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "supervisor killed": Fault(kind="kills", weight=0.7, do=_kill_supervisor),
     "everything killed": Fault(kind="kills", weight=0.7, do=_kill_everything),
     "checkpoint damaged": Fault(kind="damages", weight=2, do=_damage_checkpoint),
-    "child paused": Fault(kind="pauses", weight=4, do=_pause(_child, longest=_LONG)),
-    "worker paused": Fault(kind="pauses", weight=4, do=_pause(_worker_and_children, longest=_LONG)),
-    "API paused": Fault(kind="pauses", weight=1, do=_pause(_role("api"), longest=_LONG)),
-    "broker paused": Fault(kind="pauses", weight=2, do=_pause(_role("broker"), longest=_LONG)),
+    "child paused": Fault(kind="pauses", weight=2, do=_pause(_child, leases=_SHORT)),
+    "worker paused": Fault(kind="pauses", weight=2, do=_pause(_worker_and_children, leases=_SHORT)),
+    "child asleep past its lease": Fault(kind="pauses", weight=3, do=_pause(_child, leases=_LONG)),
+    "worker asleep past its lease": Fault(
+        kind="pauses", weight=6, do=_pause(_worker_and_children, leases=_LONG)
+    ),
+    "API paused": Fault(kind="pauses", weight=1, do=_pause(_role("api"), leases=_ANY)),
+    "broker paused": Fault(kind="pauses", weight=2, do=_pause(_role("broker"), leases=_ANY)),
     "housekeeping paused": Fault(
-        kind="pauses", weight=1, do=_pause(_role("housekeeping"), longest=_LONG)
+        kind="pauses", weight=1, do=_pause(_role("housekeeping"), leases=_ANY)
     ),
     "broker's clients cut off": Fault(kind="outages", weight=2, do=_cut_off_broker),
     "broker wiped": Fault(kind="outages", weight=2, do=_wipe_broker),
