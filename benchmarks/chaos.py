@@ -27,7 +27,12 @@ from typing import Final
 
 from benchmarks.chaos_arena import Arena
 from benchmarks.chaos_faults import FAULTS, resume_all
-from benchmarks.chaos_promises import Violation, check_all, check_leftovers
+from benchmarks.chaos_promises import (
+    Violation,
+    attempts_fenced,
+    check_all,
+    check_leftovers,
+)
 from benchmarks.chaos_users import Users, prepare
 
 FAULT_SECONDS: Final = 5.0  # from one to the next, on average
@@ -105,7 +110,9 @@ def main() -> int:
         users.stop()
         violations = check_all(arena, recipes, users)
     violations += check_leftovers(arena)
-    report(args, done, users, violations, settled)
+    figures = figures_of(args, done, users, settled)
+    figures |= {"attempts_fenced": attempts_fenced(arena), "violations": len(violations)}
+    report(figures, done, violations)
     if not violations and args.data_root is None:
         shutil.rmtree(root)
     elif violations:
@@ -113,14 +120,12 @@ def main() -> int:
     return 1 if violations else 0
 
 
-def report(
-    args: Args, done: Counter[str], users: Users, violations: list[Violation], settled: float
-) -> None:
-    """Figures as JSON lines, then the table."""
+def figures_of(args: Args, done: Counter[str], users: Users, settled: float) -> dict[str, object]:
+    """What was done, and what became of it."""
     kinds: Counter[str] = Counter()
     for name, times in done.items():
         kinds[FAULTS[name].kind] += times
-    figures: dict[str, object] = {
+    return {
         "minutes": args.minutes,
         "seed": args.seed,
         "database": "postgresql" if args.database else "sqlite",
@@ -131,8 +136,11 @@ def report(
         "faults": done.total(),
         **{kind: kinds[kind] for kind in sorted({fault.kind for fault in FAULTS.values()})},
         "settled_seconds": round(settled, 1),
-        "violations": len(violations),
     }
+
+
+def report(figures: dict[str, object], done: Counter[str], violations: list[Violation]) -> None:
+    """Figures as JSON lines, then the table."""
     for name, value in figures.items():
         print(json.dumps({"benchmark": "chaos", "figure": name, "value": value}), flush=True)
     for violation in violations:

@@ -63,6 +63,12 @@ def check_all(arena: Arena, recipes: list[Recipe], users: Users) -> list[Violati
     return found
 
 
+def attempts_fenced(arena: Arena) -> int:
+    """How many attempts woke, or came back, to find that another had their run."""
+    logs = (arena.root / "run" / "logs").glob("worker-*.log")
+    return sum(log.read_text("utf-8", "replace").count("the lease was lost") for log in logs)
+
+
 def check_leftovers(arena: Arena) -> list[Violation]:
     """No process outlives the stack for long."""
     give_up_at = time.monotonic() + _LEAVE_SECONDS
