@@ -56,21 +56,30 @@ def test_what_goes_wrong_is_raised_once_by_whoever_asks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "fits"),
+    ("available", "limit", "fits"),
     [
-        ("MemTotal: 9999 kB\nMemAvailable:      16 kB\n", True),
-        ("MemTotal: 9999 kB\nMemAvailable:      15 kB\n", False),
-        ("MemTotal: 9999 kB\n", True),
-        ("?", True),
+        ("MemAvailable:      16 kB", None, True),
+        ("MemAvailable:      15 kB", None, False),
+        ("MemAvailable:      16 kB", "max", True),
+        ("MemAvailable:      99 kB", "20480", True),
+        ("MemAvailable:      99 kB", "20479", False),
+        ("MemFree:      1 kB", "20480", True),
+        ("?", None, True),
+        (None, None, True),
     ],
 )
 def test_a_copy_is_made_where_there_is_plenty_of_memory(
-    tmp_path: Path, text: str, *, fits: bool
+    tmp_path: Path, available: str | None, limit: str | None, *, fits: bool
 ) -> None:
-    memory = tmp_path / "meminfo"
-    assert fits_beside({}, memory)  # nothing says how much there is
-    memory.write_text(text)
-    assert fits_beside({"a": torch.zeros(1000), "b": torch.zeros(24)}, memory) is fits
+    machine, container = tmp_path / "proc" / "meminfo", tmp_path / "sys" / "fs" / "cgroup"
+    for folder in (machine.parent, container):
+        folder.mkdir(parents=True)
+    if available is not None:
+        machine.write_text(f"MemTotal: 9999 kB\n{available}\n")
+    if limit is not None:
+        (container / "memory.max").write_text(f"{limit}\n")
+        (container / "memory.current").write_text("4096\n")
+    assert fits_beside({"a": torch.zeros(1000), "b": torch.zeros(24)}, tmp_path) is fits
 
 
 def test_the_training_goes_on_while_a_checkpoint_is_written_of_the_step_that_it_was_taken_at(

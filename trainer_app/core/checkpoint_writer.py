@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from trainer_app.core.observer import CheckpointReport
 from trainer_app.core.tensors import Tensors
 
 _SPARE: Final = 4  # times the bytes of a copy that must be free for one to be made
-_MEMORY: Final = Path("/proc/meminfo")
 
 
 class CheckpointWriter:
@@ -62,12 +62,24 @@ class CheckpointWriter:
             self._report = CheckpointReport(path=path, step=snapshot.state.step, seconds=seconds)
 
 
-def fits_beside(tensors: Tensors, memory: Path = _MEMORY) -> bool:
-    """Whether this machine has plenty of memory for a copy; also where it does not say."""
+def fits_beside(tensors: Tensors, root: Path = Path("/")) -> bool:
+    """Whether there is plenty of memory for a copy; also where nothing says how much there is."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return _SPARE * size <= min(_free_of_machine(root), _free_of_container(root))
+
+
+def _free_of_machine(root: Path) -> float:
     try:
-        lines = dict(line.split(":") for line in memory.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
+        lines = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return True
-    return _SPARE * size <= free
+        return math.inf
+
+
+def _free_of_container(root: Path) -> float:
+    folder = root / "sys/fs/cgroup"
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # "max": there is no limit
+        return math.inf
