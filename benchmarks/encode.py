@@ -37,6 +37,7 @@ from backends.loading import load_tokenizer, tokenizer_kind
 from backends.tokenizers.bpe import BYTE_LETTERS, pre_tokenizer
 from trainer_app.core.corpus import read_units
 from trainer_app.core.encode import encode_corpus
+from trainer_app.core.files import sha256_file
 from trainer_app.core.stopping import never
 
 PIECE: Final = 1 << 14  # characters of a text of the peer's batches, its fastest
@@ -69,7 +70,7 @@ def encode_ours(job: Job) -> str:
         job.corpus,
         load_tokenizer(job.tokenizer),
         job.output,
-        corpus_sha256=hashlib.sha256(job.corpus.read_bytes()).hexdigest(),
+        corpus_sha256=sha256_file(job.corpus),
         tokenizer_sha256="0" * 64,
         on_message=lambda message: print(message, flush=True),
         should_stop=never,
@@ -106,7 +107,7 @@ def pieces(corpus: Path) -> Iterator[list[str]]:
 
 def texts(corpus: Path) -> Iterator[str]:
     """Paragraphs or lines, as the trainers read them."""
-    sha256 = hashlib.sha256(corpus.read_bytes()).hexdigest()
+    sha256 = sha256_file(corpus)
     for block in read_units(corpus, sha256=sha256):
         yield from block.texts()
 
