@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import psutil
+from sqlalchemy import select
 
 from trainer_app.errors import Unavailable
 from trainer_app.stack.guard import kill_group
 from trainer_app.stack.launch import RunningStack, start_stack, start_worker
 from trainer_app.stack.state import StackState
+from trainer_app.store.database import Database
+from trainer_app.store.tables import JobKind, JobRow, Status
 
 LEASE_SECONDS: Final = 5.0
 SETTINGS: Final = {
@@ -127,6 +131,34 @@ class Arena:
         """The parents of the workers that train."""
         pids = [*self._listed("worker"), *([self._further.pid] if self._further else [])]
         return [process for pid in pids if (process := _found(pid)) is not None]
+
+    def busy_child(self, rng: random.Random) -> psutil.Process | None:
+        """A process that trains at this moment, as the database says; None: none does."""
+        statement = select(JobRow.owner).where(
+            JobRow.status == Status.RUNNING, JobRow.kind == JobKind.TRAIN
+        )
+        try:
+            with (
+                closing(Database(self.state["database_url"], wait_seconds=1.0)) as database,
+                database.read() as connection,
+            ):
+                owners = connection.scalars(statement).all()
+        except Unavailable:
+            return None
+        pids = sorted(int(owner.rpartition(":")[2]) for owner in owners if owner is not None)
+        child = _found(rng.choice(pids)) if pids else None
+        # The row may be of a process that has died, and its number somebody else's by now.
+        return child if child is not None and self._is_ours(child) else None
+
+    def busy_worker(self, rng: random.Random) -> psutil.Process | None:
+        """The parent of such a process, while it has one."""
+        child = self.busy_child(rng)
+        if child is None:
+            return None
+        with suppress(psutil.Error):
+            worker = child.parent()
+            return worker if worker is not None and self._is_ours(worker) else None
+        return None
 
     def one(self, role: str) -> psutil.Process | None:
         """A process of the stack by its name there."""

@@ -111,22 +111,27 @@ def _child(arena: Arena, rng: random.Random) -> list[psutil.Process]:
 
 
 def _worker_and_children(arena: Arena, rng: random.Random) -> list[psutil.Process]:
-    worker = _a_worker(arena, rng)
+    return _with_children(_a_worker(arena, rng))
+
+
+def _with_children(process: psutil.Process | None) -> list[psutil.Process]:
     try:
-        return [] if worker is None else [worker, *worker.children(recursive=True)]
+        return [] if process is None else [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def _role(role: str) -> Callable[[Arena, random.Random], list[psutil.Process]]:
-    def find(arena: Arena, _rng: random.Random) -> list[psutil.Process]:
-        process = arena.one(role)
-        try:
-            return [] if process is None else [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+def _busy_child(arena: Arena, rng: random.Random) -> list[psutil.Process]:
+    child = arena.busy_child(rng)
+    return [] if child is None else [child]
 
-    return find
+
+def _busy_worker_and_children(arena: Arena, rng: random.Random) -> list[psutil.Process]:
+    return _with_children(arena.busy_worker(rng))
+
+
+def _role(role: str) -> Callable[[Arena, random.Random], list[psutil.Process]]:
+    return lambda arena, _rng: _with_children(arena.one(role))
 
 
 def _cut_off_broker(arena: Arena, _rng: random.Random) -> bool:
@@ -209,7 +214,7 @@ def _damage(file: Path, rng: random.Random) -> None:
 
 
 _SHORT: Final = (0.1, 1.0)
-_LONG: Final = (1.3, 3.0)  # another attempt has begun when it ends
+_LONG: Final = (1.5, 4.0)  # another attempt has begun when it ends
 _ANY: Final = (0.1, 2.5)
 
 FAULTS: Final[Mapping[str, Fault]] = {
@@ -225,9 +230,11 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "checkpoint damaged": Fault(kind="damages", weight=2, do=_damage_checkpoint),
     "child paused": Fault(kind="pauses", weight=2, do=_pause(_child, leases=_SHORT)),
     "worker paused": Fault(kind="pauses", weight=2, do=_pause(_worker_and_children, leases=_SHORT)),
-    "child asleep past its lease": Fault(kind="pauses", weight=3, do=_pause(_child, leases=_LONG)),
+    "child asleep past its lease": Fault(
+        kind="pauses", weight=3, do=_pause(_busy_child, leases=_LONG)
+    ),
     "worker asleep past its lease": Fault(
-        kind="pauses", weight=6, do=_pause(_worker_and_children, leases=_LONG)
+        kind="pauses", weight=8, do=_pause(_busy_worker_and_children, leases=_LONG)
     ),
     "API paused": Fault(kind="pauses", weight=1, do=_pause(_role("api"), leases=_ANY)),
     "broker paused": Fault(kind="pauses", weight=2, do=_pause(_role("broker"), leases=_ANY)),

@@ -18,7 +18,7 @@ from trainer_app.errors import TimedOut
 from trainer_app.replies import Run
 from trainer_app.transport import ApiError, NotReachable
 
-BACKLOG: Final = 5  # runs that have not ended, at most
+BACKLOG: Final = 3  # runs that have not ended, at most
 _PATIENCE_SECONDS: Final = 5.0  # of one request
 _PREPARE_SECONDS: Final = 300.0
 _MOVES: Final = ("pause", "pause", "cancel", "resume", "resume")
