@@ -60,3 +60,11 @@ def test_every_code_of_an_error_is_on_the_page_of_the_api() -> None:
 
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert {code for code in STATUSES if f"`{code}`" not in text} == set()
+
+
+def test_each_promise_names_the_tests_that_hold_it() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    table = page.partition("| Promise | Test |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = [re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", row) for row in table]
+    assert all(named)
+    assert [name for row in named for name in row if not (ROOT / name).is_file()] == []
