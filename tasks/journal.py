@@ -114,4 +114,4 @@ def _points(path: Path) -> Iterator[MetricPoint]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with suppress(ValueError, TypeError):  # a line that a full disk has cut
-                yield MetricPoint(**json.loads(line))
+                yield MetricPoint(**json.loads(line), attempt=_attempt(path))

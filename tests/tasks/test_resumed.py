@@ -274,6 +274,8 @@ def test_points_that_a_killed_process_had_not_told_the_database_are_not_lost(
     assert train(run_id).status == "completed"
 
     points = metrics.curve(process.database(), run_id)
+    measured = {point.attempt for point in points if point.step <= stopped.checkpoint_step}
+    assert measured == {1}  # whoever told the database
     chain = START
     for point in points:
         assert point.train_loss is not None

@@ -25,7 +25,7 @@ class MetricPoint:
     grad_norm: float | None = None  # before clipping
     tokens_per_sec: float | None = None
     chain: str | None = None  # of the training losses up to here: core/loss_chain.py
-    attempt: int = 0  # which attempt measured it; set by the store
+    attempt: int = 0  # which attempt measured it; 0: the one that tells the store of it
     at: float = 0.0  # unix seconds, by the database's clock; set by the store
 
 
@@ -57,7 +57,8 @@ def record(
             if value is not None and (isinstance(value, str) or math.isfinite(value))
         }
         row = rows.setdefault(point.step, dict.fromkeys(_MEASURES))
-        row |= {"run_id": run_id, "step": point.step, "epoch": point.epoch, "attempt": attempt}
+        measurer = point.attempt or attempt
+        row |= {"run_id": run_id, "step": point.step, "epoch": point.epoch, "attempt": measurer}
         row |= known
     if not rows:
         return
