@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.disk_faults import failing_disk
 from trainer_app.core.files import (
     disk_full_named,
     fsync_tree,
@@ -112,3 +116,87 @@ def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"abc" * 1000)
     assert sha256_file(path) == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+@pytest.fixture
+def other_file_system() -> Iterator[Path]:
+    """A folder that nothing can be renamed to from the tests' own."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir():
+        pytest.skip("there is no second file system here")
+    with TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["the first", "in place of one"])
+def test_a_folder_is_copied_to_another_file_system(
+    tmp_path: Path, other_file_system: Path, *, before: bool
+) -> None:
+    source, target = tmp_path / "staging", other_file_system / "model"
+    (source / "eval").mkdir(parents=True)
+    (source / "eval" / "metrics.json").write_bytes(b"{}")
+    if before:
+        target.mkdir()
+        (target / "old").write_bytes(b"old")
+    replace_directory(source, target)
+    assert [path.name for path in target.rglob("*")] == ["eval", "metrics.json"]
+    assert list(other_file_system.iterdir()) == [target]
+
+
+def test_a_folder_is_copied_to_where_the_system_renames_nothing_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "staging", tmp_path / "mounted" / "model"
+    for folder in (source, target):
+        folder.mkdir(parents=True)
+        (folder / folder.name).touch()
+    rename = Path.rename
+
+    def within(one: Path, other: Path) -> Path:
+        if one.parent != other.parent:  # as between two mounts of one file system
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(one, other)
+
+    monkeypatch.setattr(Path, "rename", within)
+    replace_directory(source, target)
+    assert [path.name for path in target.iterdir()] == ["staging"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_fault_during_the_copy_to_another_file_system_leaves_what_was_there(
+    tmp_path: Path, other_file_system: Path
+) -> None:
+    source, target = tmp_path / "staging", other_file_system / "model"
+    for folder, text in ((source, "new"), (target, "old")):
+        folder.mkdir()
+        (folder / "file").write_text(text)
+    for n in range(1, 40):
+        with failing_disk(n, errno.EIO) as disk:
+            try:
+                replace_directory(source, target)
+            except OSError:
+                assert disk.failed
+        assert (target / "file").read_text() in {"old", "new"}
+        assert list(other_file_system.iterdir()) == [target]
+        if not disk.failed:
+            break
+    assert 5 < n < 39
+    assert (target / "file").read_text() == "new"
+
+
+def test_what_is_taken_away_while_it_is_copied_does_not_appear(
+    tmp_path: Path, other_file_system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "staging", other_file_system / "model"
+    source.mkdir()
+    (source / "file").write_text("of an attempt that was replaced")
+    copyfile = shutil.copyfile
+
+    def copied(one: Path, other: Path) -> None:
+        copyfile(one, other)
+        shutil.rmtree(source)
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    with pytest.raises(FileNotFoundError):
+        replace_directory(source, target)
+    assert list(other_file_system.iterdir()) == []

@@ -23,7 +23,7 @@ from trainer_app.errors import DiskFull
 from trainer_app.log import JobLog
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
-from trainer_app.store import runs
+from trainer_app.store import pauses, runs
 
 TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
 
@@ -95,7 +95,7 @@ def start(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str
     return lambda: runs.create(process.database(), spec, queue="trainer").run_id
 
 
-def test_a_run_on_a_full_disk_is_retried_and_then_fails_with_the_code(
+def test_a_run_on_a_full_disk_is_retried_then_fails_with_the_code_and_can_be_resumed(
     small_disk: Path, start: Callable[[], str]
 ) -> None:
     run_id = start()
@@ -107,6 +107,13 @@ def test_a_run_on_a_full_disk_is_retried_and_then_fails_with_the_code(
     assert (first.status, second.status, second.error_code) == ("queued", "failed", "DISK_FULL")
     assert "No space left" in second.message
     assert not artifacts.model_directory(process.settings(), run_id).exists()
+
+    larger = ["mount", "-o", "remount,size=64m", str(small_disk)]
+    subprocess.run(larger, check=True, timeout=10)
+    pauses.resume(process.database(), run_id)
+    perform(run_id, hostname="train-0@here", work=training.work)
+    assert runs.get(process.database(), run_id).status == "completed"
+    assert is_whole(artifacts.model_directory(process.settings(), run_id))
 
 
 @pytest.mark.slow

@@ -104,9 +104,33 @@ def replace_directory(source: Path, target: Path) -> None:
     """Like ``rename_directory``, in place of the folder, if any, that stands at ``target``.
 
     An error leaves the old folder there. A crash between the two renames leaves none: use it only
-    for what its writer would write again.
+    for what its writer would write again. From another file system ``source`` is copied first.
     """
     fsync_tree(source)
+    if source.stat().st_dev != target.parent.stat().st_dev:
+        _swap_a_copy(source, target)
+        return
+    try:
+        _swap(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # one file system, mounted in two places
+            raise
+        _swap_a_copy(source, target)
+
+
+def _swap_a_copy(source: Path, target: Path) -> None:
+    copy = temporary_beside(target)
+    try:
+        with disk_full_named(target):
+            _copy_directory(source, copy)
+        fsync_tree(copy)
+        source.stat()  # who has taken it away meanwhile wants it to appear nowhere
+        _swap(copy, target)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _swap(source: Path, target: Path) -> None:
     old = temporary_beside(target)
     with disk_full_named(target), suppress(FileNotFoundError):
         target.rename(old)
@@ -119,6 +143,16 @@ def replace_directory(source: Path, target: Path) -> None:
     finally:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_directory(source: Path, target: Path) -> None:
+    # shutil.copytree words an OSError as text.
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _copy_directory(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _rename_synced(source: Path, target: Path) -> None:
