@@ -50,6 +50,7 @@ class Job:
 
     work: str
     corpus: Path
+    sha256: str  # of the corpus
     tokenizer: Path  # folder
     output: Path  # folder, empty
     vocab_size: int
@@ -65,20 +66,21 @@ class Figure:
     digest: str  # of the ids, or of the tokenizer.json
 
 
-def encode_ours(job: Job) -> str:
+def encode_ours(job: Job) -> Path:
     encoded = encode_corpus(
         job.corpus,
         load_tokenizer(job.tokenizer),
         job.output,
-        corpus_sha256=sha256_file(job.corpus),
+        corpus_sha256=job.sha256,
         tokenizer_sha256="0" * 64,
         on_message=lambda message: print(message, flush=True),
         should_stop=never,
     )
-    return hashlib.sha256(encoded.ids().data).hexdigest()
+    encoded.ids()
+    return encoded.directory / "ids.bin"
 
 
-def encode_tokenizers(job: Job) -> str:
+def encode_tokenizers(job: Job) -> Path:
     tokenizer = HuggingFaceTokenizer.from_file(str(job.tokenizer / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     path = job.output / "ids.bin"
@@ -86,7 +88,8 @@ def encode_tokenizers(job: Job) -> str:
         for batch in pieces(job.corpus):
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 file.write(np.array(encoding.ids, dtype=np.uint16).data)
-    return hashlib.sha256(np.memmap(path, dtype=np.uint16, mode="r").data).hexdigest()
+    np.memmap(path, dtype=np.uint16, mode="r")
+    return path
 
 
 def pieces(corpus: Path) -> Iterator[list[str]]:
@@ -105,22 +108,21 @@ def pieces(corpus: Path) -> Iterator[list[str]]:
     yield [*batch, text]
 
 
-def texts(corpus: Path) -> Iterator[str]:
+def texts(corpus: Path, sha256: str) -> Iterator[str]:
     """Paragraphs or lines, as the trainers read them."""
-    sha256 = sha256_file(corpus)
     for block in read_units(corpus, sha256=sha256):
         yield from block.texts()
 
 
-def train_ours(job: Job) -> str:
+def train_ours(job: Job) -> Path:
     trained = tokenizer_kind("bpe").train(
-        texts(job.corpus), vocab_size=job.vocab_size, min_frequency=2
+        texts(job.corpus, job.sha256), vocab_size=job.vocab_size, min_frequency=2
     )
     trained.save(job.output)
-    return digest_of(job.output)
+    return job.output / "tokenizer.json"
 
 
-def train_tokenizers(job: Job) -> str:
+def train_tokenizers(job: Job) -> Path:
     tokenizer = HuggingFaceTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,18 +133,20 @@ def train_tokenizers(job: Job) -> str:
         special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(job.corpus), trainer)
+    tokenizer.train_from_iterator(texts(job.corpus, job.sha256), trainer)
     tokenizer.save(str(job.output / "tokenizer.json"))
-    return digest_of(job.output)
+    return job.output / "tokenizer.json"
 
 
-def digest_of(directory: Path) -> str:
-    """Of the content of a tokenizer.json, however it is laid out."""
-    content = json.loads((directory / "tokenizer.json").read_bytes())
+def digest_of(path: Path) -> str:
+    """Of ids, or of the content of a tokenizer.json, however it is laid out."""
+    if path.suffix == ".bin":
+        return sha256_file(path)
+    content = json.loads(path.read_bytes())
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-WORKS: Final[dict[str, Callable[[Job], str]]] = {
+WORKS: Final[dict[str, Callable[[Job], Path]]] = {
     "encode, ours": encode_ours,
     "encode, tokenizers": encode_tokenizers,
     "train, ours": train_ours,
@@ -153,18 +157,20 @@ KINDS: Final = ["encode", "train"]
 
 def measure(job: Job) -> Figure:
     """Do the work, in a process of its own."""
-    importlib.import_module("gigatoken")
+    for module in ("gigatoken", "awkward"):  # once in a process: 0.25 s
+        with suppress(ImportError):
+            importlib.import_module(module)
     before = memory_mb("VmRSS")
     with suppress(OSError):  # forget the peak of what went before
         Path("/proc/self/clear_refs").write_text("5")
     began, cpu_began = time.perf_counter(), time.process_time()
-    digest = WORKS[job.work](job)
+    result = WORKS[job.work](job)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     return Figure(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         peak_mb=memory_mb("VmHWM") - before,
-        digest=digest,
+        digest=digest_of(result),
     )
 
 
@@ -195,7 +201,9 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, "tokenizer")
         tokenizer.mkdir()
-        trained = tokenizer_kind("bpe").train(texts(corpus), vocab_size=vocab_size, min_frequency=2)
+        trained = tokenizer_kind("bpe").train(
+            texts(corpus, sha256_file(corpus)), vocab_size=vocab_size, min_frequency=2
+        )
         trained.save(tokenizer)
         for number in range(rounds):
             for place, work in enumerate(works):
@@ -204,6 +212,7 @@ def compare(
                 job = Job(
                     work=work,
                     corpus=corpus,
+                    sha256=sha256_file(corpus),
                     tokenizer=tokenizer,
                     output=output,
                     vocab_size=vocab_size,

@@ -93,7 +93,8 @@ class GigatokenEncoder:
                 raise EncodersDisagree(f"gigatoken cannot load the tokenizer: {error}") from error
             self._left = RENEW_BYTES
         self._left -= len(text)
-        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile.
+        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile, though
+        # its first call in a process imports awkward, for 0.2 s.
         # Not parallel: the library's own threads would not survive the fork of a worker's process.
         rows, _ = self._backend.encode_batch_padded([text], PAD_ID, parallel=False)
         row: NDArray[np.uint32] = rows[0]
