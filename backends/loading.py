@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.json_files import read_json, shown
 from backends.registry import MODEL_FAMILIES, MODEL_TYPES, TOKENIZER_KINDS
 from trainer_app.errors import FieldError, ModelIncompatible
 
@@ -46,13 +46,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def _named(path: Path, key: str, table: Mapping[str, str]) -> str:
-    try:
-        content: object = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
+    content = read_json(path)
     name = content.get(key) if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in table:
-        raise ModelIncompatible(f"{path.name}: {key} is {name!r}, not one of {', '.join(table)}")
+        raise ModelIncompatible(
+            f"{path.name}: {key} is {shown(name)}, not one of {', '.join(table)}"
+        )
     return name
 
 

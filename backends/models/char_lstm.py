@@ -165,9 +165,11 @@ class CharLSTMFamily:
             vocab_size=files.integer(saved, "vocab_size"),
             max_seq_len=files.integer(saved, "max_seq_len"),
         )
+        tensors = files.read_weights(directory)
+        files.check_layers(shape.layers, tensors)
         with torch.device("meta"):
             model = CharLSTM(config, shape)
-        files.assign(model, files.read_weights(directory))
+        files.assign(model, tensors)
         return model
 
     def _on_meta(self, config: ModelConfig) -> CharLSTM:

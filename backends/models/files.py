@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backends.json_files import read_json, shown
 from trainer_app.errors import ModelIncompatible
 
 CONFIG_FILE: Final = "config.json"
 GENERATION_FILE: Final = "generation_config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
+_LARGEST: Final = 1 << 24  # number in a config: products of three are still sizes of a tensor
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -39,16 +41,29 @@ def read_config(directory: Path) -> dict[str, object]:
 def integer(config: Mapping[str, object], name: str) -> int:
     """A positive whole number of a config; raises ModelIncompatible for anything else."""
     value = config.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {value!r}, not a positive whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+        raise ModelIncompatible(
+            f"{CONFIG_FILE}: {name} is {shown(value)}, not a whole number of 1 to {_LARGEST}"
+        )
     return value
+
+
+def check_layers(layers: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelIncompatible for more layers than the weights can be of.
+
+    To be asked before such a model is built: each of its layers takes time and memory.
+    """
+    if layers > len(tensors):
+        raise ModelIncompatible(
+            f"{CONFIG_FILE}: {layers} layers, but {WEIGHTS_FILE} has {len(tensors)} tensors"
+        )
 
 
 def number(config: Mapping[str, object], name: str, default: float) -> float:
     """A positive number of a config; raises ModelIncompatible for anything else."""
     value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {value!r}, not a positive number")
+        raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {shown(value)}, not a positive number")
     return float(value)
 
 
@@ -60,7 +75,7 @@ def require(config: Mapping[str, object], computed: Mapping[str, tuple[object, .
     for name, values in computed.items():
         if config.get(name) not in values:
             raise ModelIncompatible(
-                f"{CONFIG_FILE}: {name} is {config.get(name)!r}; supported: {values[0]!r}"
+                f"{CONFIG_FILE}: {name} is {shown(config.get(name))}; supported: {values[0]!r}"
             )
 
 
@@ -140,10 +155,7 @@ def _weight_files(directory: Path) -> list[str]:
 
 
 def _read_object(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ModelIncompatible(f"{path.name} holds no JSON object")
     return content

@@ -65,9 +65,11 @@ class TransformerFamily(ABC):
                 f"config.json: a context of {config.max_seq_len} tokens is beyond "
                 f"{LONGEST_CONTEXT}, the most that is supported"
             )
+        tensors = files.read_weights(directory)
+        files.check_layers(shape.layers, tensors)
         with torch.device("meta"):
             model = Transformer(config, design, shape)
-        files.assign(model, self.own_tensors(files.read_weights(directory), model))
+        files.assign(model, self.own_tensors(tensors, model))
         return model
 
     @abstractmethod

@@ -134,7 +134,7 @@ def test_a_head_of_its_own_is_refused(theirs: GPT2LMHeadModel, tmp_path: Path) -
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"model_type": "char_lstm"}, "model_type"),
         ({"n_head": 5}, "n_head 5 does not divide n_embd 32"),
-        ({"n_head": 0}, "n_head is 0, not a positive whole number"),
+        ({"n_head": 0}, "n_head is 0, not a whole number of 1 to 16777216"),
         ({"n_layer": True}, "n_layer is True"),
         ({"n_layer": "2"}, "n_layer is '2'"),
         ({"n_layer": 3}, r"transformer\.h\.2\.|h\.2\."),

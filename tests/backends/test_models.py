@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,7 +163,9 @@ def test_damaged_or_missing_weights_are_refused(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": "bert"}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"model_type": "bert"}', "[" * 100_000]
+)
 def test_a_folder_without_a_known_config_is_refused(
     family: str, content: str | None, tmp_path: Path
 ) -> None:
@@ -171,6 +174,18 @@ def test_a_folder_without_a_known_config_is_refused(
     for load in (load_model, model_family(family).load):
         with pytest.raises(ModelIncompatible, match=r"config\.json"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_config_makes_a_model_of_more_layers_than_there_are_weights(
+    family: str, tmp_path: Path
+) -> None:
+    model_family(family).save(build(family), tmp_path)
+    path = tmp_path / "config.json"
+    name = {"gpt2": "n_layer", "char_lstm": "num_layers"}.get(family, "num_hidden_layers")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 10_000_000}))
+    with pytest.raises(ModelIncompatible, match=r"10000000 layers, but model\.safetensors has"):
+        load_model(tmp_path)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
