@@ -21,7 +21,6 @@ from tasks import process
 from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
-from trainer_app.events import JobEvents
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.store import idempotency, lease, requests, upkeep
 from trainer_app.store.lease import Reaped
@@ -90,13 +89,13 @@ def _tell(reaped: Reaped) -> None:
     log.warning(reaped.message, status=reaped.status)
     log.close()
     if reaped.status != "queued":
-        events = JobEvents(
-            process.publisher(),
-            job_id=reaped.job_id,
-            user_id=reaped.user_id,
-            queue_name=reaped.queue,
+        events = process.job_events(
+            reaped.kind, job_id=reaped.job_id, user_id=reaped.user_id, queue_name=reaped.queue
         )
-        events.failed("user" if reaped.status == "cancelled" else "system", reaped.message)
+        if reaped.status == "cancelled":
+            events.failed("user", "cancelled")
+        else:
+            events.failed("system", reaped.message)
 
 
 def dispatch() -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+import redis
 import structlog
 
 from tasks import process
@@ -17,6 +18,7 @@ from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
+    AlreadyFinished,
     Conflict,
     FieldError,
     LeaseLost,
@@ -28,6 +30,7 @@ from trainer_app.errors import (
 )
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
+from trainer_app.queue import cancelled_key
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Artifact, Claim, JobKind, Status
 
@@ -81,13 +84,16 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     Returns normally for a duplicate, stale or cancelled message, and when the job failed: the
     database holds what became of it.
     """
+    structlog.contextvars.clear_contextvars()  # of the job before
+    structlog.contextvars.bind_contextvars(job_id=job_id)
     settings = process.settings()
     holder = owner(hostname)
+    _heed_a_cancellation_set_by_hand(job_id)
     claim = lease.claim(
         process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds
     )
     if claim is None:
-        _log.info("nothing to do: the job is taken, cancelled or done", job_id=job_id)
+        _log.info("nothing to do: the job is taken, cancelled or done")
         return
     log = JobLog(
         job_log_path(settings, job_id),
@@ -95,10 +101,9 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         attempt=claim.attempt,
         request_id=claim.request_id,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(job_id=job_id, request_id=claim.request_id)
-    events = JobEvents(
-        process.publisher(), job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
+    structlog.contextvars.bind_contextvars(request_id=claim.request_id)
+    events = process.job_events(
+        claim.kind, job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
     )
     log.info("started", worker=holder)
     events.started()
@@ -113,6 +118,23 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         job = Job(claim=claim, held=held, log=log, events=events)
         _end_held(job, _outcome(job, work))
     log.close()
+
+
+def _heed_a_cancellation_set_by_hand(job_id: str) -> None:
+    """A client may ask in Redis as well as in the API: a run that is queued then never starts."""
+    try:
+        if process.redis_client().get(cancelled_key(job_id)) != "1":
+            return
+    except (redis.RedisError, OSError):
+        return  # the lease's thread looks again, and again
+    with suppress(AlreadyFinished, NotFound):
+        run = runs.get(process.database(), job_id)
+        status = lease.request_cancel(process.database(), job_id)
+        if run.status is Status.QUEUED and status is Status.CANCELLED:
+            events = process.job_events(
+                JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
+            )
+            events.failed("user", "cancelled")
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:

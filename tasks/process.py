@@ -10,6 +10,7 @@ from trainer_app import events
 from trainer_app.queue import Queue
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
+from trainer_app.store.tables import JobKind
 
 
 @cache
@@ -34,6 +35,12 @@ def redis_client() -> redis.Redis:
 def publisher() -> events.Publisher:
     """The thread that sends events."""
     return events.Publisher(redis_client())
+
+
+def job_events(kind: JobKind, *, job_id: str, user_id: int, queue_name: str) -> events.JobEvents:
+    """Tells followers of a run; of other jobs, which they did not ask for, nobody."""
+    told = publisher() if kind is JobKind.TRAIN else None
+    return events.JobEvents(told, job_id=job_id, user_id=user_id, queue_name=queue_name)
 
 
 @cache

@@ -114,7 +114,10 @@ def _jsonable(value: object) -> object:
 class JobEvents:
     """The events of one job, in the contract's order and form."""
 
-    def __init__(self, publisher: Publisher, *, job_id: str, user_id: int, queue_name: str) -> None:
+    def __init__(
+        self, publisher: Publisher | None, *, job_id: str, user_id: int, queue_name: str
+    ) -> None:
+        """``publisher`` is None for a job that is no run: nobody is told of it."""
         self._publisher = publisher
         self._common: Event = {"job_id": job_id, "user_id": user_id}
         self._lifecycle: Event = {**self._common, "domain": "trainer", "queue": queue_name}
@@ -124,7 +127,7 @@ class JobEvents:
 
     def started(self) -> None:
         """A worker has taken the job."""
-        self._publisher.send({"type": "trainer.job.started.v1", **self._lifecycle})
+        self._send({"type": "trainer.job.started.v1", **self._lifecycle})
 
     def progress(self, percent: int, message: str) -> None:
         """How far the job is: 0 to 99."""
@@ -139,7 +142,7 @@ class JobEvents:
 
     def completed(self, *, result_id: str, result_bytes: int) -> None:
         """The job's result is there."""
-        self._publisher.send(
+        self._send(
             {
                 "type": "trainer.job.completed.v1",
                 **self._lifecycle,
@@ -151,7 +154,7 @@ class JobEvents:
 
     def failed(self, kind: ErrorKind, message: str) -> None:
         """The job has ended without a result; a cancelled one is a user's failure."""
-        self._publisher.send(
+        self._send(
             {
                 "type": "trainer.job.failed.v1",
                 **self._lifecycle,
@@ -162,19 +165,20 @@ class JobEvents:
 
     def metrics_config(self, values: Mapping[str, object]) -> None:
         """What is trained, and on what."""
-        self._publisher.send({"type": "trainer.metrics.config.v1", **self._common, **values})
+        self._send({"type": "trainer.metrics.config.v1", **self._common, **values})
 
     def metrics_progress(self, values: Mapping[str, object], *, evaluation: bool = False) -> None:
         """A point of the curve: one that comes too soon is dropped, an evaluation is held back."""
         event: Event = {"type": "trainer.metrics.progress.v1", **self._common, **values}
-        if evaluation and not self._publisher.is_behind:
+        behind = self._publisher is not None and self._publisher.is_behind
+        if evaluation and not behind:
             self._paced(event)
         else:
             self._throttled(event)
 
     def metrics_completed(self, values: Mapping[str, object]) -> None:
         """The final figures of a run."""
-        self._publisher.send({"type": "trainer.metrics.completed.v1", **self._common, **values})
+        self._send({"type": "trainer.metrics.completed.v1", **self._common, **values})
 
     def _throttled(self, event: Event) -> None:
         told_at = self._told_at.get(str(event["type"]), -math.inf)
@@ -184,7 +188,11 @@ class JobEvents:
     def _paced(self, event: Event) -> None:
         kind = str(event["type"])
         self._told_at[kind] = time.monotonic()
-        self._publisher.send(event, self._paces.setdefault(kind, _Pace()))
+        self._send(event, self._paces.setdefault(kind, _Pace()))
+
+    def _send(self, event: Event, pace: _Pace | None = None) -> None:
+        if self._publisher is not None:
+            self._publisher.send(event, pace)
 
 
 def perplexity(loss: float) -> float:

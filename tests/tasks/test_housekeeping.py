@@ -108,6 +108,17 @@ def test_a_run_that_loses_every_worker_fails_and_the_bot_hears_of_it(
     assert (event["type"], event["error_kind"]) == ("trainer.job.failed.v1", "system")
 
 
+def test_a_cancelled_run_whose_worker_was_lost_is_told_of_as_cancelled(
+    run_id: str, sent_events: Sent
+) -> None:
+    lose_the_worker(run_id)
+    lease.request_cancel(process.database(), run_id)
+    housekeeping.reap()
+
+    [event] = sent_events()
+    assert (event["error_kind"], event["message"]) == ("user", "cancelled")
+
+
 def test_the_result_of_an_old_request_is_forgotten(
     worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

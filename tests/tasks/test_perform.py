@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tasks import process
 from tasks.held import draining
 from tasks.perform import Done, Job, perform
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs
+from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.lease import JobKind
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -231,6 +232,54 @@ def test_a_job_that_would_be_queued_again_but_was_cancelled_ends_as_cancelled(
 
     assert runs.get(process.database(), run_id).status == "cancelled"
     assert sent_events()[-1]["message"] == "cancelled"
+
+
+def test_a_queued_run_that_a_client_cancels_in_redis_never_starts(
+    worker: Settings, run_id: str, sent_events: Sent
+) -> None:
+    process.redis_client().set(cancelled_key(run_id), "1")
+
+    for _ in range(2):
+        perform(run_id, hostname="train-0@here", work=done)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt) == ("cancelled", 0)
+    [event] = sent_events()
+    assert event["type"] == "trainer.job.failed.v1"
+    assert (event["error_kind"], event["message"]) == ("user", "cancelled")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancellation_in_redis_of_what_has_ended_or_was_no_run_is_nothing(run_id: str) -> None:
+    perform(run_id, hostname="train-0@here", work=done)
+    for job_id in (run_id, "run-of-nobody"):
+        process.redis_client().set(cancelled_key(job_id), "1")
+        perform(job_id, hostname="train-0@here", work=done)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+
+
+def test_only_runs_are_told_of(worker: Settings, run_id: str, sent_events: Sent) -> None:
+    spec = TokenizerSpec(method="bpe", vocab_size=300, corpus_sha256="0" * 64)
+    job_id = tokenizers.create(process.database(), spec, queue="trainer.light").job_id
+
+    perform(job_id, hostname="light-0@here", work=done)
+    perform(run_id, hostname="train-0@here", work=done)
+
+    assert {event["job_id"] for event in sent_events()} == {run_id}
+
+
+def test_what_a_worker_logs_has_the_ids_of_its_present_job(
+    worker: Settings,
+) -> None:
+    structlog.contextvars.bind_contextvars(job_id="run-before", request_id="request-before")
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        perform("run-of-nobody", hostname="train-0@here", work=done)
+
+    assert [line["job_id"] for line in lines] == ["run-of-nobody"]
+    assert "request_id" not in lines[0]
 
 
 def test_a_job_that_lost_its_lease_writes_nothing_more(worker: Settings, run_id: str) -> None:
