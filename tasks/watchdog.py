@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import psutil
@@ -42,21 +43,23 @@ class Watchdog:
         self._clock = clock
         self._overdue: dict[tuple[int, str], float] = {}  # pid and job -> since when
 
-    def look(self, jobs: Mapping[int, str], *, draining: bool = False) -> None:
+    def look(self, busy: Callable[[], Mapping[int, str]], *, draining: bool = False) -> None:
         """Kill the children that do not leave their job, end the leases of dead ones.
 
-        ``jobs``: what each busy child works on, by pid. Raises Unavailable once it has done what
-        can be done without the database: no child gets more time because that is away.
+        ``busy`` says what each busy child works on, by pid; it is asked again before one is
+        killed. Raises Unavailable once it has done what can be done without the database: no child
+        gets more time because that is away.
         """
+        jobs = busy()
         try:
             owned = lease.owned(self._database, self._hostname)
         except Unavailable:
             self._end_overdue(
-                {child for child in jobs.items() if draining or child in self._overdue}
+                {child for child in jobs.items() if draining or child in self._overdue}, busy
             )
             raise
         mine = {(one.pid, one.job_id) for one in owned if not one.cancel_requested}
-        self._end_overdue({child for child in jobs.items() if draining or child not in mine})
+        self._end_overdue({child for child in jobs.items() if draining or child not in mine}, busy)
         for one in owned:
             if not _lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
@@ -64,14 +67,18 @@ class Watchdog:
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
                 )
 
-    def _end_overdue(self, children: set[tuple[int, str]]) -> None:
+    def _end_overdue(
+        self, children: set[tuple[int, str]], busy: Callable[[], Mapping[int, str]]
+    ) -> None:
         """Kill those that should not be at their job for too long."""
         now = self._clock()
         self._overdue = {child: self._overdue.get(child, now) for child in children}
         for (pid, job_id), since in self._overdue.items():
-            if now - since > KILL_SECONDS:
+            # It may have left while the database was asked, which takes up to a minute.
+            if now - since > KILL_SECONDS and busy().get(pid) == job_id:
                 _log.error("a child does not leave its job: it is killed", job_id=job_id, pid=pid)
-                self._kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its pid may be gone before its request is
+                    self._kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:

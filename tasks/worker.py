@@ -107,15 +107,17 @@ def _watch(worker: Worker) -> None:
     while True:
         time.sleep(_WATCH_SECONDS)
         try:
-            requests: list[Request] = list(state.active_requests)
-            watchdog.look(
-                {one.worker_pid: one.args[0] for one in requests if one.worker_pid is not None},
-                draining=_stopping.is_set(),
-            )
+            watchdog.look(_busy, draining=_stopping.is_set())
         except Unavailable as error:
             _log.warning("the database is away", error=str(error))
         except RuntimeError:  # the set changed while it was copied
             _log.debug("no look at the children this time")
+
+
+def _busy() -> dict[int, str]:
+    """The job that each child is at, by pid; raises RuntimeError where the set changes."""
+    requests: list[Request] = list(state.active_requests)
+    return {one.worker_pid: one.args[0] for one in requests if one.worker_pid is not None}
 
 
 def _beat(hostname: str, queues: Sequence[str]) -> None:

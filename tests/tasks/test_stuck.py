@@ -209,7 +209,7 @@ class Guarded:
         assert claim is not None
         self.claim, self.pid, self.clock = claim, pid, Clock()
         self.killed: list[tuple[int, int]] = []
-        self._watchdog = Watchdog(
+        self.watchdog = Watchdog(
             process.database(),
             "train-0@here",
             kill=lambda pid, number: self.killed.append((pid, number)),
@@ -217,11 +217,11 @@ class Guarded:
         )
 
     def lose_the_database(self) -> None:
-        self._watchdog._database = Database("postgresql://nobody@127.0.0.1:1/none")
+        self.watchdog._database = Database("postgresql://nobody@127.0.0.1:1/none")
 
     def look(self, after: float, *, draining: bool = False) -> None:
         self.clock.now += after
-        self._watchdog.look({self.pid: self.claim.job_id}, draining=draining)
+        self.watchdog.look(lambda: {self.pid: self.claim.job_id}, draining=draining)
 
 
 @pytest.fixture
@@ -261,6 +261,30 @@ def test_a_child_that_does_not_drain_is_killed(guarded: Guarded) -> None:
     assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
 
 
+def test_a_child_that_has_left_its_job_by_the_time_that_it_would_be_killed_is_not(
+    guarded: Guarded,
+) -> None:
+    cancelled(guarded.claim.job_id)
+    guarded.look(0)
+    guarded.clock.now += KILL_SECONDS + 1
+    asked = iter([{guarded.pid: guarded.claim.job_id}, {guarded.pid: "another job"}])
+
+    guarded.watchdog.look(lambda: next(asked))
+
+    assert guarded.killed == []
+    assert next(asked, None) is None
+
+
+def test_a_child_that_is_gone_when_it_is_to_be_killed_is_no_trouble(run_id: str) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    clock = Clock()
+    watchdog = Watchdog(process.database(), "train-0@here", clock=clock)
+    for seconds in (0.0, KILL_SECONDS + 1):
+        clock.now = seconds
+        watchdog.look(lambda: {gone.pid: run_id})
+
+
 def test_no_child_gets_more_time_because_the_database_is_away(guarded: Guarded) -> None:
     cancelled(guarded.claim.job_id)
     guarded.look(0)
@@ -291,16 +315,16 @@ def test_the_lease_of_a_dead_child_ends_at_once_and_that_of_a_live_one_does_not(
     owner = f"train-0@here:{other_process.pid}"
     assert lease.claim(process.database(), run_id, owner, lease_seconds=60) is not None
 
-    watchdog.look({})
+    watchdog.look(dict)
     assert lease.reap(process.database(), max_crashes=3) == []
     other_process.kill()
     while not lease.reap(process.database(), max_crashes=3):  # a zombie, then gone
-        watchdog.look({})
+        watchdog.look(dict)
     other_process.wait()
 
     assert runs.get(process.database(), run_id).status == "queued"
     claim = lease.claim(process.database(), run_id, owner, lease_seconds=60)
     assert claim is not None
-    watchdog.look({})
+    watchdog.look(dict)
 
     assert len(lease.reap(process.database(), max_crashes=3)) == 1
