@@ -124,6 +124,16 @@ def test_a_recurrent_model_reads_the_whole_of_a_long_prompt() -> None:
     assert first == [loaded.tokenizer.decode([int(logits_1V[0, EOS_ID:].argmax()) + EOS_ID])]
 
 
+def test_a_long_prompt_is_left_when_it_is_to_stop() -> None:
+    loaded = build("char_lstm")
+    asked = iter([False, True])  # a third question would raise
+    spec = GenerateSpec(prompt_text="a" * (5 * READ_AT_ONCE), num_return_sequences=2)
+
+    result = generate(loaded, spec, should_stop=lambda: next(asked))
+
+    assert result == Generation(outputs=["", ""], steps=0, eos_terminated=[False, False])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_empty_prompt_starts_like_a_text_after_another(family: str) -> None:
     loaded = build(family)

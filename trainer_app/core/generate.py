@@ -41,7 +41,8 @@ def generate(
 
     An empty prompt starts from [EOS], which is what stands before each text in training. Of a
     prompt longer than the context the last tokens count. ``should_stop`` is asked before each
-    token; what there is by then is returned.
+    token, and between the parts of READ_AT_ONCE tokens that a long prompt is read in; what there
+    is by then is returned.
     """
     with loaded.in_use():
         return _generate(loaded, spec, should_stop)
@@ -51,11 +52,12 @@ def _generate(
     loaded: LoadedModel, spec: GenerateSpec, should_stop: Callable[[], bool]
 ) -> Generation:
     sampler = Sampler(spec, loaded.device)
-    reader = _Reader(loaded, loaded.tokenizer.encode(spec.prompt_text) or [EOS_ID], spec)
+    prompt = loaded.tokenizer.encode(spec.prompt_text) or [EOS_ID]
+    reader = _Reader(loaded, prompt, spec, should_stop)
     sequences = [_Sequence(spec, loaded.tokenizer) for _ in range(spec.num_return_sequences)]
     growing = sequences
     logits_BV = reader.read_prompt(len(sequences))
-    while not should_stop():
+    while logits_BV is not None and not should_stop():
         ids_B = sampler.choose(logits_BV)
         for sequence, token_id in zip(growing, ids_B.tolist(), strict=True):
             sequence.append(token_id)
@@ -76,7 +78,14 @@ def _generate(
 class _Reader:
     """Feeds tokens to the model and slides its window when the context is full."""
 
-    def __init__(self, loaded: LoadedModel, prompt: list[int], spec: GenerateSpec) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt: list[int],
+        spec: GenerateSpec,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._should_stop = should_stop
         self._model: CausalModel = loaded.model
         self._context = loaded.context
         window = prompt if self._context is None else prompt[-self._context :]
@@ -87,16 +96,24 @@ class _Reader:
         self._history_BT = torch.tensor([window], device=loaded.device)
         self._cache = self._model.new_cache(1, self._capacity)
 
-    def read_prompt(self, sequences: int) -> Tensor:
-        """Read the prompt once, for all sequences; returns the logits after it (B, V)."""
+    def read_prompt(self, sequences: int) -> Tensor | None:
+        """Read the prompt once, for all sequences.
+
+        Returns the logits after it (B, V), or None when it was to stop before.
+        """
         logits_1V = self._read_all(self._history_BT)
+        if logits_1V is None:
+            return None
         rows_B = torch.zeros(sequences, dtype=torch.long, device=logits_1V.device)
         self._history_BT = self._history_BT[rows_B]
         self._cache.reorder(rows_B)
         return logits_1V[rows_B]
 
-    def read(self, ids_B: Tensor) -> Tensor:
-        """Read one more token of each sequence; returns the logits after it (B, V)."""
+    def read(self, ids_B: Tensor) -> Tensor | None:
+        """Read one more token of each sequence.
+
+        Returns the logits after it (B, V), or None when it was to stop before.
+        """
         ids_B1 = ids_B[:, None]
         if self._context is None:
             return self._model.decode(ids_B1, self._cache)
@@ -116,10 +133,12 @@ class _Reader:
         self._cache.reorder(rows_B)
         return ids_B[rows_B]
 
-    def _read_all(self, ids_BT: Tensor) -> Tensor:
+    def _read_all(self, ids_BT: Tensor) -> Tensor | None:
         parts = torch.split(ids_BT, READ_AT_ONCE, dim=1)
         for part_BT in parts[:-1]:
             self._model.decode(part_BT, self._cache)
+            if self._should_stop():
+                return None
         return self._model.decode(parts[-1], self._cache)
 
 
