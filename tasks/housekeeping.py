@@ -30,6 +30,8 @@ _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
 _AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2
 _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
+_SENDING: Final = "sending"  # its value until all that is queued was sent
+_SENT: Final = "1"
 
 _log = structlog.get_logger(__name__)
 
@@ -61,12 +63,17 @@ class Reaper:
         process.database().ping()
         now = self._clock()
         if self._last is not None and now - self._last > _AWAY_SECONDS:
-            jobs = process.settings().jobs
-            # Their next beat is due by then, and has the time to be written.
-            self._not_before = now + jobs.beat_seconds + _PASS_SECONDS
+            self._not_before = self._grace_from(now)
+        elif self._last is not None and now < self._last:
+            # The clock was set back: what was put off by it before it was right is not due then.
+            self._not_before = min(self._not_before, self._grace_from(now))
         self._last = now
         if now >= self._not_before:
             reap()
+
+    def _grace_from(self, now: float) -> float:
+        """When the workers' next beat was due, and had the time to be written."""
+        return now + process.settings().jobs.beat_seconds + _PASS_SECONDS
 
 
 def _explained(reaped: Reaped) -> Reaped:
@@ -99,13 +106,25 @@ def _tell(reaped: Reaped) -> None:
 
 
 def dispatch() -> None:
-    """Publish the queued jobs that are due: all of them once Redis has lost its data."""
+    """Publish the queued jobs that are due: all of them once Redis has lost its data.
+
+    Ends at the first that cannot be sent, for each waits for a Redis that hangs, and nothing is
+    reaped meanwhile; it and those after it are as due as before.
+    """
+    client = process.redis_client()
     try:
-        wiped = not process.redis_client().exists(_SENTINEL)
-        for wakeup in lease.due(process.database(), all_queued=wiped):
-            process.queue().publish(wakeup)
-        # Only now: whoever is killed half-way leaves the rest to the next pass.
-        process.redis_client().set(_SENTINEL, "1")
+        wiped = client.get(_SENTINEL) != _SENT
+        if wiped:
+            # Whoever is killed half-way leaves the rest to the next pass.
+            client.set(_SENTINEL, _SENDING)
+        due = lease.due(process.database(), all_queued=wiped)
+        for number, wakeup in enumerate(due):
+            if not process.queue().publish(wakeup):
+                upkeep.take_back(process.database(), [one.job_id for one in due[number:]])
+                return
+        if wiped:
+            # Not where Redis was wiped again since: what was sent before is gone.
+            client.set(_SENTINEL, _SENT, xx=True)
     except (redis.RedisError, OSError):
         _log.debug("nothing can be published while Redis is away")
 

@@ -166,6 +166,25 @@ def test_after_an_outage_workers_may_renew_their_leases_before_anything_is_reape
     assert waited == ["running"] * 6 + ["queued"]  # a beat every 10 s
 
 
+def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
+    claim: Claim,
+) -> None:
+    now = [0.0]
+    reaper = Reaper(lambda: now[0])
+    reaper.one_pass()
+    now[0] = 86_400.0
+    reaper.one_pass()
+    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
+
+    statuses = []
+    for seconds in range(4, 18, 2):
+        now[0] = seconds
+        reaper.one_pass()
+        statuses.append(runs.get(process.database(), claim.job_id).status)
+
+    assert statuses == ["running"] * 6 + ["queued"]  # a beat every 10 s
+
+
 def test_a_lease_that_is_over_when_housekeeping_starts_is_ended_at_once(claim: Claim) -> None:
     lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DataNotFound
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs
-from trainer_app.store.lease import JobKind
+from trainer_app.store.lease import JobKind, Wakeup
 
 Sent = Callable[[], list[dict[str, object]]]
 
@@ -74,6 +75,90 @@ def test_nothing_is_marked_as_published_while_redis_is_away(
     housekeeping.dispatch()
 
     assert [wakeup.job_id for wakeup in lease.due(process.database())] == [run_id]
+
+
+@contextmanager
+def sending_by(queue: object) -> Iterator[None]:
+    """Lets something else send the wake-up calls for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "queue", lambda: queue)
+        yield
+
+
+class Forgetful:
+    """Sends wake-up calls, and loses them all with the rest of Redis once one was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def publish(self, wakeup: Wakeup) -> bool:
+        self.sent.append(wakeup.job_id)
+        if len(self.sent) == 1:
+            process.redis_client().flushall()
+        return True
+
+
+def test_redis_is_wiped_while_all_that_is_queued_is_sent_and_it_is_sent_again(
+    worker: Settings, run_id: str
+) -> None:
+    queue = Forgetful()
+
+    with sending_by(queue):
+        for _ in range(3):
+            housekeeping.dispatch()
+
+    assert queue.sent == [run_id] * 2
+
+
+def test_redis_is_wiped_while_one_that_is_due_is_sent_and_it_is_sent_again(
+    worker: Settings,
+) -> None:
+    housekeeping.dispatch()  # there is nothing to send
+    run_id = runs.create(process.database(), SPEC, queue="trainer").run_id
+    queue = Forgetful()
+
+    with sending_by(queue):
+        for _ in range(3):
+            housekeeping.dispatch()
+
+    assert queue.sent == [run_id] * 2
+
+
+def test_whoever_is_killed_half_way_leaves_the_rest_of_what_was_lost_to_the_next_pass(
+    worker: Settings, run_id: str
+) -> None:
+    class Killed(Exception):
+        pass
+
+    class Deadly:
+        def publish(self, wakeup: Wakeup) -> bool:
+            raise Killed
+
+    with sending_by(Deadly()), pytest.raises(Killed):
+        housekeeping.dispatch()
+    housekeeping.dispatch()
+
+    assert waiting("trainer") == 1
+
+
+def test_redis_fails_at_the_second_of_many_and_the_rest_stays_due_without_being_tried(
+    worker: Settings, run_id: str
+) -> None:
+    ids = [run_id, *(runs.create(process.database(), SPEC, queue="trainer").run_id for _ in "abc")]
+    tried: list[str] = []
+
+    class Failing:
+        def publish(self, wakeup: Wakeup) -> bool:
+            tried.append(wakeup.job_id)
+            return len(tried) == 1
+
+    process.redis_client().set("trainer:sentinel", "1")
+
+    with sending_by(Failing()):
+        housekeeping.dispatch()
+
+    assert tried == ids[:2]
+    assert [wakeup.job_id for wakeup in lease.due(process.database())] == ids[1:]
 
 
 def test_a_run_whose_worker_was_lost_is_queued_again_and_says_so(

@@ -7,6 +7,7 @@ each other, nor for a worker that froze in the middle of a write.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -203,6 +204,21 @@ def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) ->
             ids = [wakeup.job_id for wakeup in wakeups[start : start + _CHUNK]]
             connection.execute(_dispatched().where(JobRow.id.in_(ids)))
     return wakeups
+
+
+def take_back(db: Database, job_ids: Sequence[str]) -> None:
+    """Make jobs due again that ``due`` has counted as dispatched, but that were not sent."""
+    with db.write() as connection:
+        for start in range(0, len(job_ids), _CHUNK):
+            connection.execute(
+                update(JobRow)
+                .where(
+                    JobRow.id.in_(job_ids[start : start + _CHUNK]),
+                    JobRow.status == Status.QUEUED,
+                    JobRow.dispatches > 0,  # unless it was claimed and queued again since
+                )
+                .values(dispatched_at=None, dispatches=JobRow.dispatches - 1)
+            )
 
 
 def mark_dispatched(db: Database, job_id: str) -> None:
