@@ -11,7 +11,7 @@ from tasks.fetched import corpus_of
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
 from trainer_app import artifacts
-from trainer_app.core.files import remove_directory
+from trainer_app.core.files import end_replacements, remove_directory
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
@@ -19,21 +19,23 @@ from trainer_app.core.tokenizer_training import train_tokenizer
 
 def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
-    runs = process.settings().paths.runs
+    settings = process.settings()
+    runs = settings.paths.runs
     for left_over in runs.glob(f"{job.claim.job_id}-*"):  # of attempts that were killed, or sleep
         remove_directory(left_over)
     staging = runs / f"{job.claim.job_id}-{job.claim.attempt}"
     staging.mkdir(parents=True)
+    spec = TokenizerSpec.from_json(job.claim.spec)
+    final = artifacts.tokenizer_directory(settings, spec.tokenizer_id or job.claim.job_id)
+    end_replacements(final)
     try:
-        return _train(job, staging)
+        return _train(job, spec, staging, final)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _train(job: Job, staging: Path) -> Done | StopReason:
+def _train(job: Job, spec: TokenizerSpec, staging: Path, final: Path) -> Done | StopReason:
     settings = process.settings()
-    spec = TokenizerSpec.from_json(job.claim.spec)
-    tokenizer_id = spec.tokenizer_id or job.claim.job_id
     corpus = corpus_of(job, spec, on_message=job.log.info)
     report = train_tokenizer(
         spec,
@@ -50,10 +52,9 @@ def _train(job: Job, staging: Path) -> Done | StopReason:
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
     job.renew_lease()
-    final = artifacts.tokenizer_directory(settings, tokenizer_id)
-    artifacts.publish(staging, final, tokenizer_manifest(tokenizer_id, spec, report, times))
+    artifacts.publish(staging, final, tokenizer_manifest(final.name, spec, report, times))
     return Done(
         result=report.to_json(),
-        result_id=tokenizer_id,
+        result_id=final.name,
         result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
     )

@@ -18,7 +18,7 @@ from tasks.perform import Done, Job
 from tasks.reporting import EventReporter, LogReporter, RowReporter
 from tasks.upload import keep
 from trainer_app import artifacts
-from trainer_app.core.files import remove_directory, write_atomically
+from trainer_app.core.files import end_replacements, remove_directory, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
@@ -46,6 +46,7 @@ def work(job: Job) -> Done | StopReason:
         # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
         remove_directory(staging)
     final = artifacts.model_directory(settings, job.claim.job_id)
+    end_replacements(final)
     if not is_whole(final):  # it is where an attempt died after it had published
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):

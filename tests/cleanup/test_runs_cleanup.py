@@ -184,6 +184,22 @@ def test_a_deletion_that_was_cut_off_is_finished(
     assert not path.exists()
 
 
+def test_a_model_whose_replacement_was_cut_off_is_put_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = world.settings.paths.artifacts / "models"
+    old = models / f".run-a.{'0' * 16}.old"
+    old.mkdir(parents=True)
+    (old / "manifest.json").touch()
+    clean(world)
+    assert old.exists()  # somebody may be at it
+    later = time.time() + 3_601
+    monkeypatch.setattr(time, "time", lambda: later)
+    clean(world)
+    assert [path.name for path in models.glob("*/*")] == ["manifest.json"]
+    assert (models / "run-a").is_dir()
+
+
 def test_where_nothing_ever_ran_there_is_nothing_to_do(world: World) -> None:
     assert clean(world).removed == ()
     assert not os.path.lexists(world.settings.paths.runs)

@@ -308,6 +308,16 @@ def test_what_a_crash_left_half_written_is_removed(
     assert not half.exists()
 
 
+def test_a_checkpoint_that_a_killed_process_was_about_to_replace_is_used(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1))
+    path.rename(path.with_name(f".{path.name}.{'0' * 16}.old"))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[1] == path
+
+
 def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
     checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

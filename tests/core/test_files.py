@@ -15,7 +15,9 @@ import pytest
 from tests.disk_faults import failing_disk
 from trainer_app.core.files import (
     disk_full_named,
+    end_replacements,
     fsync_tree,
+    put_back,
     remove_directory,
     rename_directory,
     replace_directory,
@@ -200,3 +202,115 @@ def test_what_is_taken_away_while_it_is_copied_does_not_appear(
     with pytest.raises(FileNotFoundError):
         replace_directory(source, target)
     assert list(other_file_system.iterdir()) == []
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "file").write_text(text)
+    return path
+
+
+def test_what_is_published_is_not_moved_for_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a process that wakes: the next attempt has taken its staging away meanwhile."""
+    target = folder_with(tmp_path / "model", "published")
+    source = folder_with(tmp_path / "staging", "of an attempt that slept")
+    moved: list[str] = []
+    rename, stat = Path.rename, Path.stat
+
+    def renamed(one: Path, other: Path) -> Path:
+        moved.append(one.name)
+        return rename(one, other)
+
+    def slept(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path == target.parent:  # after the first look at the staging
+            shutil.rmtree(source, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "stat", slept)
+    for _ in range(2):  # gone before, the second time
+        with pytest.raises(FileNotFoundError):
+            replace_directory(source, target)
+    assert moved == []
+    assert (target / "file").read_text() == "published"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["nothing has come", "another has come"])
+def test_what_a_process_had_moved_away_when_it_was_killed_returns_unless_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, again: bool
+) -> None:
+    target = folder_with(tmp_path / "model", "published")
+    source = folder_with(tmp_path / "staging", "new")
+    rename = Path.rename
+
+    def killed(one: Path, other: Path) -> Path:
+        if one == source:
+            raise Killed
+        return rename(one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            replace_directory(source, target)
+    assert not target.exists()
+    (old,) = tmp_path.glob(".*")
+    if again:
+        folder_with(target, "another")
+
+    end_replacements(target)
+    put_back(old)  # another process does the same
+
+    assert (target / "file").read_text() == ("another" if again else "published")
+    assert sorted(tmp_path.iterdir()) == [target, source]
+
+
+def test_a_fault_while_it_is_put_back_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    old = folder_with(tmp_path / f".model.{'0' * 16}.old", "published")
+    with failing_disk(1, errno.EIO), pytest.raises(OSError, match="Input/output"):
+        put_back(old)
+    put_back(old)
+    assert (tmp_path / "model" / "file").read_text() == "published"
+
+
+def test_a_hidden_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    others = {
+        folder_with(tmp_path / name, "text")
+        for name in (".mine.old", f".model-b.{'0' * 16}.old", f".model.b.{'0' * 16}.tmp")
+    }
+    end_replacements(tmp_path / "model")
+    put_back(tmp_path / ".mine.old")
+    assert set(tmp_path.iterdir()) == others
+
+
+def test_a_copy_of_an_attempt_that_sleeps_is_not_there_when_it_wakes(
+    tmp_path: Path, other_file_system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_with(tmp_path / "staging", "of the attempt that sleeps")
+    target = other_file_system / "model"
+    stat = Path.stat
+    asked = 0
+
+    def slept(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        nonlocal asked
+        found = stat(path, follow_symlinks=follow_symlinks)
+        asked += path == source
+        if asked == 2 and path == source:
+            # The copy is whole. Then this process sleeps, and the next attempt begins.
+            shutil.rmtree(source)
+            end_replacements(target)
+            folder_with(target, "of the next attempt")
+        return found
+
+    monkeypatch.setattr(Path, "stat", slept)
+    with pytest.raises(FileNotFoundError):
+        replace_directory(source, target)
+    assert (target / "file").read_text() == "of the next attempt"
+    assert list(other_file_system.iterdir()) == [target]

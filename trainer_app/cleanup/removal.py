@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from trainer_app.core.files import temporary_beside
+from trainer_app.core.files import put_back, temporary_beside
 
 _LEFT_BEHIND_SECONDS: Final = 3_600.0  # since the folder was set aside
 
@@ -45,11 +45,17 @@ def set_aside(folder: Path) -> Path:
 
 
 def finish_removals(root: Path) -> None:
-    """Delete what was set aside by processes that were killed then."""
-    for path in root.glob(".*.tmp"):
+    """Delete what was set aside by processes that were killed then.
+
+    What they were about to replace, and had not yet, is put back.
+    """
+    for path in [*root.glob(".*.tmp"), *root.glob(".*.old")]:
         with suppress(FileNotFoundError):  # another process does the same
             if is_folder(path) and time.time() - path.lstat().st_ctime > _LEFT_BEHIND_SECONDS:
-                shutil.rmtree(path)
+                if path.suffix == ".old":
+                    put_back(path)
+                else:
+                    shutil.rmtree(path)
 
 
 def _kind(path: Path) -> int | None:

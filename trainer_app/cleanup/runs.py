@@ -38,7 +38,10 @@ def clean_runs(db: Database, settings: Settings, *, dry_run: bool) -> Report:
     failed_seconds = settings.jobs.failure_ttl_seconds
     folders = {path.name: path for path in root.iterdir()} if root.is_dir() else {}
     if not dry_run:
-        for place in (root, settings.paths.artifacts / "models"):
+        for place in (
+            root,
+            *(settings.paths.artifacts / kind for kind in ("models", "tokenizers")),
+        ):
             finish_removals(place)
     jobs = {name: job_id for name in sorted(folders) if (job_id := _job_of(name)) is not None}
     spent = uses.spent_jobs(db, list(set(jobs.values())), failed_seconds=failed_seconds)

@@ -20,6 +20,7 @@ from typing import Final
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.files import (
     disk_full_named,
+    put_back,
     replace_directory,
     sha256_file,
     temporary_beside,
@@ -105,6 +106,8 @@ class Checkpoints:
         Raises OSError, and removes nothing, where one cannot be read that may be whole; whatever
         a whole one raises that an incompatible version has written.
         """
+        for old in self._directory.glob(".*.old"):
+            put_back(old)
         for left_over in self._directory.glob(".*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         for path in self._newest_first():

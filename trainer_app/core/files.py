@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Final
 from trainer_app.errors import DiskFull
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+_BESIDE: Final = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(?:tmp|old)")
 
 
 @contextmanager
@@ -60,7 +63,11 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A new name in the same folder, so that a rename to ``path`` stays on one file system."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    return _beside(path, "tmp")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
 
 
 def fsync_file(path: Path) -> None:
@@ -103,10 +110,11 @@ def rename_directory(source: Path, target: Path) -> None:
 def replace_directory(source: Path, target: Path) -> None:
     """Like ``rename_directory``, in place of the folder, if any, that stands at ``target``.
 
-    An error leaves the old folder there. A crash between the two renames leaves none: use it only
-    for what its writer would write again. From another file system ``source`` is copied first.
+    An error, a ``source`` that is not there above all, leaves the old folder there. A crash between
+    the two renames leaves it beside under a hidden name, from which ``put_back`` fetches it. From
+    another file system ``source`` is copied first; the copy lies beside ``target``.
     """
-    fsync_tree(source)
+    fsync_tree(source)  # says nothing of a folder that is gone
     if source.stat().st_dev != target.parent.stat().st_dev:
         _swap_a_copy(source, target)
         return
@@ -131,7 +139,8 @@ def _swap_a_copy(source: Path, target: Path) -> None:
 
 
 def _swap(source: Path, target: Path) -> None:
-    old = temporary_beside(target)
+    old = _beside(target, "old")  # not as what is to be deleted is named: see put_back
+    source.stat()  # taken away meanwhile: then what is published stays where it is
     with disk_full_named(target), suppress(FileNotFoundError):
         target.rename(old)
     try:
@@ -143,6 +152,41 @@ def _swap(source: Path, target: Path) -> None:
     finally:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(old: Path) -> None:
+    """Finish a replacement that was cut off; ``old``, hidden, is what was to be replaced.
+
+    The folder returns to its place where no other has taken it; else it is deleted.
+    """
+    named = _BESIDE.fullmatch(old.name)
+    if named is None:
+        return  # no process of ours has named it
+    try:
+        old.rename(old.with_name(named[1]))
+        fsync_directory(old.parent)
+    except FileNotFoundError:
+        return  # another process does the same
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def end_replacements(target: Path) -> None:
+    """End what other attempts have begun at ``target``, whether they were killed or sleep.
+
+    A folder that was about to take its place goes, so that nobody who wakes can put it there; one
+    that was moved out of the way returns.
+    """
+    for path in list(target.parent.glob(".*")):
+        named = _BESIDE.fullmatch(path.name)
+        if named is None or named[1] != target.name:
+            continue
+        if path.suffix == ".old":
+            put_back(path)
+        else:
+            remove_directory(path)
 
 
 def _copy_directory(source: Path, target: Path) -> None:
