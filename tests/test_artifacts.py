@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from trainer_app import artifacts
-from trainer_app.errors import DataNotFound, NotReady
+from trainer_app.errors import DataNotFound, ModelIncompatible, NotReady
+from trainer_app.restore import is_whole
 
 
 @pytest.fixture
@@ -89,10 +91,77 @@ def test_only_listed_names_can_be_opened(model: Path, name: str) -> None:
 
 
 def test_a_listed_file_is_opened_by_its_name(model: Path) -> None:
-    path, file = artifacts.open_file(model, "eval/metrics.json")
+    source, file = artifacts.open_file(model, "eval/metrics.json")
 
-    assert path.read_bytes() == b"{}\n"
+    with source:
+        assert source.read() == b"{}\n"
     assert file.bytes == 3
+
+
+def listed(**entry: object) -> bytes:
+    return json.dumps(
+        {"files": {"config.json": {"bytes": 1, "sha256": "0" * 64, **entry}}}
+    ).encode()
+
+
+def named(name: str) -> bytes:
+    return json.dumps({"files": {name: {"bytes": 1, "sha256": "0" * 64}}}).encode()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"files": []}',
+        b'{"files": {"config.json": []}}',
+        b'{"files": {"config.json": {}}}',
+        listed(bytes=-1),
+        listed(bytes=True),
+        listed(bytes="1"),
+        listed(sha256=None),
+        listed(sha256="0"),
+        named("../secret"),
+        named("/etc/passwd"),
+        named("a//b"),
+        named(""),
+        named("a\\b"),
+        named("\ud800"),
+        named("manifest.json"),
+    ],
+    ids=repr,
+)
+def test_a_manifest_that_no_artifact_has_is_refused_by_name(model: Path, damaged: bytes) -> None:
+    (model / "manifest.json").write_bytes(damaged)
+
+    for read in (artifacts.read_manifest, artifacts.pointer):
+        with pytest.raises(ModelIncompatible, match=r"run-1: its manifest\.json"):
+            read(model)
+    assert not is_whole(model)
+
+
+def test_what_a_link_stands_for_is_not_opened(model: Path) -> None:
+    secret = model.parent / "secret"
+    secret.write_bytes((model / "config.json").read_bytes())
+    (model / "config.json").unlink()
+    (model / "config.json").symlink_to(secret)
+
+    assert not is_whole(model)
+    with pytest.raises(FileNotFoundError):
+        artifacts.open_file(model, "config.json")
+    with pytest.raises(FileNotFoundError):
+        list(artifacts.stream_tar(model))
+
+
+def test_a_manifest_is_not_a_link(model: Path) -> None:
+    (model / "manifest.json").rename(model.parent / "elsewhere")
+    (model / "manifest.json").symlink_to(model.parent / "elsewhere")
+
+    with pytest.raises(NotReady):
+        artifacts.pointer(model)
 
 
 def test_what_is_not_published_is_not_ready(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from trainer_app.core.files import (
     disk_full_named,
@@ -19,11 +22,14 @@ from trainer_app.core.files import (
     sha256_file,
     write_atomically,
 )
-from trainer_app.errors import DataNotFound, NotReady
+from trainer_app.errors import DataNotFound, ModelIncompatible, NotReady
+from trainer_app.safe_paths import is_plain_name, open_beneath
 from trainer_app.settings import Settings
 
 MANIFEST: Final = "manifest.json"
 _TAR_BLOCK: Final = 1 << 20
+_FIGURES: Final = ("loss", "perplexity", "bits_per_byte")  # of an evaluation
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _GZIP: Final = 31  # zlib: a window of 2^15 bytes, in a gzip wrapper
 
 
@@ -65,12 +71,26 @@ def evaluation_file(settings: Settings, run_id: str, split: str) -> Path:
 
 
 def read_evaluation(settings: Settings, run_id: str, split: str) -> dict[str, object] | None:
-    """The last completed evaluation as clients see it; None where there was none."""
+    """The last completed evaluation as clients see it; None where there was none.
+
+    Raises ModelIncompatible where its file is damaged.
+    """
     try:
         text = evaluation_file(settings, run_id, split).read_bytes()
     except FileNotFoundError:
         return None
-    found: dict[str, object] = json.loads(text)
+    try:
+        return _evaluation(json.loads(text), run_id)
+    except (ValueError, KeyError, OverflowError, RecursionError):
+        raise ModelIncompatible(
+            f"{run_id}: the file of its {split} evaluation is damaged"
+        ) from None
+
+
+def _evaluation(content: object, run_id: str) -> dict[str, object]:
+    found = _object(content)
+    if found["run_id"] != run_id or not all(map(_is_figure, map(found.get, _FIGURES))):
+        raise ValueError("not what was measured")
     return found
 
 
@@ -103,38 +123,85 @@ def publish(
 
 
 def read_manifest(directory: Path) -> dict[str, object]:
-    """The manifest of a finished artifact; raises NotReady where there is none."""
-    try:
-        manifest: dict[str, object] = json.loads((directory / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise NotReady(f"{directory.name} has no finished artifact yet") from None
-    return manifest
+    """The manifest of a finished artifact.
+
+    Raises NotReady where there is none, ModelIncompatible for one that no artifact has.
+    """
+    return _read(directory).manifest
 
 
 def pointer(directory: Path) -> Pointer:
-    """What an artifact consists of; raises NotReady where there is none."""
-    files = read_manifest(directory)["files"]
-    assert isinstance(files, dict)
-    manifest_file = directory / MANIFEST
-    sha256 = sha256_file(manifest_file)
-    own = ArtifactFile(name=MANIFEST, bytes=manifest_file.stat().st_size, sha256=sha256)
-    listed = [
-        ArtifactFile(name=name, bytes=entry["bytes"], sha256=entry["sha256"])
-        for name, entry in files.items()
-    ]
+    """What an artifact consists of; raises as ``read_manifest`` does."""
+    found = _read(directory)
+    own = ArtifactFile(name=MANIFEST, bytes=found.bytes, sha256=found.sha256)
     return Pointer(
         storage="local",
         file_id=None,
-        sha256=sha256,
-        files=tuple(sorted([*listed, own], key=lambda file: file.name)),
+        sha256=found.sha256,
+        files=tuple(sorted([*found.files, own], key=lambda file: file.name)),
     )
 
 
-def open_file(directory: Path, name: str) -> tuple[Path, ArtifactFile]:
-    """A file of an artifact by its listed name, so that no other file can be named."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Manifest:
+    """manifest.json, checked: its files have plain names, sizes and digests."""
+
+    manifest: dict[str, object]
+    files: tuple[ArtifactFile, ...]
+    bytes: int
+    sha256: str
+
+
+def _read(directory: Path) -> _Manifest:
+    try:
+        with open_beneath(directory, MANIFEST) as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise NotReady(f"{directory.name} has no finished artifact yet") from None
+    try:
+        manifest = _object(json.loads(data))
+        files = tuple(_file(name, entry) for name, entry in _object(manifest["files"]).items())
+    except (ValueError, KeyError, RecursionError):
+        raise ModelIncompatible(
+            f"{directory.name}: its {MANIFEST} is damaged, it is not what was published"
+        ) from None
+    return _Manifest(
+        manifest=manifest, files=files, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - one error for all that is damaged
+    return value
+
+
+def _file(name: str, value: object) -> ArtifactFile:
+    entry = _object(value)
+    size, sha256 = entry["bytes"], entry["sha256"]
+    # Names are checked here, once: whoever reads the list opens what it names.
+    if name == MANIFEST or not is_plain_name(name):
+        raise ValueError("not a name of an artifact's file")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError("not a size")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ValueError("not a digest")
+    return ArtifactFile(name=name, bytes=size, sha256=sha256)
+
+
+def open_file(directory: Path, name: str) -> tuple[BinaryIO, ArtifactFile]:
+    """A file of an artifact by its listed name, so that no other file can be named.
+
+    Raises as ``read_manifest`` does, DataNotFound for a name that is not listed, and
+    FileNotFoundError for a listed file that is not there or that a link stands for.
+    """
     for file in pointer(directory).files:
         if file.name == name:
-            return directory / name, file
+            return open_beneath(directory, name), file
     raise DataNotFound(f"the artifact of {directory.name} has no file of this name")
 
 
@@ -155,7 +222,7 @@ def _tar(directory: Path) -> Iterator[bytes]:
         header.size = file.bytes
         header.mode = 0o644
         yield header.tobuf(format=tarfile.PAX_FORMAT)
-        with (directory / file.name).open("rb") as source:
+        with open_beneath(directory, file.name) as source:
             while block := source.read(_TAR_BLOCK):
                 yield block
         yield bytes(-file.bytes % tarfile.BLOCKSIZE)

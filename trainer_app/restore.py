@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import zlib
@@ -12,8 +13,8 @@ from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.databank.digests import sha256_of
-from trainer_app.errors import DataBankUnavailable, NotReady
-from trainer_app.safe_paths import is_id
+from trainer_app.errors import DataBankUnavailable, ModelIncompatible, NotReady
+from trainer_app.safe_paths import is_plain_name, open_beneath
 
 _BLOCK: Final = 1 << 20
 
@@ -24,12 +25,17 @@ def lock_of(directory: Path) -> Path:
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether all that the manifest lists is there, by name and size."""
+    """Whether all that the manifest lists is there, by name and size; links do not count."""
     try:
         files = artifacts.pointer(directory).files
-        return all((directory / file.name).stat().st_size == file.bytes for file in files)
-    except (NotReady, FileNotFoundError):
+        return all(_size(directory, file.name) == file.bytes for file in files)
+    except (NotReady, ModelIncompatible, FileNotFoundError):
         return False
+
+
+def _size(directory: Path, name: str) -> int:
+    with open_beneath(directory, name) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def restore(
@@ -69,10 +75,10 @@ def _extract(archive: Path, root: str, staging: Path, should_stop: ShouldStop) -
 
 def _inside(name: str, root: str) -> Path:
     """A member's name relative to the model's folder."""
-    first, *rest = name.split("/")
-    if first != root or not rest or not all(map(is_id, rest)):
+    first, _, rest = name.partition("/")
+    if first != root or not is_plain_name(rest):
         raise DataBankUnavailable("the archive of the model holds a name that leads elsewhere")
-    return Path(*rest)
+    return Path(rest)
 
 
 def _copy(source: IO[bytes], target: Path, should_stop: ShouldStop) -> None:
@@ -87,7 +93,10 @@ def _check(staging: Path, sha256: str, should_stop: ShouldStop) -> None:
     manifest = staging / artifacts.MANIFEST
     if not manifest.is_file() or sha256_file(manifest) != sha256:
         raise DataBankUnavailable("the archive of the model has another manifest than it was given")
-    files = artifacts.pointer(staging).files
+    try:
+        files = artifacts.pointer(staging).files
+    except ModelIncompatible as error:
+        raise DataBankUnavailable(f"the archive of the model: {error.message}") from error
     there = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
     if there != {file.name for file in files}:
         raise DataBankUnavailable("the archive of the model holds other files than it lists")

@@ -45,6 +45,11 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and ".." not in text
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether each part of a relative name is an id, as in the files of an artifact."""
+    return len(name) <= MAX_NAME_LENGTH and all(map(is_id, name.split("/")))
+
+
 def open_beneath(root: Path, name: str) -> BinaryIO:
     """Open a regular file by its name relative to ``root``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from flask.testing import FlaskClient
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.conftest import World
 
 DATA = b"0123456789"
@@ -166,3 +169,60 @@ def test_a_run_without_a_model_has_nothing_to_download(
 ) -> None:
     response = client.get(f"/runs/{world.run()}/{path}")
     assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+
+
+def list_also(folder: Path, name: str) -> None:
+    """Write one more file into a model's manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_no_manifest_leads_out_of_the_folder_of_its_model(
+    client: FlaskClient, world: World
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    folder = world.model(run_id)
+    (world.settings.paths.data_root / "trainer.db").write_bytes(b"not yours")
+    list_also(folder, "../../../trainer.db")
+    for path in ("artifact/..%2f..%2f..%2ftrainer.db", "artifact.tar.gz", "artifact"):
+        response = client.get(f"/runs/{run_id}/{path}")
+        assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+
+
+@pytest.mark.parametrize("path", ["artifact/x.txt", "artifact.tar.gz"])
+def test_no_link_is_followed_out_of_the_folder_of_a_model(
+    client: FlaskClient, world: World, path: str
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    folder = world.model(run_id)
+    secret = world.settings.paths.data_root / "secret"
+    secret.write_bytes(b"s")
+    (folder / "x.txt").symlink_to(secret)
+    list_also(folder, "x.txt")
+    response = client.get(f"/runs/{run_id}/{path}")
+    assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "artifact", None),
+        ("GET", "artifact.tar.gz", None),
+        ("GET", "artifact/weights", None),
+        ("POST", "generate", {"prompt_text": "a"}),
+        ("POST", "score", {"text": "a"}),
+        ("POST", "evaluate", {}),
+        ("POST", "chat", {"message": "a"}),
+    ],
+)
+def test_a_damaged_manifest_is_a_conflict_that_names_it(
+    client: FlaskClient, world: World, method: str, path: str, body: object
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    manifest = world.model(run_id) / "manifest.json"
+    for damaged in (b"{", b"[]", b'{"files":[]}', b'{"files":{"config.json":{}}}', b"[" * 100_000):
+        manifest.write_bytes(damaged)
+        response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
+        assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+        assert f"{run_id}: its manifest.json" in response.get_json()["message"]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Body = dict[str, object]
 NOTHING = {"loss": None, "perplexity": None, "bits_per_byte": None, "artifact_path": None}
+BAD_LOSSES = [
+    f'{{"run_id": "RUN", "loss": {loss}}}' for loss in ('"x"', "[]", "NaN", "1" + "0" * 400)
+]
 
 
 @pytest.fixture
@@ -129,6 +132,22 @@ def test_an_evaluation_outlives_its_request(client: FlaskClient, world: World, r
     file.write_text(json.dumps(kept))
     assert requests.purge(world.database, completed_seconds=-1, failed_seconds=-1) == 1
     assert shown(client, run_id, "validation") == kept
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["{", "[]", "{}", "[" * 100_000, '{"run_id": "another"}', *BAD_LOSSES],
+    ids=lambda text: text[:20],
+)
+def test_a_damaged_evaluation_is_a_conflict_that_names_it(
+    client: FlaskClient, world: World, run_id: str, damaged: str
+) -> None:
+    file = artifacts.evaluation_file(world.settings, run_id, "validation")
+    file.parent.mkdir(parents=True)
+    file.write_text(damaged.replace("RUN", run_id))
+    response = client.get(f"/runs/{run_id}/eval")
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+    assert f"{run_id}: the file of its validation evaluation" in response.get_json()["message"]
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from flask import Response, request
 from werkzeug.exceptions import PreconditionFailed
-from werkzeug.utils import send_file
+from werkzeug.wsgi import wrap_file
 
 from trainer_app import artifacts
 from trainer_app.api import current
 from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.schema import ErrorSchema
-from trainer_app.artifacts import Pointer
+from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import NotReady
 from trainer_app.restore import is_whole
 from trainer_app.store import runs
@@ -36,7 +39,7 @@ _BINARY = {"type": "string", "format": "binary"}
 @blueprint.route("/runs/<id:run_id>/artifact")
 @blueprint.response(200, PointerSchema)
 @blueprint.doc(operationId="getArtifact")
-@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE")
 def get_artifact(run_id: str) -> Pointer:
     """List the files of a run's finished model."""
     run = runs.get(current.database(), run_id)
@@ -52,7 +55,7 @@ def get_artifact(run_id: str) -> Pointer:
     200, _BINARY, content_type="application/gzip", description="All files, as a tar.gz"
 )
 @blueprint.doc(operationId="downloadArtifact")
-@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+@blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE")
 def download_artifact(run_id: str) -> Response:
     """Download a run's finished model in one piece."""
     directory = _directory(run_id)
@@ -78,25 +81,45 @@ def download_artifact(run_id: str) -> Response:
 @blueprint.alt_response(412, schema=ErrorSchema, description="If-Match names another file")
 @blueprint.alt_response(416, schema=ErrorSchema, description="Range lies behind the end")
 @blueprint.doc(operationId="downloadArtifactFile")
-@blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE"
+)
 def download_artifact_file(run_id: str, name: str) -> Response:
     """Download one file of a run's finished model; a Range resumes."""
-    path, file = artifacts.open_file(_directory(run_id), name)
-    if not path.is_file():
-        raise _elsewhere(run_id)
-    response = send_file(
-        path,
-        _with_one_range(request.environ, file.bytes),
-        mimetype="application/octet-stream",
-        as_attachment=True,
-        download_name=PurePosixPath(name).name,
-        etag=file.sha256,
-        response_class=Response,
-    )
-    assert isinstance(response, Response)
+    try:
+        source, file = artifacts.open_file(_directory(run_id), name)
+    except FileNotFoundError:
+        raise _elsewhere(run_id) from None
+    with ExitStack() as opened:
+        opened.enter_context(source)
+        response = _file_response(source, file)
+        opened.pop_all()  # it is the response's to close
     if response.status_code == PreconditionFailed.code:
         response.close()
         raise PreconditionFailed("If-Match does not name the file that there is")
+    return response
+
+
+def _file_response(source: BinaryIO, file: ArtifactFile) -> Response:
+    """What send_file answers for a path: with the name already opened nobody can swap the file."""
+    found = os.fstat(source.fileno())
+    response = Response(
+        wrap_file(request.environ, source),
+        mimetype="application/octet-stream",
+        direct_passthrough=True,
+    )
+    response.content_length = found.st_size
+    response.last_modified = datetime.fromtimestamp(found.st_mtime, tz=UTC)
+    response.cache_control.no_cache = True
+    response.headers.set(
+        "Content-Disposition", "attachment", filename=PurePosixPath(file.name).name
+    )
+    response.set_etag(file.sha256)
+    response.make_conditional(
+        _with_one_range(request.environ, found.st_size),
+        accept_ranges=True,
+        complete_length=found.st_size,
+    )
     return response
 
 

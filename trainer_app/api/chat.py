@@ -51,7 +51,9 @@ blueprint = Blueprint("chat", __name__, description="Talk with finished models."
     run_id="$request.path.run_id",
     session_id="$response.body#/session_id",
 )
-@blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "CONFLICT", "UNAVAILABLE")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "CONFLICT", "UNAVAILABLE"
+)
 def chat(spec: ChatSpec, run_id: str) -> tuple[dict[str, object], dict[str, str]]:
     """Say something to a finished model, in a new chat or in one that goes on."""
 

@@ -40,6 +40,7 @@ blueprint = Blueprint("evaluate", __name__, description="Evaluate finished model
     "RUN_NOT_FOUND",
     "CORPUS_NOT_FOUND",
     "NOT_READY",
+    "MODEL_INCOMPATIBLE",
     "CORPUS_EMPTY",
     "CORPUS_NOT_TEXT",
     "UNAVAILABLE",
@@ -61,7 +62,7 @@ def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[s
 @blueprint.arguments(EvaluationQuerySchema, location="query")
 @blueprint.response(200, EvaluationSchema)
 @blueprint.doc(operationId="getEvaluation")
-@blueprint.fails_with("RUN_NOT_FOUND", "EVAL_NOT_FOUND", "UNAVAILABLE")
+@blueprint.fails_with("RUN_NOT_FOUND", "EVAL_NOT_FOUND", "MODEL_INCOMPATIBLE", "UNAVAILABLE")
 def get_evaluation(query: EvaluationQuery, run_id: str) -> dict[str, object]:
     """Tell what came of the last evaluation on a split."""
     runs.get(current.database(), run_id)

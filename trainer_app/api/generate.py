@@ -28,7 +28,9 @@ blueprint = Blueprint("generate", __name__, description="Use finished models.")
 @blueprint.leads_to(
     "getGeneration", run_id="$request.path.run_id", request_id="$response.body#/request_id"
 )
-@blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE"
+)
 def generate(
     asked: tuple[GenerateSpec, str | None], run_id: str
 ) -> tuple[dict[str, object], dict[str, str]]:

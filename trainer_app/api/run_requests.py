@@ -24,8 +24,8 @@ def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved
     """Queue a request to a run; with a key that was used before, the request of then.
 
     ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
-    once the run is known to have a model. Raises RunNotFound, NotReady, Unavailable, InvalidInput
-    for a bad key, and what ``resolve`` raises.
+    once the run is known to have a model. Raises RunNotFound, NotReady, ModelIncompatible for a
+    damaged manifest, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
     """
     require_services()
     database = current.database()

@@ -28,7 +28,9 @@ blueprint = Blueprint("score", __name__, description="Score texts with finished 
 @blueprint.leads_to(
     "getScore", run_id="$request.path.run_id", request_id="$response.body#/request_id"
 )
-@blueprint.fails_with("RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "UNAVAILABLE")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE"
+)
 def score(
     asked: tuple[ScoreSpec, str | None], run_id: str
 ) -> tuple[dict[str, object], dict[str, str]]:
