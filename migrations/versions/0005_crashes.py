@@ -1,4 +1,4 @@
-"""When and where a job lost its last worker, so that old losses can be forgiven."""
+"""How far a run had come when an attempt failed, so that this can be forgiven further on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("crashed_at", sa.Double(), nullable=True))
-    op.add_column("jobs", sa.Column("crash_step", sa.BigInteger(), nullable=True))
+    op.add_column("jobs", sa.Column("setback_step", sa.BigInteger(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("jobs", "crash_step")
-    op.drop_column("jobs", "crashed_at")
+    op.drop_column("jobs", "setback_step")

@@ -13,8 +13,10 @@ from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
 
 
 @pytest.fixture
-def further_settings(either_database: dict[str, str]) -> dict[str, str]:
-    return either_database
+def further_settings(
+    request: pytest.FixtureRequest, either_database: dict[str, str]
+) -> dict[str, str]:
+    return either_database | getattr(request, "param", {})
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
@@ -83,6 +85,8 @@ def test_a_stack_that_is_stopped_and_started_goes_on_by_itself_at_the_same_step(
         assert run["attempt"] == 2
 
 
+# A checkpoint further on would forgive what was before.
+@pytest.mark.parametrize("further_settings", [{"JOBS__CHECKPOINT_SEC": "600"}], indirect=True)
 def test_a_run_that_kills_its_process_each_time_fails_in_the_end(victim: Victim) -> None:
     run_id = victim.start_run()
 

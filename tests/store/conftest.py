@@ -61,7 +61,6 @@ def elapse(database: Database) -> Elapse:
         times = (
             JobRow.lease_until,
             JobRow.heartbeat_at,
-            JobRow.crashed_at,
             JobRow.dispatched_at,
             JobRow.created_at,
             JobRow.completed_at,

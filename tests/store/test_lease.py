@@ -216,7 +216,9 @@ def test_progress_that_cannot_be_written_whole_is_not_written(
     "move",
     [
         lambda db, claim: lease.beat(db, claim, lease_seconds=60),
+        lease.cancel,
         lease.cancel_requested,
+        lease.retries,
         lambda db, claim: lease.progress(
             db, claim, Progress(step=99), [MetricPoint(step=99, train_loss=1.0)]
         ),
@@ -224,7 +226,16 @@ def test_progress_that_cannot_be_written_whole_is_not_written(
         lambda db, claim: lease.hand_back(db, claim, message=""),
         lambda db, claim: lease.retry_later(db, claim, delay_seconds=0, message=""),
     ],
-    ids=["beat", "cancel_requested", "progress", "finish", "hand_back", "retry_later"],
+    ids=[
+        "beat",
+        "cancel",
+        "cancel_requested",
+        "retries",
+        "progress",
+        "finish",
+        "hand_back",
+        "retry_later",
+    ],
 )
 def test_a_stale_token_writes_nothing(database: Database, stale: Claim, move: Move) -> None:
     before = runs.get(database, stale.job_id)
@@ -274,6 +285,20 @@ def test_a_running_run_is_cancelled_by_its_worker(database: Database, claim: Cla
     assert lease.request_cancel(database, claim.job_id) is Status.RUNNING
     lease.finish(database, claim, "cancelled", message="cancelled")
     assert lease.request_cancel(database, claim.job_id) is Status.CANCELLED
+
+
+def test_an_attempt_may_ask_for_its_own_cancellation(database: Database, claim: Claim) -> None:
+    lease.cancel(database, claim)
+    assert lease.cancel_requested(database, claim)
+
+
+def test_an_attempt_that_was_replaced_cancels_nothing_after_it(
+    database: Database, stale: Claim
+) -> None:
+    with pytest.raises(LeaseLost):
+        lease.cancel(database, stale)
+    (now,) = lease.owned(database, "worker")
+    assert (now.attempt, now.cancel_requested) == (2, False)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed"])

@@ -49,6 +49,8 @@ class Life(RuleBasedStateMachine):
         self.status = Status.QUEUED
         self.attempt = 0
         self.crashes = 0
+        self.retries = 0
+        self.setback = 0  # the step of the last of both
         self.asked = False  # to cancel
         self.waits = False  # for a back-off
         self.over = False  # the lease
@@ -72,8 +74,12 @@ class Life(RuleBasedStateMachine):
         assert self.holds(claim)
         return True
 
+    def move_to(self, status: Status) -> None:
+        self.status = status
+        self.paused = self.paused and status not in _FINAL
+
     def queue_again(self) -> None:
-        self.status = Status.CANCELLED if self.asked else Status.QUEUED
+        self.move_to(Status.CANCELLED if self.asked else Status.QUEUED)
 
     @rule(target=claims)
     def deliver_a_message(self) -> Claim | MultipleResults[Claim]:
@@ -84,6 +90,7 @@ class Life(RuleBasedStateMachine):
         assert claim is not None
         self.status, self.attempt, self.over = Status.RUNNING, self.attempt + 1, False
         assert (claim.attempt, claim.crashes) == (self.attempt, self.crashes)
+        assert claim.retries == self.retries
         return claim
 
     @rule(claim=claims)
@@ -98,10 +105,16 @@ class Life(RuleBasedStateMachine):
         if self.attempt_to(claim, "progress", change=change, points=points):
             self.step += 1
 
+    @rule(claim=claims)
+    def save(self, claim: Claim) -> None:
+        change = Progress(checkpoint=f"step-{self.step}", checkpoint_step=self.step)
+        if self.attempt_to(claim, "progress", change=change) and self.step > self.setback:
+            self.crashes, self.retries = 0, 0
+
     @rule(claim=consumes(claims), status=st.sampled_from(sorted(_FINAL)))
     def finish(self, claim: Claim, status: Status) -> None:
         if self.attempt_to(claim, "finish", status=status):
-            self.status = status
+            self.move_to(status)
 
     @rule(claim=consumes(claims))
     def drain(self, claim: Claim) -> None:
@@ -113,6 +126,8 @@ class Life(RuleBasedStateMachine):
         if self.attempt_to(claim, "retry_later", delay_seconds=300, message="again"):
             self.queue_again()
             self.waits = True
+            self.retries += 1
+            self.setback = max(self.setback, self.step)
 
     @rule()
     def cancel(self) -> None:
@@ -122,7 +137,7 @@ class Life(RuleBasedStateMachine):
             assert self.status in {Status.COMPLETED, Status.FAILED}
             return
         if self.status is Status.QUEUED:
-            self.status = Status.CANCELLED
+            self.move_to(Status.CANCELLED)
         self.asked = self.asked or self.status is Status.RUNNING
         assert status is self.status
 
@@ -149,7 +164,8 @@ class Life(RuleBasedStateMachine):
             return
         if self.status in _FINAL:
             self.status, self.asked = Status.QUEUED, False
-        self.paused, self.waits, self.crashes = False, False, 0
+        self.paused, self.waits = False, False
+        self.crashes, self.retries, self.setback = 0, 0, 0
         assert status is self.status
 
     @precondition(lambda self: self.status is Status.RUNNING)
@@ -172,8 +188,9 @@ class Life(RuleBasedStateMachine):
             assert reaped == []
             return
         self.crashes += 1
+        self.setback = max(self.setback, self.step)
         again = Status.FAILED if self.crashes >= _MAX_CRASHES else Status.QUEUED
-        self.status = Status.CANCELLED if self.asked else again
+        self.move_to(Status.CANCELLED if self.asked else again)
         self.waits = self.crashes > 1
         assert [one.status for one in reaped] == [self.status]
 
@@ -187,7 +204,7 @@ class Life(RuleBasedStateMachine):
     def the_row_is_as_the_model_says(self) -> None:
         run = runs.get(self.database, self.run_id)
         assert (run.status, run.attempt, run.crashes) == (self.status, self.attempt, self.crashes)
-        assert run.step == self.step
+        assert (run.step, run.paused) == (self.step, self.paused)
         assert (run.completed_at is not None) == (self.status in _FINAL)
         ready = self.status is Status.QUEUED and not self.paused
         assert (run.queue_position is not None) == ready

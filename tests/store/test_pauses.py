@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import update
 
 from trainer_app.errors import AlreadyFinished, Conflict, FieldError, LeaseLost, RunNotFound
 from trainer_app.store import lease, pauses, runs
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey
 from trainer_app.store.lease import Claim, Progress, Status
+from trainer_app.store.tables import JobRow
 
 Move = Callable[[Database, str], Status]
 KEY = IdempotencyKey(endpoint="POST /runs/run-1/move", key="key", body_sha256="a" * 64)
@@ -106,6 +108,52 @@ def test_a_completed_run_is_neither_paused_nor_resumed(database: Database, claim
     for move in (pauses.pause, pauses.resume):
         with pytest.raises(AlreadyFinished, match="has already completed"):
             move(database, claim.job_id)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda db, claim: lease.finish(db, claim, Status.COMPLETED),
+        lambda db, claim: (
+            lease.request_cancel(db, claim.job_id) and lease.hand_back(db, claim, message="drained")
+        ),
+        lambda db, claim: (
+            lease.hand_back(db, claim, message="paused") and lease.request_cancel(db, claim.job_id)
+        ),
+        lambda db, claim: (
+            lease.expire(db, claim.job_id, owner_prefix=claim.owner)
+            and lease.reap(db, max_crashes=1)
+        ),
+    ],
+    ids=["completed", "cancelled", "cancelled in the queue", "lost"],
+)
+def test_a_pause_that_comes_as_the_run_ends_is_forgotten(
+    database: Database, claim: Claim, end: Callable[[Database, Claim], object]
+) -> None:
+    pauses.pause(database, claim.job_id)
+    end(database, claim)
+
+    run = runs.get(database, claim.job_id)
+    assert run.completed_at is not None
+    assert not run.paused
+
+
+def test_a_completed_run_that_was_left_paused_is_not_resumed(
+    database: Database, claim: Claim
+) -> None:
+    lease.finish(database, claim, Status.COMPLETED)
+    with database.write() as connection:  # as the version before may leave it
+        connection.execute(update(JobRow).values(paused=True))
+
+    with pytest.raises(AlreadyFinished, match="has already completed"):
+        pauses.resume(database, claim.job_id)
+
+
+def test_a_lost_run_that_is_queued_again_stays_paused(database: Database, claim: Claim) -> None:
+    pauses.pause(database, claim.job_id)
+    lease.expire(database, claim.job_id, owner_prefix=claim.owner)
+    lease.reap(database, max_crashes=3)
+    assert runs.get(database, claim.job_id).paused
 
 
 def test_a_cancelled_run_is_not_paused(database: Database, run_id: str) -> None:

@@ -18,6 +18,8 @@ from trainer_app.store.tables import JobRow
 
 Elapse = Callable[[float], None]
 
+_DAY = 86_400.0
+
 
 class AnotherRun(Protocol):
     def __call__(self, **fields: object) -> str: ...
@@ -98,52 +100,6 @@ def test_a_run_that_loses_every_worker_fails(
     assert run.message == "lost its worker 3 times; last at step 0"
     assert run.completed_at is not None
     assert lease.due(database) == []
-
-
-_DAY = 86_400.0
-
-
-def _lose_at(
-    database: Database, run_id: str, elapse: Elapse, *, step: int, saved: int, after: float
-) -> Status:
-    """Lose one more worker, so long after the one before, at a step and with a checkpoint."""
-    elapse(after)
-    claim = lease.claim(database, run_id, "worker:1", lease_seconds=60)
-    assert claim is not None
-    change = Progress(step=step, checkpoint=f"step-{saved}", checkpoint_step=saved)
-    lease.progress(database, claim, change)
-    elapse(61)
-    (reaped,) = lease.reap(database, max_crashes=3)
-    return reaped.status
-
-
-def test_workers_lost_days_apart_do_not_fail_a_run_that_makes_its_way(
-    database: Database, run_id: str, elapse: Elapse
-) -> None:
-    for day in range(1, 8):
-        step = 1_000 * day
-        fate = _lose_at(database, run_id, elapse, step=step, saved=step - 10, after=_DAY)
-        assert fate is Status.QUEUED
-        assert runs.get(database, run_id).crashes == 1
-
-
-@pytest.mark.parametrize(
-    ("steps", "after"),
-    [
-        ((500, 400, 500), _DAY),  # never beyond the step that it first died at
-        ((500, 900, 1_300), 600.0),  # further each time, but dead again within minutes
-    ],
-)
-def test_a_run_that_takes_its_worker_down_each_time_fails_in_the_end(
-    database: Database, run_id: str, elapse: Elapse, steps: tuple[int, ...], after: float
-) -> None:
-    fates = [
-        _lose_at(database, run_id, elapse, step=step, saved=step - 10, after=after)
-        for step in steps
-    ]
-
-    assert fates == [Status.QUEUED, Status.QUEUED, Status.FAILED]
-    assert runs.get(database, run_id).error_code == "WORKER_LOST"
 
 
 def test_one_crash_may_be_one_too_many(database: Database, claim: Claim, elapse: Elapse) -> None:
@@ -227,6 +183,35 @@ def test_a_clock_that_is_set_back_keeps_no_job_waiting(
     assert lease.due(database) == []
     elapse(301)
     assert [wakeup.job_id for wakeup in lease.due(database)] == [claim.job_id]
+
+
+@pytest.mark.parametrize("setback", ["retry", "crash"])
+def test_a_back_off_given_by_a_clock_that_was_ahead_is_as_long_as_it_was_to_be(
+    database: Database, claim: Claim, elapse: Elapse, setback: str
+) -> None:
+    with database.write() as connection:
+        connection.execute(update(JobRow).values(crashes=1))
+    elapse(_DAY)  # from the last beat to the setback, as the clock has it
+    if setback == "retry":
+        lease.retry_later(database, claim, delay_seconds=5, message="again")
+    else:
+        assert len(lease.reap(database, max_crashes=3)) == 1
+
+    elapse(-_DAY)  # it is set right
+    lease.reap(database, max_crashes=3)
+
+    assert 0 < _seconds_to_wait(database, claim.job_id) <= 5
+    elapse(6)
+    assert [wakeup.job_id for wakeup in lease.due(database)] == [claim.job_id]
+
+
+def test_a_lease_ended_by_a_clock_that_was_ahead_stays_ended(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    elapse(_DAY)
+    assert lease.expire(database, claim.job_id, owner_prefix=claim.owner)
+    elapse(-_DAY)
+    assert [reaped.job_id for reaped in lease.reap(database, max_crashes=3)] == [claim.job_id]
 
 
 def test_a_queued_run_is_due_until_it_is_announced(database: Database, run_id: str) -> None:

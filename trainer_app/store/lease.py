@@ -42,6 +42,7 @@ __all__ = [
     "Status",
     "Wakeup",
     "beat",
+    "cancel",
     "cancel_requested",
     "claim",
     "due",
@@ -53,6 +54,7 @@ __all__ = [
     "progress",
     "reap",
     "request_cancel",
+    "retries",
     "retry_later",
 ]
 
@@ -170,10 +172,22 @@ def cancel_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
+def cancel(db: Database, claim: Claim) -> None:
+    """Ask for the cancellation of this attempt, never of one after it. Raises LeaseLost."""
+    with db.write() as connection:
+        hold(connection, claim, {"cancel_requested": True})
+
+
 def progress(
     db: Database, claim: Claim, change: Progress, points: Sequence[MetricPoint] = ()
 ) -> None:
-    """Record news and points of the curve in one transaction, all or nothing. Raises LeaseLost."""
+    """Record news and points of the curve in one transaction, all or nothing. Raises LeaseLost.
+
+    A checkpoint beyond the step of the last crash or retry forgives all that were: only those
+    count that kept the run from getting further.
+    """
+    # A row without a step may have been charged by the version before, which kept none.
+    further = (change.checkpoint_step or 0) > func.coalesce(JobRow.setback_step, 0)
     known = {name: value for name, value in asdict(change).items() if _is_news(value)}
     message = known.pop("message", None)
     checkpoint = known.pop("checkpoint", None)
@@ -184,6 +198,8 @@ def progress(
             {
                 "message": JobRow.message if message is None else clean(str(message)),
                 "checkpoint": JobRow.checkpoint if checkpoint is None else checkpoint,
+                "crashes": case((further, 0), else_=JobRow.crashes),
+                "retries": case((further, 0), else_=JobRow.retries),
             },
         )
         if known:
@@ -213,6 +229,7 @@ def finish(
                 "owner": None,
                 "lease_until": None,
                 "completed_at": NOW,
+                "paused": False,
                 "result": result,
                 "error_code": error_code,
                 "message": clean(message),
@@ -238,6 +255,18 @@ def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = N
     return _requeue(db, claim, message, cause, {"not_before": 0.0})
 
 
+def retries(db: Database, claim: Claim) -> int:
+    """How many retries count by now: fewer than at the claim when it got further since.
+
+    Raises LeaseLost.
+    """
+    with db.read() as connection:
+        counted = connection.scalar(select(JobRow.retries).where(*held(claim)))
+    if counted is None:
+        raise lost(claim)
+    return counted
+
+
 def retry_later(
     db: Database, claim: Claim, *, delay_seconds: float, message: str, cause: str | None = None
 ) -> Status:
@@ -245,7 +274,18 @@ def retry_later(
 
     Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
     """
-    values = {"not_before": NOW + delay_seconds, "retries": JobRow.retries + 1}
+    before = func.coalesce(JobRow.setback_step, 0)
+    # What was told last may be older than what was saved.
+    reached = case(
+        (RunRow.checkpoint_step > RunRow.step, RunRow.checkpoint_step), else_=RunRow.step
+    )
+    step = func.coalesce(select(reached).where(RunRow.id == claim.job_id).scalar_subquery(), 0)
+    values = {
+        "not_before": NOW + delay_seconds,
+        "heartbeat_at": NOW,  # by the clock that the delay was given by
+        "retries": JobRow.retries + 1,
+        "setback_step": case((step > before, step), else_=before),
+    }
     return _requeue(db, claim, message, cause, values)
 
 
@@ -262,7 +302,7 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
             func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
             true() if attempt is None else JobRow.attempt == attempt,
         )
-        .values(lease_until=NOW)
+        .values(lease_until=0.0)  # over, whatever the clock says and will say
         .returning(JobRow.id)
     )
     with db.write() as connection:
@@ -299,6 +339,7 @@ def _request_cancel(connection: Connection, job_id: str, kind: JobKind | None) -
             cancel_requested=True,
             status=case((queued, Status.CANCELLED), else_=JobRow.status),
             completed_at=case((queued, NOW), else_=null()),
+            paused=case((queued, False), else_=JobRow.paused),
             message=case((queued, "cancelled before it started"), else_=JobRow.message),
         )
         .returning(JobRow.status)
@@ -324,6 +365,7 @@ def _requeue(
             {
                 "status": case((asked, Status.CANCELLED), else_=literal(Status.QUEUED)),
                 "completed_at": case((asked, NOW), else_=null()),
+                "paused": case((asked, False), else_=JobRow.paused),
                 "owner": None,
                 "lease_until": None,
                 "message": clean(message),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, true, update
+from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, update
 
 from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
 from trainer_app.store.claims import Claim, held, lost
@@ -61,6 +61,7 @@ def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = No
 
 def _resume(connection: Connection, run_id: str) -> Status:
     ended = JobRow.status.in_([Status.CANCELLED, Status.FAILED])
+    held_back = JobRow.paused & JobRow.status.in_([Status.QUEUED, Status.RUNNING])
     cause = case(
         (JobRow.status == Status.CANCELLED, "cancelled"),
         (JobRow.status == Status.FAILED, "failed with " + func.coalesce(JobRow.error_code, "?")),
@@ -68,13 +69,14 @@ def _resume(connection: Connection, run_id: str) -> Status:
     )
     statement = (
         update(JobRow)
-        .where(*_named(run_id), ended | JobRow.paused.is_(true()))
+        .where(*_named(run_id), ended | held_back)
         .values(
             status=case((ended, literal(Status.QUEUED)), else_=JobRow.status),
             paused=False,
             cancel_requested=case((ended, False), else_=JobRow.cancel_requested),
             crashes=0,
             retries=0,
+            setback_step=None,
             not_before=0.0,
             dispatched_at=None,
             dispatches=0,

@@ -142,9 +142,8 @@ class JobRow(Table):
     # Held back until it is resumed. A server default: workers of the version before write rows too.
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
     crashes: Mapped[int] = mapped_column(Integer, default=0)  # attempts whose worker died
-    crashed_at: Mapped[float | None]  # the last of them
-    crash_step: Mapped[int | None]  # how far the run had come by then
     retries: Mapped[int] = mapped_column(Integer, default=0)  # attempts that the system failed
+    setback_step: Mapped[int | None]  # how far the run had come by the last of both
     # When to wake a worker. 0 is no back-off, whatever the clock says.
     not_before: Mapped[float] = mapped_column(default=0.0)
     dispatched_at: Mapped[float | None]

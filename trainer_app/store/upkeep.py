@@ -19,7 +19,6 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
-_FORGIVEN_AFTER: Final = 3_600.0  # seconds from one lost worker to the next
 _FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles each time
 _LONGEST_WAIT: Final = 900.0
 _CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
@@ -101,9 +100,9 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
     fails with WORKER_LOST; any other is queued again, later each time.
 
-    Earlier crashes are forgiven when the last was an hour ago or more, and the run has a checkpoint
-    beyond the step of that one: a run of weeks outlives many machines, and one that takes its
-    worker down at the same step each time, or minutes after each start, still fails.
+    The step that the run had come to is kept: a checkpoint beyond it forgives the crash, see
+    ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
+    worker down each time without ever getting further still fails.
     """
     over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW)
     with db.write() as connection:
@@ -119,8 +118,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 JobRow.attempt,
                 JobRow.crashes,
                 JobRow.cancel_requested,
-                (NOW - JobRow.crashed_at).label("crash_age"),
-                JobRow.crash_step,
+                JobRow.setback_step,
                 RunRow.step,
                 RunRow.checkpoint_step,
             )
@@ -132,14 +130,11 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
         ).all()
         reaped = []
         for row in rows:
-            saved, crash_step = row.checkpoint_step or 0, row.crash_step or 0
             # What was told last may be older than what was saved.
-            step = None if row.step is None else max(row.step, saved)
-            old = row.crash_age is not None and row.crash_age >= _FORGIVEN_AFTER
-            crashes = 1 if old and saved > crash_step else row.crashes + 1
+            step = None if row.step is None else max(row.step, row.checkpoint_step or 0)
             fate = _fate(
                 attempt=row.attempt,
-                crashes=crashes,
+                crashes=row.crashes + 1,
                 cancelled=row.cancel_requested,
                 step=step,
                 max_crashes=max_crashes,
@@ -150,15 +145,16 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 .values(
                     owner=None,
                     lease_until=None,
-                    crashes=crashes,
-                    crashed_at=NOW,
-                    crash_step=max(crash_step, step or 0),
+                    crashes=row.crashes + 1,
+                    setback_step=max(row.setback_step or 0, step or 0),
                     status=fate.status,
                     error_code=fate.error_code,
                     message=fate.message,
                     cause=fate.cause,
                     completed_at=None if fate.status is Status.QUEUED else NOW,
+                    paused=JobRow.paused if fate.status is Status.QUEUED else False,
                     not_before=NOW + fate.delay if fate.delay else 0.0,
+                    heartbeat_at=NOW,  # by the clock that the back-off was given by
                 )
             )
             reaped.append(
