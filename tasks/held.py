@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Final, Self
 
@@ -31,7 +31,7 @@ from trainer_app.core.observer import (
     StopReason,
 )
 from trainer_app.core.stopping import StopRequested
-from trainer_app.errors import AlreadyFinished, LeaseLost, Unavailable
+from trainer_app.errors import LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Jobs
 from trainer_app.store import lease, pauses
@@ -73,6 +73,7 @@ class Held:
         say: Callable[[str], object] = lambda _message: None,
         on_stuck: Callable[[StopReason], object] = lambda _reason: None,
         end_process: Callable[[int], object] = os._exit,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``say`` tells the job's user what happens to its lease.
 
@@ -85,18 +86,21 @@ class Held:
         self._say = say
         self._on_stuck = on_stuck
         self._end_process = end_process
+        self._clock = clock
         self._parent = os.getppid()
         self._ended = threading.Event()
         self._reason: StopReason | None = None
         self._at_work = False
         self._interrupt_at = float("inf")
         self._must_end_by = float("inf")
-        started = time.monotonic()
+        started = self._clock()
         self._times_out_at = started + jobs.timeout_seconds
         self._beat_at = started + jobs.beat_seconds
         self._look_at = started
         self._news_at = started
         self._asked_at = started
+        self._awake_at = started  # the last sign of life of either thread
+        self._slept = False  # for longer than the lease, and does not know yet who has it
         self._away_since: float | None = None  # the database
         self._thread = threading.Thread(target=self._watch, name="lease", daemon=True)
 
@@ -142,17 +146,18 @@ class Held:
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is."""
-        now = time.monotonic()
+        now = self._clock()
         # A lease is renewed long before it has only half of its time left: whoever was away for
         # less still has it. Whoever slept for longer asks before it does anything more.
-        if now - self._asked_at > self._jobs.lease_seconds / 2:
+        self._notice_sleep(now)
+        if self._slept or now - self._asked_at > self._jobs.lease_seconds / 2:
             self._look_after_sleep()
         self._asked_at = now
         return self._reason
 
     def stop(self, reason: StopReason) -> None:
         """Ask the job's loop to stop; a lost lease overrides all else."""
-        now = time.monotonic()
+        now = self._clock()
         patience = {StopReason.DRAIN: DRAIN_SECONDS, StopReason.PAUSE: PAUSE_SECONDS}
         # Whoever is in more of a hurry than the one before is heard, too.
         self._must_end_by = min(self._must_end_by, now + patience.get(reason, STUCK_SECONDS))
@@ -184,7 +189,8 @@ class Held:
 
     def _watch(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
-            now = time.monotonic()
+            now = self._clock()
+            self._notice_sleep(now)
             if now > self._interrupt_at and self._at_work:
                 self._interrupt_at = float("inf")
                 signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
@@ -217,13 +223,33 @@ class Held:
         if self.should_stop() is StopReason.FENCED:
             raise StopRequested(StopReason.FENCED)
 
+    def _notice_sleep(self, now: float) -> None:
+        """Notice, in whichever thread runs first, that none did for longer than the lease."""
+        if now - self._awake_at > self._jobs.lease_seconds:
+            self._slept = True
+        self._awake_at = now
+
     def _look_after_sleep(self) -> None:
-        try:
-            lease.cancel_requested(self._database, self.claim)
-        except LeaseLost:
-            self.stop(StopReason.FENCED)
-        except Unavailable as error:
-            _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+        """Ask whether the lease still stands.
+
+        Without an answer, who slept for less than the lease goes on. For anybody else it is over,
+        and another attempt may be at work: they wait, and write nothing if they are to stop.
+        """
+        while True:
+            try:
+                lease.cancel_requested(self._database, self.claim)
+            except LeaseLost:
+                self.stop(StopReason.FENCED)
+            except Unavailable as error:
+                _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+            else:
+                self._slept = False
+            if not self._slept:
+                return
+            if self._reason is not None:
+                self.stop(StopReason.FENCED)
+                return
+            time.sleep(_LOOK_SECONDS)
 
     def _look_at_the_row(self, now: float) -> None:
         if now < min(self._beat_at, self._look_at):
@@ -242,18 +268,19 @@ class Held:
         except Unavailable as error:
             # Whoever writes next finds out whether the lease still stands: work goes on.
             _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
-            if self._away_since is None:
+            # Who slept is silent: the job's log may be another attempt's by now.
+            if self._away_since is None and not self._slept:
                 self._away_since = now
                 self._say("the database is away: the work goes on")
         else:
             if self._away_since is not None:
-                self._say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
+                self._say(f"the database is back after {self._clock() - self._away_since:.0f} s")
                 self._away_since = None
             if cancelled:
                 self.stop(StopReason.CANCEL)
             elif paused:
                 self.stop(StopReason.PAUSE)
-        self._look_at = time.monotonic() + _LOOK_SECONDS
+        self._look_at = self._clock() + _LOOK_SECONDS
 
     def _look_at_the_news(self, now: float) -> None:
         """A heartbeat for clients, and a cancellation set by one of them by hand."""
@@ -268,11 +295,12 @@ class Held:
                 pipe.get(cancelled_key(job_id))
                 asked = pipe.execute()[1] == "1"
             if asked and self._reason is None:
-                with suppress(AlreadyFinished):  # the key was set as the job ended
-                    lease.request_cancel(self._database, job_id)
+                lease.cancel(self._database, self.claim)
                 self.stop(StopReason.CANCEL)
+        except LeaseLost:
+            self.stop(StopReason.FENCED)
         except (redis.RedisError, OSError, Unavailable) as error:
             _log.debug("Redis is away", job_id=job_id, error=str(error))
-            self._news_at = time.monotonic() + _REDIS_PAUSE_SECONDS
+            self._news_at = self._clock() + _REDIS_PAUSE_SECONDS
         else:
-            self._news_at = time.monotonic() + _NEWS_SECONDS
+            self._news_at = self._clock() + _NEWS_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import StopRequested
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
+from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
@@ -42,6 +44,46 @@ def asleep(claim: Claim) -> Held:
     """A job's lease without the thread that keeps it, as in a process that is stopped."""
     jobs = replace(process.settings().jobs, lease_seconds=LEASE_SECONDS)
     return Held(process.database(), process.redis_client(), jobs, claim)
+
+
+class Sleeper:
+    """A job's lease while the database is away, in a process that sleeps when a test says so."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.now = 0.0
+        self.looks_at_the_clock = 0
+        self.held = Held(
+            Database("postgresql://nobody@127.0.0.1:1/none"),
+            process.redis_client(),
+            process.settings().jobs,
+            claim,
+            clock=self._clock,
+        )
+        self.answers: list[StopReason | None] = []
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+
+    def wake_and_ask(self) -> None:
+        self._asking.start()
+
+    def waits(self) -> bool:
+        """Whether it asks in vain for a while."""
+        self._asking.join(1.5)
+        return self._asking.is_alive()
+
+    def give_the_database_back(self) -> None:
+        self.held._database = process.database()
+
+    def answer(self) -> StopReason | None:
+        self._asking.join(30)
+        (answer,) = self.answers
+        return answer
+
+    def _clock(self) -> float:
+        self.looks_at_the_clock += 1
+        return self.now
+
+    def _ask(self) -> None:
+        self.answers.append(self.held.should_stop())
 
 
 def lose(claim: Claim) -> None:
@@ -114,17 +156,58 @@ def test_who_slept_and_still_has_the_lease_goes_on(claim: Claim) -> None:
     assert held.should_stop() is None
 
 
-def test_who_slept_and_finds_no_database_goes_on(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch
+def test_who_slept_for_less_than_the_lease_and_finds_no_database_goes_on(claim: Claim) -> None:
+    sleeper = Sleeper(claim)
+
+    sleeper.now += 0.9 * process.settings().jobs.lease_seconds
+    sleeper.wake_and_ask()
+
+    assert sleeper.answer() is None
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_slept_for_longer_than_the_lease_waits_for_the_database_to_say_who_has_it(
+    claim: Claim, lost: bool
 ) -> None:
-    monkeypatch.setenv("DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
-    process.settings.cache_clear()
-    process.database.cache_clear()
-    held = asleep(claim)
+    sleeper = Sleeper(claim)
+    sleeper.now += 1.1 * process.settings().jobs.lease_seconds
 
-    time.sleep(LEASE_SECONDS)
+    sleeper.wake_and_ask()
+    assert sleeper.waits()
+    if lost:
+        lose(claim)
+    sleeper.give_the_database_back()
 
-    assert held.should_stop() is None
+    assert sleeper.answer() is (StopReason.FENCED if lost else None)
+    assert sleeper.held.should_stop() is sleeper.answer()
+
+
+def test_who_waits_for_the_database_after_a_sleep_and_is_to_stop_writes_nothing(
+    claim: Claim,
+) -> None:
+    sleeper = Sleeper(claim)
+    sleeper.now += 1.1 * process.settings().jobs.lease_seconds
+
+    sleeper.wake_and_ask()
+    assert sleeper.waits()
+    sleeper.held.stop(StopReason.DRAIN)
+
+    assert sleeper.answer() is StopReason.FENCED
+
+
+def test_a_step_of_any_length_is_no_sleep(claim: Claim) -> None:
+    sleeper = Sleeper(claim)
+    with sleeper.held:  # whose thread goes on meanwhile
+        for _ in range(3):
+            sleeper.now += 0.9 * process.settings().jobs.lease_seconds
+            looks = sleeper.looks_at_the_clock
+            give_up_at = time.monotonic() + 60
+            while sleeper.looks_at_the_clock < looks + 10:
+                assert time.monotonic() < give_up_at
+                time.sleep(0.05)
+        sleeper.wake_and_ask()
+
+        assert sleeper.answer() is None
 
 
 def test_a_job_says_when_the_database_is_away_and_when_it_is_back(
