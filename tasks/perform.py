@@ -237,11 +237,12 @@ def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorK
 
 def _retry_or_fail(job: Job, error: TrainerError) -> None:
     jobs = process.settings().jobs
-    if job.claim.retries >= jobs.retry_max:
+    retries = _write(lambda: lease.retries(process.database(), job.claim))
+    if retries >= jobs.retry_max:
         _fail(job, Status.FAILED, error.code, error.message, "system")
         return
     waits = jobs.retry_intervals_seconds
-    delay = waits[min(job.claim.retries, len(waits) - 1)]
+    delay = waits[min(retries, len(waits) - 1)]
     if job.claim.kind in _WAITED_FOR:
         delay = min(delay, _SHORT_WAIT_SECONDS)
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"

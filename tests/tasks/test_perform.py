@@ -20,7 +20,7 @@ from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
-from trainer_app.store.lease import JobKind
+from trainer_app.store.lease import JobKind, Progress
 
 Sent = Callable[[], list[dict[str, object]]]
 
@@ -140,6 +140,28 @@ def test_a_failure_of_the_system_is_retried_later_and_then_fails(
     assert first.message.startswith("attempt 1 failed: ")
     assert second.error_code == code
     assert sent_events()[-1]["error_kind"] == "system"
+
+
+def test_failures_of_the_system_far_apart_fail_no_run_that_gets_further_between_them(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    monkeypatch.setenv("CELERY__RETRY_MAX", "1")
+    process.settings.cache_clear()
+
+    def work(job: Job) -> Done | StopReason:
+        step = 1_000 * job.claim.attempt
+        change = Progress(step=step, checkpoint=f"step-{step}", checkpoint_step=step)
+        lease.progress(process.database(), job.claim, change)
+        raise DiskFull("no space left for model.safetensors")
+
+    for _ in range(3):
+        perform(run_id, hostname="train-0@here", work=work)
+    further = runs.get(process.database(), run_id)
+    perform(run_id, hostname="train-0@here", work=raising(DiskFull("no space left")))
+
+    assert (further.status, further.attempt) == ("queued", 3)
+    assert runs.get(process.database(), run_id).status == "failed"
 
 
 def test_running_out_of_memory_fails_the_run_without_a_retry(worker: Settings, run_id: str) -> None:
