@@ -8,13 +8,14 @@ import threading
 import time
 
 import pytest
+from redis.client import Pipeline
 
 from tasks import process
 from tasks.app import app
 from tasks.held import Held
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import TASK_NAMES
+from trainer_app.queue import TASK_NAMES, cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Claim, JobKind
@@ -84,6 +85,36 @@ def test_a_lost_lease_overrides_a_cancellation(claim: Claim) -> None:
     held.stop(StopReason.FENCED)
 
     assert held.should_stop() is StopReason.FENCED
+
+
+def test_who_slept_between_reading_a_cancellation_and_writing_it_cancels_nobody_else(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = Pipeline.execute
+    slept = threading.Event()
+
+    def execute_and_sleep(pipe: Pipeline, raise_on_error: bool = True) -> list[object]:
+        answers: list[object] = execute(pipe, raise_on_error)
+        if not slept.is_set():  # for longer than the lease: another worker has the run by then
+            slept.set()
+            lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
+            lease.reap(process.database(), max_crashes=3)
+            lease.claim(process.database(), claim.job_id, "train-1@here:2", lease_seconds=60)
+        return answers
+
+    monkeypatch.setattr(Pipeline, "execute", execute_and_sleep)
+    process.redis_client().set(cancelled_key(claim.job_id), "1")
+
+    with Held(process.database(), process.redis_client(), process.settings().jobs, claim) as held:
+        give_up_at = time.monotonic() + 20
+        while held.should_stop() is None:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+
+        assert slept.is_set()
+        assert held.should_stop() is StopReason.FENCED
+    (successor,) = lease.owned(process.database(), "train-1@here")
+    assert not successor.cancel_requested
 
 
 def test_work_goes_on_while_redis_and_the_database_are_away(
