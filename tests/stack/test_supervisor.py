@@ -42,9 +42,15 @@ class Stage:
             Output(self.printed, logs, ["one", "two"]), {**os.environ, "SHARED": "yes"}
         )
 
-    def start(self, *command: str, name: str = "one", role: Role = Role.LIGHT) -> Process:
+    def start(
+        self,
+        *command: str,
+        name: str = "one",
+        role: Role = Role.LIGHT,
+        before_restart: Callable[[int], object] = lambda _refusals: None,
+    ) -> Process:
         process = Process(name=name, role=role, command=command, environment={"OWN": name})
-        self.supervisor.start(process)
+        self.supervisor.start(process, before_restart=before_restart)
         return process
 
     def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -107,6 +113,26 @@ def test_a_long_life_is_forgiven(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
         stage.until(lambda: not stage.supervisor.alive(process))
         stage.until(lambda: stage.supervisor.alive(process))
     assert stage.supervisor.most_failures() == ("one", 1)
+
+
+def test_what_a_process_needs_is_mended_before_it_starts_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "FIRST_DELAY_SECONDS", 0.01)
+    told: list[int] = []
+    stage.start("sh", "-c", "exit 3", before_restart=told.append)
+    stage.until(lambda: len(told) == 3)
+    assert told == [1, 2, 3]
+
+
+def test_a_process_that_is_killed_did_not_refuse_to_start(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "FIRST_DELAY_SECONDS", 0.01)
+    told: list[int] = []
+    stage.start("sh", "-c", "kill -9 $$", before_restart=told.append)
+    stage.until(lambda: len(told) == 3)
+    assert told == [0, 0, 0]
 
 
 def test_a_command_that_is_not_there_is_said_and_tried_again(stage: Stage) -> None:

@@ -179,16 +179,6 @@ def test_a_stack_that_will_not_stop_is_killed(
         assert stubborn.stop() == -signal.SIGKILL
 
 
-@pytest.fixture
-def signals() -> Iterator[ups._Signals]:
-    """What asks a stack to stop, for as long as the test runs."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield ups._Signals()
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 def test_a_disk_that_is_full_does_not_stop_what_runs(
     settings: Settings, signals: ups._Signals, tmp_path: Path
 ) -> None:

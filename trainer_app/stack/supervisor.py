@@ -28,6 +28,8 @@ _LINE_BYTES: Final = 65_536  # a longer line is cut into several
 @dataclass(slots=True)
 class _Child:
     process: Process
+    before_restart: Callable[[int], object]
+    refusals: int = 0  # ends in a row, none of them by a signal
     running: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     failures: int = 0
@@ -47,9 +49,15 @@ class Supervisor:
         self._children: list[_Child] = []
         self._guard = Guard()
 
-    def start(self, process: Process) -> None:
-        """Start a process now and keep it running from now on."""
-        child = _Child(process)
+    def start(
+        self, process: Process, *, before_restart: Callable[[int], object] = lambda _refusals: None
+    ) -> None:
+        """Start a process now and keep it running from now on.
+
+        ``before_restart`` mends what the process needs; it is told how many times in a row the
+        process has ended of its own accord, and with an error, soon after its start.
+        """
+        child = _Child(process, before_restart)
         self._children.append(child)
         self._launch(child)
 
@@ -67,6 +75,7 @@ class Supervisor:
             if child.running is not None and child.running.poll() is not None:
                 self._bury(child, now)
             if child.running is None and now >= child.due:
+                child.before_restart(child.refusals)
                 self._launch(child)
                 changed = True
         return changed
@@ -133,7 +142,8 @@ class Supervisor:
         code = child.running.returncode
         child.running = None
         if now - child.started >= STABLE_SECONDS:
-            child.failures = 0
+            child.failures = child.refusals = 0
+        child.refusals = child.refusals + 1 if code > 0 else 0
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         self._fail(child, f"has ended ({how})", now)
 

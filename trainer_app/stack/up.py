@@ -22,6 +22,7 @@ from trainer_app.errors import DiskFull, SettingsError, Unavailable
 from trainer_app.settings import Settings
 from trainer_app.stack import broker as brokers
 from trainer_app.stack import flower
+from trainer_app.stack.broker import Broker
 from trainer_app.stack.gpus import visible_gpus
 from trainer_app.stack.output import Output
 from trainer_app.stack.ports import free_port, is_free, local_url
@@ -35,6 +36,7 @@ READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import 
 READY_LINE: Final = "ready  "  # starts the line that says so, with the URL after it
 _TICK_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 0.3  # between two looks at /readyz
+_UNREADABLE: Final = 2  # refusals of the broker in a row; a single one may be a port in use
 _HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
 _OUTSIDE_SECONDS: Final = 10.0  # for a broker that is not ours
 _LEFTOVER_SECONDS: Final = 10.0
@@ -141,17 +143,35 @@ class _Stack:
         broker = brokers.configure(self._settings.paths.data_root)
         self._redis_url = supervisor.environment["REDIS__URL"] = broker.url
         process = Process(name=Role.BROKER, role=Role.BROKER, command=broker.command)
-        supervisor.start(process)
+
+        def mend(refusals: int) -> None:
+            self._mend_broker(broker, refusals)
+
+        supervisor.start(process, before_restart=mend)
         try:
             self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
         except Unavailable:
             aside = None if supervisor.alive(process) else brokers.set_aside(broker)
             if aside is None:
                 raise
-            self._output.say(f"the broker cannot read its file, which is now {aside}")
+            self._say_set_aside(aside)
             supervisor.drop(process)
-            supervisor.start(process)
+            supervisor.start(process, before_restart=mend)
             self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
+
+    def _mend_broker(self, broker: Broker, refusals: int) -> None:
+        """Give a broker that has died its folder, and not again a file that it cannot read."""
+        try:
+            broker.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            aside = brokers.set_aside(broker) if refusals >= _UNREADABLE else None
+        except OSError as error:
+            self._output.say(f"the broker's folder cannot be mended: {error}")
+            return
+        if aside is not None:
+            self._say_set_aside(aside)
+
+    def _say_set_aside(self, aside: Path) -> None:
+        self._output.say(f"the broker cannot read its file, which is now {aside}")
 
     def _wait_for_broker(self, seconds: float, alive: Callable[[], bool]) -> None:
         brokers.wait_until_it_answers(

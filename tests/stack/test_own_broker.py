@@ -1,0 +1,115 @@
+"""The broker that a stack started comes back when it dies, whatever became of its files."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+
+from trainer_app.settings import Settings
+from trainer_app.stack import up as ups
+from trainer_app.stack.output import Output
+from trainer_app.stack.processes import Role
+from trainer_app.stack.supervisor import Supervisor
+
+
+class OwnBroker:
+    """The broker of a stack that starts nothing else."""
+
+    def __init__(self, settings: Settings, signals: ups._Signals, logs: Path) -> None:
+        self.printed = io.StringIO()
+        output = Output(self.printed, logs, [Role.BROKER])
+        self.supervisor = Supervisor(output, os.environ)
+        self.folder = settings.paths.data_root / "broker"
+        (settings.paths.data_root / "run").mkdir(parents=True)
+        ups._Stack(settings, output, signals)._start_own_broker(self.supervisor)
+        self._url = self.supervisor.environment["REDIS__URL"]
+
+    def kill(self) -> None:
+        [(_, pid)] = self.supervisor.pids()
+        os.kill(pid, signal.SIGKILL)
+
+    def queue(self, *messages: str) -> None:
+        with redis.Redis.from_url(self._url) as client:
+            client.rpush("queue", *messages)
+
+    def until_it_answers(self) -> None:
+        deadline = time.monotonic() + 60
+        with redis.Redis.from_url(self._url) as client:
+            while True:
+                assert time.monotonic() < deadline, self.printed.getvalue()
+                self.supervisor.tick()
+                with suppress(redis.RedisError):
+                    client.ping()
+                    return
+                time.sleep(0.05)
+
+
+@pytest.fixture
+def own_broker(
+    settings: Settings, signals: ups._Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OwnBroker]:
+    monkeypatch.setattr("trainer_app.stack.supervisor.FIRST_DELAY_SECONDS", 0.1)
+    found = OwnBroker(settings, signals, tmp_path)
+    yield found
+    found.supervisor.stop(lambda: True)
+
+
+def test_a_broker_that_is_killed_and_cannot_read_its_file_comes_back_without_it(
+    own_broker: OwnBroker,
+) -> None:
+    own_broker.queue(*"abc")
+    own_broker.queue("last")
+    [written] = (own_broker.folder / "appendonlydir").glob("*.incr.aof")
+    deadline = time.monotonic() + 30
+    while b"last" not in written.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    damaged = bytearray(written.read_bytes())
+    damaged[damaged.index(b"*")] ^= 1
+    written.write_bytes(damaged)
+
+    own_broker.kill()
+    own_broker.until_it_answers()
+
+    assert "the broker cannot read its file, which is now" in own_broker.printed.getvalue()
+    own_broker.queue("another")
+
+
+def test_a_broker_that_is_killed_keeps_its_file(own_broker: OwnBroker) -> None:
+    own_broker.kill()
+    own_broker.until_it_answers()
+
+    assert "cannot read its file" not in own_broker.printed.getvalue()
+
+
+def test_a_broker_whose_folder_is_gone_comes_back_with_a_new_one(own_broker: OwnBroker) -> None:
+    shutil.rmtree(own_broker.folder)
+
+    own_broker.kill()
+    own_broker.until_it_answers()
+
+    assert (own_broker.folder / "appendonlydir").is_dir()
+
+
+def test_a_folder_that_cannot_be_mended_is_said_and_tried_again(own_broker: OwnBroker) -> None:
+    shutil.rmtree(own_broker.folder)
+    own_broker.folder.touch()
+
+    own_broker.kill()
+    deadline = time.monotonic() + 30
+    while "the broker's folder cannot be mended: " not in own_broker.printed.getvalue():
+        assert time.monotonic() < deadline
+        own_broker.supervisor.tick()
+        time.sleep(0.05)
+    own_broker.folder.unlink()
+
+    own_broker.until_it_answers()
