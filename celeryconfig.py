@@ -14,6 +14,9 @@ broker_url = _settings.redis.url
 # API and workers may start before Redis, and outlive it.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# A broker that refuses writes for a while (a full disk: MISCONF) is one that is away. Without it
+# such an answer ends the worker, again and again until the disk has room.
+broker_channel_error_retry = True
 broker_transport_options = {
     # A half-open socket is noticed after 46 s with these, and not within 110 s without.
     "socket_timeout": 15,

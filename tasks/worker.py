@@ -1,7 +1,8 @@
 """What a worker does beside its tasks, in its parent process and in its child.
 
 Parent: says that it lives, watches over its child, and tells it to hand its job back when it
-shuts down. Child: imports the engine before the first job arrives.
+shuts down. Child: imports the engine before the first job arrives; a SIGTERM, which may be meant
+for the whole process group, hands its job back, too, and ends it then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import Final, Protocol
@@ -22,6 +24,8 @@ from celery.signals import (
     celeryd_after_setup,
     celeryd_init,
     setup_logging,
+    task_postrun,
+    task_prerun,
     worker_process_init,
     worker_ready,
     worker_shutting_down,
@@ -42,6 +46,7 @@ from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
 _WATCH_SECONDS: Final = 1.0
 _DRAIN_SIGNAL: Final = signal.SIGUSR2  # SIGUSR1 is Celery's soft time limit
+_LEAVE_SECONDS: Final = 1.0  # for what a task returned to reach the parent, before its child ends
 
 
 class Pool(Protocol):
@@ -142,18 +147,73 @@ def drain(**_: object) -> None:
     for worker in _workers:
         # Celery's own process of the pool alone: spawning has helpers of its own beside it.
         for pid in worker.pool.info["processes"]:
-            os.kill(pid, _DRAIN_SIGNAL)
+            with suppress(ProcessLookupError):  # an idle one ends at the group's SIGTERM
+                os.kill(pid, _DRAIN_SIGNAL)
 
 
 @worker_process_init.connect
 def prepare_the_child(**_: object) -> None:
     """Import all that a job needs, and listen for the order to hand back."""
     logs.configure(process.settings())
-    signal.signal(_DRAIN_SIGNAL, _start_to_drain)
+    signal.signal(_DRAIN_SIGNAL, _termination.heed_the_worker)
     # torch imports its compiler when a process builds its first model: better now than then.
     for module in (*WORK.values(), "torch._dynamo"):
         import_module(module)
 
 
-def _start_to_drain(_number: int, _frame: FrameType | None) -> None:
-    draining.set()
+class _Termination:
+    """What asks a pool's child to end: its worker that shuts down, or a SIGTERM.
+
+    The pool sets a handler of SIGTERM after worker_process_init, which ends the child on the spot:
+    right for an idle one, a lost worker for one at work. That one drains and ends after its task.
+    """
+
+    def __init__(self) -> None:
+        self._worker_stops = False
+        self._asked = False
+        self._before: Callable[[int, FrameType | None], object] | int | None = signal.SIG_DFL
+
+    def heed_the_worker(self, _number: int, _frame: FrameType | None) -> None:
+        """Hand back what runs; the worker lets its child end."""
+        self._worker_stops = True
+        draining.set()
+
+    def heed(self) -> None:
+        """From now on a SIGTERM drains."""
+        self._before = signal.signal(signal.SIGTERM, self._drain)
+
+    def leave(self) -> None:
+        """From now on a SIGTERM ends the child, as does one that has come before.
+
+        Raises SystemExit where the worker goes on, which would have the child take the same job
+        again. One that shuts down has no more to give, but may wait for its child's end; it would
+        report a lost job if the child ended before the task has.
+        """
+        signal.signal(signal.SIGTERM, self._before)
+        if not self._asked:
+            return
+        if self._worker_stops:
+            timer = threading.Timer(_LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.daemon = True
+            timer.start()
+        else:
+            raise SystemExit
+
+    def _drain(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        draining.set()
+
+
+_termination: Final = _Termination()
+
+
+@task_prerun.connect
+def heed_a_termination(**_: object) -> None:
+    """Take a SIGTERM as the order to hand the job back."""
+    _termination.heed()
+
+
+@task_postrun.connect
+def leave_after_a_termination(**_: object) -> None:
+    """End the child if there was one."""
+    _termination.leave()
