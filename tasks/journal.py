@@ -53,6 +53,8 @@ class Journal(Silent):
         self._database = database
         self._claim = claim
         self.is_behind = False  # what earlier attempts have measured could not be told
+        self._unwritten = b""  # lines that the disk did not take
+        self._torn = False  # the file may end within a line
         path = folder / f"curve-{claim.attempt}.jsonl"
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
@@ -86,6 +88,7 @@ class Journal(Silent):
 
         Raises LeaseLost and Unavailable.
         """
+        self._write()
         # The newest attempt has the say about what more than one has measured.
         for path in sorted(self._folder.glob("curve-*.jsonl"), key=_attempt, reverse=True):
             points = (point for point in _points(path) if point.step <= up_to)
@@ -96,11 +99,27 @@ class Journal(Silent):
 
     def _append(self, points: Iterable[MetricPoint]) -> None:
         lines = [json.dumps({name: getattr(point, name) for name in _MEASURED}) for point in points]
-        # A full disk fails the run at its next checkpoint, which says so; not here.
+        self._unwritten += "".join(f"{line}\n" for line in lines).encode()
+        self._write()
+
+    def _write(self) -> None:
+        """Write what waits; what the disk does not take waits for the next time.
+
+        A disk that stays full fails the run at its next checkpoint, which says so; not here.
+        """
+        if not self._unwritten:
+            return
+        lines = self._unwritten
+        before = b"\n" if self._torn else b""
+        self._torn = True  # an error says nothing of how much was taken
         with suppress(OSError):
-            os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
+            taken = max(0, os.write(self._file, before + lines) - len(before))
+            whole = lines.rfind(b"\n", 0, taken) + 1  # a line that was cut is written again
+            self._unwritten = lines[whole:]
+            self._torn = taken < len(lines)
 
     def _sync(self) -> None:
+        self._write()
         with suppress(OSError):
             os.fsync(self._file)
             fsync_directory(self._folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,12 +17,16 @@ from tasks import reporting
 from tasks.held import Held
 from tasks.journal import Journal
 from tasks.reporting import RowReporter
+from trainer_app.core.loss_chain import START as START_OF_CHAIN
+from trainer_app.core.loss_chain import link
 from trainer_app.core.observer import CheckpointReport, EvaluationReport, StartReport, StepReport
 from trainer_app.core.spec import TrainSpec
+from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
+from trainer_app.verify import check_curve
 
 START = StartReport(
     model_family="char_lstm",
@@ -151,6 +156,75 @@ def test_points_before_a_checkpoint_are_on_the_disk(
     assert synced == [str(tmp_path / "curve-1.jsonl"), str(tmp_path)]
     journal.close()
     assert len(synced) == 4
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, takes: list[int | None]) -> None:
+    """A disk that takes so many bytes of each write, in turn; None: an error."""
+    real = os.write
+
+    def write(file: int, data: bytes) -> int:
+        if not takes:
+            return real(file, data)
+        count = takes.pop(0)
+        if count is None:
+            real(file, data[:20])  # what an error has left nobody knows
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data[:count])
+
+    monkeypatch.setattr(os, "write", write)
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [[None], [None, None], [0], [10], [300], [10, None, 0, 1], [10**6, 5]],
+    ids=str,
+)
+def test_what_the_disk_did_not_take_is_written_with_the_next_points(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+    takes: list[int | None],
+) -> None:
+    measured = [replace(step(n, loss=1.0 / n), chain=None) for n in range(1, 11)]
+    chain = START_OF_CHAIN
+    for n, one in enumerate(measured):
+        chain = link(chain, one.step, one.train_loss)
+        measured[n] = replace(one, chain=chain)
+    refusing(monkeypatch, list(takes))
+    with closing(attempt(1)) as journal:
+        for first in range(0, 10, 2):
+            journal.on_steps(measured[first : first + 2])
+    with closing(attempt(2)) as journal:
+        journal.on_start(replace(START, first_step=10))
+
+    points = [
+        MetricPoint(
+            step=point.step,
+            train_loss=point.train_loss,
+            val_loss=point.val_loss,
+            learning_rate=point.learning_rate,
+            grad_norm=point.grad_norm,
+            tokens_per_sec=point.tokens_per_sec,
+            attempt=point.attempt or 0,
+            chain=point.chain,
+        )
+        for point in metrics.curve(database, claim.job_id)
+    ]
+    verdict = check_curve(points, {"loss_chain": chain})
+    assert verdict.ok, verdict.message
+    assert verdict.steps == 10
+
+
+def test_what_waits_for_the_disk_is_written_before_a_checkpoint_counts(
+    attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refusing(monkeypatch, [5])
+    with closing(attempt(1)) as journal:
+        journal.on_steps([step(1)])
+        journal.on_checkpoint(CheckpointReport(path=tmp_path, step=1, seconds=0.1))
+        cut, line = (tmp_path / "curve-1.jsonl").read_text().splitlines()
+        assert (len(cut), json.loads(line)["step"]) == (5, 1)
 
 
 @pytest.fixture
