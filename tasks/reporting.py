@@ -161,9 +161,13 @@ def resumed(claim: Claim, start: StartReport) -> str | None:
     """How and why an attempt goes on where another has ended; None for a first one."""
     if claim.attempt == 1:
         return None
+    return "; ".join((f"{why(claim)}, resumed from {start.first_step}", *start.left_out))
+
+
+def why(claim: Claim) -> str:
+    """Why there is another attempt."""
     cause = claim.cause or "interrupted"  # by a version that did not say why
-    how = f"attempt {claim.attempt}: {cause}, resumed from {start.first_step}"
-    return "; ".join((how, *start.left_out))
+    return f"attempt {claim.attempt}: {cause}"
 
 
 class _Pace:

@@ -15,7 +15,7 @@ from tasks.fetched import corpus_of, finished_tokenizer, whole_model
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job
-from tasks.reporting import EventReporter, LogReporter, RowReporter
+from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep
 from trainer_app import artifacts
 from trainer_app.core.files import end_replacements, remove_directory, write_atomically
@@ -47,7 +47,9 @@ def work(job: Job) -> Done | StopReason:
         remove_directory(staging)
     final = artifacts.model_directory(settings, job.claim.job_id)
     end_replacements(final)
-    if not is_whole(final):  # it is where an attempt died after it had published
+    if is_whole(final):  # it is where an attempt died after it had published
+        job.log.info(f"{why(job.claim)}, its model was published already")
+    else:
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason

@@ -251,6 +251,32 @@ def test_a_run_that_loses_every_worker_tells_the_last_words_of_its_log(
     log.close()
 
 
+def test_a_run_whose_attempt_died_after_it_had_published_says_why_there_is_another(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The process is no more."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_done", killed)
+        with pytest.raises(Killed):
+            train(run_id)
+    lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+    housekeeping.reap()
+
+    run = train(run_id)
+
+    assert (run.status, run.attempt) == ("completed", 2)
+    (told,) = [line for line in logged(run_id).splitlines() if "published already" in line]
+    event = json.loads(told)["event"]
+    assert event.startswith("attempt 2: ")
+    assert "interrupted" not in event
+    assert event.endswith(", its model was published already")
+
+
 def test_a_line_that_is_too_long_to_quote_is_left_out(worker: Settings, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = JobLog(path)
