@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -71,8 +71,16 @@ def model_manifest(
         "versions": finished.versions,
         "system": {"device_name": finished.device_name, "threads": finished.threads},
         "git_commit": git_commit(),
+        **_places(finished),
         **figures(finished),
     }
+
+
+def _places(finished: Finished) -> dict[str, object]:
+    """Where the run was trained, if it was in more than one place; else it has the one's bytes."""
+    if len(finished.fingerprints) < 2:
+        return {}
+    return {"fingerprints": [asdict(place) for place in finished.fingerprints]}
 
 
 def figures(finished: Finished) -> dict[str, object]:

@@ -30,8 +30,10 @@ from trainer_app.core.tensors import (
 
 def snapshot(step: int, best_step: int = 0) -> Snapshot:
     values = torch.full((3, 2), float(step))
+    state = RunState(step=step, best_step=best_step, best_val_loss=1.5 if best_step else None)
+    state.train_on(fingerprint("cpu", "fp32", 1))
     return Snapshot(
-        state=RunState(step=step, best_step=best_step, best_val_loss=1.5 if best_step else None),
+        state=state,
         fingerprint=fingerprint("cpu", "fp32", 1),
         model={"weight": values},
         optimizer={"weight/step": torch.tensor(float(step))},
@@ -253,8 +255,13 @@ def rewrite_state(path: Path, change: Callable[[dict[str, dict[str, object]]], N
     state = json.loads((path / "state.json").read_text())
     change(state)
     (path / "state.json").write_text(json.dumps(state))
+    sign(path, "state.json")
+
+
+def sign(path: Path, name: str) -> None:
+    """Let the manifest hold a file's digest as it is now."""
     digests = json.loads((path / "MANIFEST.json").read_text())
-    digests["state.json"] = sha256_file(path / "state.json")
+    digests[name] = sha256_file(path / name)
     (path / "MANIFEST.json").write_text(json.dumps(digests))
 
 
@@ -284,6 +291,52 @@ def test_a_whole_checkpoint_that_this_version_does_not_understand_is_not_deleted
     with pytest.raises(KeyError, match="threads"):
         checkpoints.load_newest(fail)
     assert path.exists()
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"state.json": 1}'])
+def test_a_manifest_that_does_not_name_every_file_is_damaged(
+    checkpoints: Checkpoints, manifest: str
+) -> None:
+    good = checkpoints.save(snapshot(1))
+    bad = checkpoints.save(snapshot(2))
+    (bad / "MANIFEST.json").write_text(manifest)
+    messages: list[str] = []
+    found = checkpoints.load_newest(messages.append)
+    assert found is not None
+    assert found[1] == good
+    assert messages[0].startswith(f"checkpoint {bad.name} is damaged and left out: MANIFEST.json")
+    assert not bad.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_what_cannot_be_loaded_though_its_digests_are_right_is_left_out(
+    checkpoints: Checkpoints, name: str
+) -> None:
+    good = checkpoints.save(snapshot(1))
+    bad = checkpoints.save(snapshot(2))
+    (bad / name).write_text("{}")
+    sign(bad, name)
+    messages: list[str] = []
+    found = checkpoints.load_newest(messages.append)
+    assert found is not None
+    assert found[1] == good
+    (message,) = messages
+    assert message.startswith(f"checkpoint {bad.name} is damaged and left out: it cannot be loaded")
+    assert not bad.exists()
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_fingerprints_has_its_own(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1))
+
+    def leave_out(state: dict[str, dict[str, object]]) -> None:
+        del state["state"]["fingerprints"]
+
+    rewrite_state(path, leave_out)
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[0].state.fingerprints == (fingerprint("cpu", "fp32", 1),)
 
 
 def test_a_checkpoint_of_a_version_without_a_chain_has_none(checkpoints: Checkpoints) -> None:

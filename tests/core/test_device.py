@@ -11,6 +11,9 @@ import torch
 from trainer_app.core import device
 from trainer_app.core.device import (
     DataLoading,
+    Fingerprint,
+    ResolvedDevice,
+    ResolvedPrecision,
     available_cores,
     data_loading,
     fresh_accelerator,
@@ -32,6 +35,41 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_an_error() -> None:
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
     with pytest.raises(CudaNotAvailable):
         resolve_device("cuda")
+
+
+def place(device: ResolvedDevice, precision: ResolvedPrecision) -> Fingerprint:
+    """Where a run was, as its checkpoint says."""
+    return Fingerprint(
+        device=device, device_name="any", precision=precision, threads=1, torch="2.0.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "gpu", "expected"),
+    [
+        (place("cpu", "fp32"), True, ("cpu", "fp32")),
+        (place("cpu", "fp32"), False, ("cpu", "fp32")),
+        (place("cuda", "fp16"), True, ("cuda", "fp16")),
+        (place("cuda", "bf16"), True, ("cuda", "bf16")),
+        (place("cuda", "fp16"), False, ("cpu", "fp32")),
+        (None, True, ("cuda", "fp16")),
+    ],
+)
+def test_auto_is_where_the_run_was_before_if_that_is_here(
+    before: Fingerprint | None,
+    gpu: bool,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    device = resolve_device("auto", before)
+    assert (device, resolve_precision("auto", device, before)) == expected
+
+
+def test_what_is_asked_for_by_name_counts_more_than_where_the_run_was() -> None:
+    before = place("cuda", "bf16")
+    assert resolve_device("cpu", before) == "cpu"
+    assert resolve_precision("fp16", "cuda", before) == "fp16"
 
 
 def test_auto_precision_is_fp32_on_a_cpu_and_fp16_on_cuda() -> None:

@@ -141,10 +141,35 @@ def test_a_resume_on_another_device_says_that_the_bytes_may_differ(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.fit(bench.spec, recorder(stop_after=6))
-    monkeypatch.setattr(torch, "__version__", "2.0.0")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.0.0")
+        observer = recorder(stop_after=6)
+        bench.fit(bench.spec, observer, attempt=2)
+        assert any("may differ" in message for message in observer.messages)
+
     observer = recorder()
-    bench.fit(bench.spec, observer, attempt=2)
+    outcome = bench.fit(bench.spec, observer, attempt=3)  # back where it began
+
     assert any("may differ" in message for message in observer.messages)
+    assert isinstance(outcome, Finished)
+    first, second = outcome.fingerprints
+    assert (first.torch, second.torch) == (str(torch.__version__), "2.0.0")
+
+
+def test_a_run_of_auto_that_began_on_the_cpu_stays_there_beside_a_gpu(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(bench.spec, device="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        bench.fit(spec, recorder(stop_after=6))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    observer = recorder()
+    outcome = bench.fit(spec, observer, attempt=2)
+    assert isinstance(outcome, Finished)
+    assert (outcome.device, outcome.precision) == ("cpu", "fp32")
+    assert len(outcome.fingerprints) == 1
+    assert not any("may differ" in message for message in observer.messages)
 
 
 def test_a_resume_keeps_count_of_evaluations_without_improvement(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tasks.manifest import git_commit
+from tasks.manifest import Times, git_commit, model_manifest
+from trainer_app.core.device import Fingerprint
+from trainer_app.core.fit import Finished
+from trainer_app.core.spec import TrainSpec
 
 
 def test_a_machine_without_git_has_no_commit_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,3 +19,45 @@ def test_a_machine_without_git_has_no_commit_to_tell(monkeypatch: pytest.MonkeyP
     assert git_commit() is None
 
     git_commit.cache_clear()
+
+
+def finished_on(*threads: int) -> Finished:
+    """A run that was trained with these numbers of threads, one after the other."""
+    places = tuple(
+        Fingerprint(device="cpu", device_name="any", precision="fp32", threads=n, torch="2.0.0")
+        for n in threads
+    )
+    return Finished(
+        directory=Path("model"),
+        steps=2,
+        epochs=1,
+        early_stopped=False,
+        final_loss=1.0,
+        final_perplexity=2.7,
+        loss_chain=None,
+        best_val_loss=None,
+        test_loss=None,
+        test_perplexity=None,
+        bits_per_byte=None,
+        training_seconds=1.0,
+        device="cpu",
+        device_name="any",
+        precision="fp32",
+        threads=threads[-1],
+        corpus_sha256="0" * 64,
+        tokenizer_sha256="0" * 64,
+        weights_sha256="0" * 64,
+        versions={},
+        loads_in_transformers=True,
+        fingerprints=places,
+    )
+
+
+def test_a_run_of_more_than_one_place_is_marked_and_one_of_a_single_is_not() -> None:
+    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64)
+    times = Times(created_at=0.0, completed_at=1.0, attempts=2)
+
+    assert "fingerprints" not in model_manifest("run-a", spec, finished_on(1), times)
+    places = model_manifest("run-a", spec, finished_on(1, 2), times)["fingerprints"]
+    expected = {"device": "cpu", "device_name": "any", "precision": "fp32", "torch": "2.0.0"}
+    assert places == [expected | {"threads": 1}, expected | {"threads": 2}]

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from safetensors import SafetensorError
+
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.files import (
     disk_full_named,
@@ -32,6 +34,9 @@ KEPT: Final = 2
 MANIFEST: Final = "MANIFEST.json"
 STATE: Final = "state.json"
 BEST: Final = "best.safetensors"
+_FIXED: Final = frozenset({"model.safetensors", "optimizer.safetensors", "rng.safetensors", STATE})
+# What reading raises where the bytes are those that were written, but say something else.
+_MEANINGLESS: Final = (ValueError, LookupError, TypeError, AttributeError, SafetensorError)
 # Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
 _DAMAGE: Final = frozenset(
     {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENODATA}
@@ -102,24 +107,30 @@ class Checkpoints:
     def load_newest(self, on_message: Callable[[str], None]) -> tuple[Snapshot, Path] | None:
         """The newest whole checkpoint; None where there is none.
 
-        Damaged ones, newer than that, are reported and removed. Left-overs of a crash are removed.
-        Raises OSError, and removes nothing, where one cannot be read that may be whole; whatever
-        a whole one raises that an incompatible version has written.
+        Damaged ones, newer than that, are reported and removed, and so are those that cannot be
+        loaded though their digests are right. Left-overs of a crash are removed. Raises OSError,
+        and removes nothing, where one cannot be read that may be whole; and where digests are right
+        but none can be loaded, as of another version, what the newest of these raises.
         """
         for old in self._directory.glob(".*.old"):
             put_back(old)
         for left_over in self._directory.glob(".*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
+        strange: list[tuple[Path, Exception]] = []
         for path in self._newest_first():
             try:
-                _verify(path)
+                found = _load(path, _verified(path))
             except Damaged as damage:
-                on_message(f"checkpoint {path.name} is damaged and left out: {damage}")
-                # Away at once, for it is not to count as one of those that are kept.
-                gone = path.rename(temporary_beside(path))
-                shutil.rmtree(gone, ignore_errors=True)
-                continue
-            return _load(path), path
+                _leave_out(path, str(damage), on_message)
+            except _MEANINGLESS as error:
+                strange.append((path, error))
+            else:
+                for other, why in strange:
+                    what = f"it cannot be loaded: {type(why).__name__}: {why}"
+                    _leave_out(other, what, on_message)
+                return found, path
+        if strange:
+            raise strange[0][1]  # to start over would be to delete them
         return None
 
     def _write(self, directory: Path, snapshot: Snapshot) -> dict[str, str]:
@@ -168,10 +179,19 @@ class Checkpoints:
         return [path for _, _, path in ordered]
 
 
-def _verify(directory: Path) -> None:
-    """Raises Damaged unless the files are those that were written."""
+def _leave_out(path: Path, why: str, on_message: Callable[[str], None]) -> None:
+    on_message(f"checkpoint {path.name} is damaged and left out: {why}")
+    # Away at once, for it is not to count as one of those that are kept.
+    gone = path.rename(temporary_beside(path))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _verified(directory: Path) -> frozenset[str]:
+    """The names of the files; raises Damaged unless they are those that were written."""
     try:
         digests: dict[str, str] = json.loads((directory / MANIFEST).read_text())
+        if missing := _FIXED - digests.keys():
+            raise Damaged(f"{MANIFEST} does not name {', '.join(sorted(missing))}")
         for name, digest in digests.items():
             if sha256_file(directory / name) != digest:
                 raise Damaged(f"{name} is not what was written")
@@ -179,24 +199,29 @@ def _verify(directory: Path) -> None:
         if error.errno not in _DAMAGE:
             raise  # too many open files, no permission: the fault is not the checkpoint's
         raise Damaged(f"{error.strerror}: {Path(error.filename or MANIFEST).name}") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"{MANIFEST} is not what was written: {error}") from error
+    return frozenset(digests)
 
 
-def _load(directory: Path) -> Snapshot:
+def _load(directory: Path, names: frozenset[str]) -> Snapshot:
     """Read a checkpoint that is whole."""
     state = json.loads((directory / STATE).read_text())
     # A newer version may have had more to say, an older one less.
-    kept = {"loss_chain": None} | state["state"]
-    place = state["fingerprint"]
+    kept = {"loss_chain": None, "fingerprints": [state["fingerprint"]]} | state["state"]
+    place, *used = (
+        Fingerprint(**{one.name: place[one.name] for one in fields(Fingerprint)})
+        for place in (state["fingerprint"], *kept["fingerprints"])
+    )
+    kept["fingerprints"] = tuple(used)
     return Snapshot(
         state=RunState(
             **{one.name: kept[one.name] for one in fields(RunState) if one.name in kept}
         ),
-        fingerprint=Fingerprint(**{one.name: place[one.name] for one in fields(Fingerprint)}),
+        fingerprint=place,
         scaler=state["scaler"],
         model=load_tensors(directory / "model.safetensors"),
         optimizer=load_tensors(directory / "optimizer.safetensors"),
         random=load_tensors(directory / "rng.safetensors"),
-        best=load_tensors(directory / BEST) if (directory / BEST).exists() else None,
+        best=load_tensors(directory / BEST) if BEST in names else None,
     )

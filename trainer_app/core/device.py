@@ -45,24 +45,34 @@ RESIDENT_SHARE: Final = (
 )
 
 
-def resolve_device(requested: RequestedDevice) -> ResolvedDevice:
-    """The device to use; raises CudaNotAvailable where CUDA is asked for and absent."""
+def resolve_device(requested: RequestedDevice, before: Fingerprint | None = None) -> ResolvedDevice:
+    """The device to use: auto is the one of ``before``, if it is here, where a run goes on.
+
+    Raises CudaNotAvailable where CUDA is asked for and absent.
+    """
     available = torch.cuda.is_available()
     if requested == "auto":
-        return "cuda" if available else "cpu"
+        wanted = before.device if before else "cuda"
+        return wanted if available else "cpu"
     if requested == "cuda" and not available:
         raise CudaNotAvailable("device cuda was asked for, but this worker has no usable GPU")
     return requested
 
 
-def resolve_precision(requested: RequestedPrecision, device: ResolvedDevice) -> ResolvedPrecision:
+def resolve_precision(
+    requested: RequestedPrecision, device: ResolvedDevice, before: Fingerprint | None = None
+) -> ResolvedPrecision:
     """The precision to use: auto is fp16 on CUDA and fp32 on CPU.
+
+    Where a run goes on, auto is that of ``before`` on its device.
 
     Raises FieldError for fp16 or bf16 on CPU, where they would be slower.
     """
     if device == "cpu" and requested in ("fp16", "bf16"):
         raise FieldError("precision", f"{requested!r} needs a GPU; on a CPU use fp32 or auto")
     if requested == "auto":
+        if before and before.device == device:
+            return before.precision
         return "fp16" if device == "cuda" else "fp32"
     return requested
 

@@ -14,6 +14,7 @@ from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.data import Data, prepare_data
 from trainer_app.core.device import (
+    Fingerprint,
     data_loading,
     fingerprint,
     fresh_accelerator,
@@ -85,6 +86,7 @@ class Finished:
     weights_sha256: str
     versions: dict[str, str]
     loads_in_transformers: bool  # AutoModelForCausalLM reads the directory
+    fingerprints: tuple[Fingerprint, ...] = ()  # that the run was trained on, in that order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +123,6 @@ class _Attempt:
         self._inputs = inputs
         self._workspace = workspace
         self._observer = observer
-        self._device = resolve_device(spec.device)
-        self._precision = resolve_precision(spec.precision, self._device)
         self._checkpoints = Checkpoints(
             workspace.run / "checkpoints", attempt=workspace.attempt, confirm=workspace.confirm
         )
@@ -132,8 +132,10 @@ class _Attempt:
     def fit(self) -> Finished | Stopped:
         spec = self._spec
         found = self._checkpoints.load_newest(self._report_damage)
-        threads = found[0].fingerprint.threads if found else self._workspace.max_threads
-        threads = use_threads(threads)
+        before = found[0].fingerprint if found else None
+        self._device = resolve_device(spec.device, before)
+        self._precision = resolve_precision(spec.precision, self._device, before)
+        threads = use_threads(before.threads if before else self._workspace.max_threads)
         keep_freed_memory()
         data = prepare_data(
             spec,
@@ -203,11 +205,13 @@ class _Attempt:
             snapshot, path = found
             loop.restore(snapshot)
             self._observer.on_message(f"resuming at step {loop.state.step} from {path.name}")
-            if snapshot.fingerprint != place.fingerprint:
-                self._observer.on_message(
-                    f"the checkpoint was made on {snapshot.fingerprint}, this is "
-                    f"{place.fingerprint}: the result may differ in its last digits"
-                )
+        loop.state.train_on(place.fingerprint)
+        if len(loop.state.fingerprints) > 1:
+            *others, last = map(str, loop.state.fingerprints)
+            self._observer.on_message(
+                f"the run is trained on {', '.join(others)} and {last}: the result may differ from "
+                "that of one place"
+            )
         self._observer.on_start(
             StartReport(
                 model_family=spec.model_family,
@@ -282,4 +286,5 @@ class _Attempt:
             weights_sha256=sha256_file(directory / "model.safetensors"),
             versions=versions(),
             loads_in_transformers=family.loads_in_transformers,
+            fingerprints=state.fingerprints,
         )

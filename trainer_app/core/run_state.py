@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trainer_app.core import loss_chain
+
+if TYPE_CHECKING:
+    from trainer_app.core.device import Fingerprint
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,6 +24,12 @@ class RunState:
     evaluations_without_improvement: int = 0
     early_stopped: bool = False
     training_seconds: float = 0.0  # of all attempts, up to the checkpoint
+    fingerprints: tuple[Fingerprint, ...] = ()  # that it has been trained on, in that order
+
+    def train_on(self, place: Fingerprint) -> None:
+        """Keep in mind that steps are taken there from now on."""
+        if place not in self.fingerprints:
+            self.fingerprints = (*self.fingerprints, place)
 
     def record_evaluation(self, val_loss: float, *, patience: int) -> bool:
         """Take an evaluation after ``step``; whether it is strictly better than all before.
