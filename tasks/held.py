@@ -1,7 +1,8 @@
 """A job while this process holds its lease.
 
 A thread keeps the lease alive, looks for a cancellation, and for the death of the worker that
-this child belongs to. The job's loop asks ``should_stop`` between two steps.
+this child belongs to; another one notices when the process as a whole has slept. The job's loop
+asks ``should_stop`` between two steps.
 
 A job that does not heed a stop is interrupted after INTERRUPT_SECONDS, and after STUCK_SECONDS its
 process ends. One that is to keep a checkpoint for its next attempt is not interrupted, and gets
@@ -99,13 +100,17 @@ class Held:
         self._look_at = started
         self._news_at = started
         self._asked_at = started
-        self._awake_at = started  # the last sign of life of either thread
+        self._awake_at = started  # the last sign of life of this process
         self._slept = False  # for longer than the lease, and does not know yet who has it
         self._away_since: float | None = None  # the database
-        self._thread = threading.Thread(target=self._watch, name="lease", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._watch, name="lease", daemon=True),
+            threading.Thread(target=self._stay_awake, name="awake", daemon=True),
+        ]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -115,7 +120,8 @@ class Held:
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._reason is StopReason.FENCED:
             return  # the keys are another attempt's by now
         try:
@@ -190,7 +196,6 @@ class Held:
     def _watch(self) -> None:
         while not self._ended.wait(_TICK_SECONDS):
             now = self._clock()
-            self._notice_sleep(now)
             if now > self._interrupt_at and self._at_work:
                 self._interrupt_at = float("inf")
                 signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
@@ -222,6 +227,11 @@ class Held:
         """Raise StopRequested when the lease is lost: what follows is no longer this attempt's."""
         if self.should_stop() is StopReason.FENCED:
             raise StopRequested(StopReason.FENCED)
+
+    def _stay_awake(self) -> None:
+        """Give signs of life, however long a step takes and a database does not answer."""
+        while not self._ended.wait(_TICK_SECONDS):
+            self._notice_sleep(self._clock())
 
     def _notice_sleep(self, now: float) -> None:
         """Notice, in whichever thread runs first, that none did for longer than the lease."""
