@@ -30,7 +30,7 @@ from trainer_app.api import (
 from trainer_app.api.corpus_choice import Digests
 from trainer_app.api.streams import Followers
 from trainer_app.chat_sessions import ChatSessions
-from trainer_app.events import connect
+from trainer_app.events import Publisher, connect
 from trainer_app.queue import Queue
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
@@ -65,7 +65,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     database = Database(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
     followers = Followers(database, settings.api.threads)
     chats = ChatSessions(connect(settings))
-    current.install(app, settings, database, Queue(settings), followers, Digests(), chats)
+    publisher = Publisher(connect(settings))
+    current.install(
+        app, settings, database, Queue(settings), followers, Digests(), chats, publisher
+    )
     request_id.install(app)
     rate_limit.install(app, settings)  # before the gate: guesses at keys are counted, too
     gate.install(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import redis
 from flask.testing import FlaskClient
 
 from tests.api.conftest import ON_BOTH_DATABASES
+from trainer_app.events import STREAM
 from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease
@@ -152,6 +154,50 @@ def test_a_queued_run_is_cancelled_at_once(client: FlaskClient, world: World) ->
     assert response.get_json() == {"status": "cancellation-requested"}
     assert client.get(f"/runs/{run_id}").get_json()["status"] == "cancelled"
     assert lease.claim(world.database, run_id, "worker", lease_seconds=60) is None
+
+
+def told(world: World) -> list[dict[str, object]]:
+    """The events that the stream holds."""
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        return [json.loads(entry["event"]) for _, entry in news.xrange(STREAM)]
+
+
+def test_the_followers_of_a_queued_run_are_told_of_its_cancellation_once(
+    client: FlaskClient, world: World
+) -> None:
+    first, second = world.run(user_id=7), world.run()
+    key = [("Idempotency-Key", "one")]
+    for run_id, headers in ((first, key), (first, key), (first, []), (second, [])):
+        assert client.post(f"/runs/{run_id}/cancel", headers=headers).status_code == 200
+    give_up_at = time.monotonic() + 20
+    # Events keep their order: whatever the first run had too many would come before.
+    while not any(event["job_id"] == second for event in told(world)):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    assert told(world)[:-1] == [
+        {
+            "type": "trainer.job.failed.v1",
+            "job_id": first,
+            "user_id": 7,
+            "domain": "trainer",
+            "queue": "trainer",
+            "error_kind": "user",
+            "message": "cancelled",
+        }
+    ]
+
+
+def test_the_followers_of_a_running_run_are_left_to_its_worker(
+    client: FlaskClient, world: World
+) -> None:
+    running, queued = world.run(Status.RUNNING), world.run()
+    for run_id in (running, queued):
+        client.post(f"/runs/{run_id}/cancel")
+    give_up_at = time.monotonic() + 20
+    while not told(world):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    assert [event["job_id"] for event in told(world)] == [queued]
 
 
 def test_a_running_run_is_told_to_stop(client: FlaskClient, world: World) -> None:

@@ -23,6 +23,7 @@ from trainer_app.api.runs_schema import (
 from trainer_app.api.schema import EmptySchema, PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
+from trainer_app.events import JobEvents, Publisher
 from trainer_app.store import idempotency, lease, pauses, runs
 from trainer_app.store.pages import Page
 from trainer_app.store.runs import Run
@@ -104,9 +105,23 @@ def cancel_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
     database = current.database()
     key = idempotency_key("")
     if idempotency.find(database, key) is None:
-        lease.request_cancel(database, run_id, kind=JobKind.TRAIN, idempotency=key)
+        run = runs.get(database, run_id)
+        lease.request_cancel(
+            database,
+            run_id,
+            kind=JobKind.TRAIN,
+            idempotency=key,
+            on_cancelled=lambda: _tell_of_cancellation(run),
+        )
         current.queue().announce_cancel(run_id)
     return {"status": "cancellation-requested"}
+
+
+def _tell_of_cancellation(run: Run) -> None:
+    """No worker will have had the run, so nobody else tells its followers."""
+    publisher = current.service(Publisher) if current.settings().redis.enabled else None
+    events = JobEvents(publisher, job_id=run.run_id, user_id=run.user_id, queue_name=run.queue)
+    events.failed("user", "cancelled")
 
 
 @blueprint.route("/runs/<id:run_id>/pause", methods=["POST"], parameters=[KEY_PARAMETER])

@@ -9,7 +9,7 @@ A claim's ``attempt`` is its fencing token: whoever holds an older one can write
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import Connection, case, func, literal, null, select, true, update
@@ -315,21 +315,35 @@ def request_cancel(
     *,
     kind: JobKind | None = None,
     idempotency: IdempotencyKey | None = None,
+    on_cancelled: Callable[[], None] | None = None,
 ) -> Status:
     """Ask for a job's cancellation: at once when queued, else its worker is told.
+
+    ``on_cancelled`` is called, after the commit, by the one call that ends a queued job.
 
     Returns where it stands now; asking twice gives the same. With a key that was used before,
     nothing happens, and it returns what it did then. Raises AlreadyFinished once it has completed
     or failed, the NotFound of the kind when there is no such job, or of another kind, and
     FieldError when the key came with another body.
     """
+    ended = False
+
+    def act() -> str:
+        nonlocal ended
+        status, ended = _request_cancel(connection, job_id, kind)
+        return status
+
     with db.write() as connection:
-        return Status(
-            once(connection, idempotency, lambda: _request_cancel(connection, job_id, kind))
-        )
+        status = Status(once(connection, idempotency, act))
+    if ended and on_cancelled is not None:
+        on_cancelled()
+    return status
 
 
-def _request_cancel(connection: Connection, job_id: str, kind: JobKind | None) -> Status:
+def _request_cancel(
+    connection: Connection, job_id: str, kind: JobKind | None
+) -> tuple[Status, bool]:
+    """Where the job stands now, and whether it was ended by this."""
     named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
     queued = JobRow.status == Status.QUEUED
     statement = (
@@ -344,13 +358,14 @@ def _request_cancel(connection: Connection, job_id: str, kind: JobKind | None) -
         )
         .returning(JobRow.status)
     )
-    status = connection.scalar(statement) or connection.scalar(select(JobRow.status).where(*named))
+    moved = connection.scalar(statement)
+    status = moved or connection.scalar(select(JobRow.status).where(*named))
     if status is None:
         missing = NotFound if kind is None else _NOT_FOUND.get(kind, DataNotFound)
         raise missing(f"{job_id}: there is no such job")
     if status in {Status.COMPLETED, Status.FAILED}:
         raise AlreadyFinished(f"{job_id} has already {status}")
-    return Status(status)
+    return Status(status), moved == Status.CANCELLED
 
 
 def _requeue(
