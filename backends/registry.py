@@ -35,6 +35,9 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "char_lstm": "char_lstm",
 }
 
+# families whose models read on for ever: the others have a context, the max_seq_len of training
+UNBOUNDED_FAMILIES: Final = frozenset({"char_lstm"})
+
 # kind -> module with a ``KIND`` that satisfies backends.contracts.TokenizerKind
 TOKENIZER_KINDS: Final[Mapping[str, str]] = {
     "bpe": "backends.tokenizers.bpe",

@@ -97,6 +97,31 @@ def test_a_device_that_no_worker_has_is_no_reason(
     assert post(client, body | HUGE | {"device": "cuda"}) is None
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_refused_where_no_worker_has_a_gpu(
+    client: FlaskClient, world: World, body: dict[str, object], precision: str
+) -> None:
+    asked = body | {"precision": precision}
+    world.worker(cpu=8 * GB, name="one")
+    response = client.post("/runs/train", json=asked)
+    assert response.status_code == 422
+    (detail,) = response.get_json()["details"]
+    assert detail["field"] == "precision"
+    assert f"{precision} needs CUDA" in detail["message"]
+    assert post(client, asked | {"device": "cuda"}) is None  # such a worker may come
+    world.worker("trainer", "trainer.gpu", cpu=8 * GB, cuda=8 * GB, name="two")
+    assert post(client, asked) is None
+
+
+def test_half_precision_is_taken_where_the_devices_are_not_known(
+    client: FlaskClient, world: World, body: dict[str, object]
+) -> None:
+    asked = body | {"precision": "bf16"}
+    assert post(client, asked) is None
+    world.worker(name="silent")
+    assert post(client, asked) is None
+
+
 def test_without_a_live_worker_nothing_is_refused(
     client: FlaskClient, body: dict[str, object]
 ) -> None:

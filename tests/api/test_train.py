@@ -341,6 +341,27 @@ def test_a_base_run_must_be_of_the_same_kind(
     refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", name)
 
 
+def test_a_base_run_must_read_as_much_at_once(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    base = world.run(Status.COMPLETED, model_size="tiny", max_seq_len=64)
+    # Trained on less, but its model is still the one that reads 64 tokens.
+    tuned = world.run(Status.COMPLETED, model_size="tiny", max_seq_len=32, pretrained_run_id=base)
+    for run_id in (base, tuned):
+        asked = body | {"pretrained_run_id": run_id, "max_seq_len": 65}
+        refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", "max_seq_len: 65 is beyond the 64")
+        assert train(client, asked | {"max_seq_len": 64}).status_code == 202
+
+
+def test_a_base_run_that_reads_on_for_ever_takes_any_length(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    kind = {"model_family": "char_lstm", "model_size": "tiny", "tokenizer_id": None}
+    base = world.run(Status.COMPLETED, **kind, max_seq_len=64)
+    asked = body | kind | {"pretrained_run_id": base, "max_seq_len": 128}
+    assert train(client, asked).status_code == 202
+
+
 def test_a_completed_run_can_be_gone_on_from(client: FlaskClient, world: World, body: Body) -> None:
     asked = body | {"pretrained_run_id": world.run(Status.COMPLETED, model_size="tiny")}
     assert train(client, asked).status_code == 202

@@ -12,12 +12,17 @@ import torch
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import load_model, model_family
 from backends.models.files import WEIGHTS_FILE, write_weights
-from backends.registry import MODEL_FAMILIES, MODEL_SIZES
+from backends.registry import MODEL_FAMILIES, MODEL_SIZES, UNBOUNDED_FAMILIES
 from trainer_app.errors import FieldError, ModelIncompatible
 
 FAMILIES = sorted(MODEL_FAMILIES)
 VOCAB = 40
 CONTEXT = 24
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_registry_knows_whose_context_has_no_bound(family: str) -> None:
+    assert model_family(family).context_is_bounded == (family not in UNBOUNDED_FAMILIES)
 
 
 def config(family: str, size: str | None = None) -> ModelConfig:

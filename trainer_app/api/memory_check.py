@@ -1,31 +1,44 @@
-"""Does a model fit into a worker: refused at the POST where none could ever hold it."""
+"""Does a model fit into a worker: refused at the POST where none could ever train it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from backends.memory import training_bytes
-from trainer_app.api import current
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import LiveWorker, training_queue
+from trainer_app.queue import LiveWorker
 
 _GB: Final = 1_000_000_000
 
 
-def check_memory(spec: TrainSpec, vocab_size: int) -> None:
-    """Raise InvalidInput, with both numbers, for a run larger than the largest live worker.
+def check_memory(spec: TrainSpec, vocab_size: int, workers: Sequence[LiveWorker]) -> None:
+    """Raise InvalidInput, with both numbers, for a run larger than the largest of the workers.
 
-    A run that no live worker could take by its queue or device is not refused for that: such a
-    worker may come. Raises Unavailable when Redis is away.
+    A run that none of them could take by its device is not refused for that: such a worker may
+    come.
     """
-    queue = spec.queue or training_queue(current.settings())
-    workers = [worker for worker in current.queue().workers() if queue in worker.queues]
     wanting = [_wanting(spec, vocab_size, worker) for worker in workers]
     refusals = [reason for reason in wanting if reason is not None]
     if workers and len(refusals) == len(workers):
         _, reason = max(refusals)
         raise InvalidInput([Detail("model_size", reason)])
+
+
+def check_precision(spec: TrainSpec, workers: Sequence[LiveWorker]) -> None:
+    """Raise InvalidInput for half precision wherever there is a GPU, where no worker has one.
+
+    A worker that does not tell its devices may have one.
+    """
+    if spec.device != "auto" or spec.precision not in {"fp16", "bf16"}:
+        return
+    cpus_alone = [
+        bool(worker.memory_bytes) and "cuda" not in worker.memory_bytes for worker in workers
+    ]
+    if workers and all(cpus_alone):
+        reason = f"{spec.precision} needs CUDA, which no live worker has; a CPU trains in fp32"
+        raise InvalidInput([Detail("precision", reason)])
 
 
 def _wanting(spec: TrainSpec, vocab_size: int, worker: LiveWorker) -> tuple[int, str] | None:

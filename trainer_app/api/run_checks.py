@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backends.registry import OWN_TOKENIZERS
+from backends.registry import OWN_TOKENIZERS, UNBOUNDED_FAMILIES
 from trainer_app.api import current
 from trainer_app.api.corpus_choice import corpus_sha256
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.ids import is_id
-from trainer_app.api.memory_check import check_memory
+from trainer_app.api.memory_check import check_memory, check_precision
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
 from trainer_app.queue import training_queue
 from trainer_app.store import runs, tokenizers
+from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
 
 
@@ -21,13 +22,15 @@ def resolve(spec: TrainSpec) -> TrainSpec:
     """The spec with the digest of its corpus, once all that it refers to is found to fit.
 
     Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
-    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue and for a model that fits
-    into no worker. Messages name the field.
+    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue, and for a model or a
+    precision that no live worker could train; Unavailable. Messages name the field.
     """
     _check_queue(spec)
     vocab_size = _check_tokenizer(spec)
     _check_base_run(spec)
-    check_memory(spec, vocab_size)
+    workers = [one for one in current.queue().workers() if queue_for(spec) in one.queues]
+    check_precision(spec, workers)
+    check_memory(spec, vocab_size, workers)
     return replace(spec, corpus_sha256=corpus_sha256(spec.corpus_file_id, spec.corpus_path))
 
 
@@ -72,6 +75,19 @@ def _check_base_run(spec: TrainSpec) -> None:
             raise ModelIncompatible(
                 f"{name}: {wanted} differs from {there} of {spec.pretrained_run_id}"
             )
+    context = _context(run)
+    if spec.model_family not in UNBOUNDED_FAMILIES and spec.max_seq_len > context:
+        raise ModelIncompatible(
+            f"max_seq_len: {spec.max_seq_len} is beyond the {context} tokens that "
+            f"{spec.pretrained_run_id} reads at once"
+        )
+
+
+def _context(run: Run) -> int:
+    """The tokens that a run's model reads at once: fine-tuning changes nothing about it."""
+    while run.spec.pretrained_run_id is not None:
+        run = runs.get(current.database(), run.spec.pretrained_run_id)
+    return run.spec.max_seq_len
 
 
 def queue_for(spec: TrainSpec) -> str:
