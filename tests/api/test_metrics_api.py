@@ -119,3 +119,15 @@ def test_a_client_that_was_away_during_an_evaluation_gets_its_loss(
     path = f"/runs/{run_id}/metrics/stream"
     found = events(client.get(path, headers={"Last-Event-ID": "2"}).text)
     assert [(step, point["val_loss"]) for step, point in found] == [(2, 1.5)]
+
+
+@pytest.mark.parametrize(("steps", "given"), [((), "1"), ((1, 2), "3"), ((1, 2), "9" * 18)])
+def test_a_curve_that_never_came_so_far_cannot_be_gone_on_with(
+    client: FlaskClient, world: World, steps: tuple[int, ...], given: str
+) -> None:
+    run_id = world.run()
+    claim = world.claim(run_id)
+    record(world, claim, *(MetricPoint(step=step, train_loss=1.0) for step in steps))
+    response = client.get(f"/runs/{run_id}/metrics/stream", headers={"Last-Event-ID": given})
+    assert (response.status_code, response.get_json()["code"]) == (422, "INVALID_INPUT")
+    assert response.get_json()["details"][0]["field"] == "Last-Event-ID"

@@ -68,6 +68,7 @@ def test_a_text_may_come_from_a_file(client: FlaskClient, world: World, run_id: 
         ({"text": None}, "text"),
         ({"path": "p.txt"}, "text"),
         ({"text": "a\0b"}, "text"),
+        ({"text": ""}, "text"),
         ({"detail_level": "per_word"}, "detail_level"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": 101}, "top_k"),
@@ -84,6 +85,12 @@ def test_a_bad_field_of_a_score_is_named(
     response = score(client, run_id, {"text": "a"} | change)
     assert response.status_code == 422
     assert response.get_json()["details"][0]["field"] == field
+
+
+def test_an_empty_file_has_nothing_to_score(client: FlaskClient, world: World, run_id: str) -> None:
+    response = score(client, run_id, {"path": world.corpus("empty.txt", "")})
+    assert response.status_code == 422
+    assert response.get_json()["details"] == [{"field": "path", "message": "the file is empty"}]
 
 
 @pytest.mark.parametrize("path", ["none", "../x", "/etc/passwd", "texts", "link", "a\\b", "C:x"])

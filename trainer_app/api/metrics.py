@@ -14,7 +14,14 @@ from trainer_app.api.metrics_schema import (
     PointSchema,
 )
 from trainer_app.api.schema import EmptySchema
-from trainer_app.api.streams import LAST_EVENT_ID, Events, Followers, event, last_event_id
+from trainer_app.api.streams import (
+    LAST_EVENT_ID,
+    Events,
+    Followers,
+    event,
+    last_event_id,
+    unknown_event_id,
+)
 from trainer_app.store import metrics, runs
 from trainer_app.store.metrics import MetricPoint
 
@@ -61,6 +68,8 @@ def stream_metrics(_query: dict[str, object], run_id: str) -> Response:
     database = current.database()
     run = runs.get(database, run_id)
     step = last_event_id() or 0
+    if step > _last_step(run.run_id):
+        raise unknown_event_id()
     last: MetricPoint | None = None
 
     def read(_over: bool) -> Events:
@@ -76,3 +85,9 @@ def stream_metrics(_query: dict[str, object], run_id: str) -> Response:
 
     followers = current.service(Followers)
     return followers.stream(followers.follow(run.run_id, read, poll_seconds=_POLL_SECONDS))
+
+
+def _last_step(run_id: str) -> int:
+    """The step of the run's last point: points are merged, but never taken back."""
+    ends = metrics.curve(current.database(), run_id, points=2)
+    return ends[-1].step if ends else 0

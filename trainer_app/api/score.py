@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainer_app.api.accept import KEY_PARAMETER, LOCATION
 from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.run_requests import ask, find, shown
 from trainer_app.api.score_schema import ScoreSchema, ScoringSchema
 from trainer_app.api.texts import read_text
@@ -38,7 +39,10 @@ def score(
     spec, path = asked
 
     def resolve(_: Run) -> Resolved:
-        return replace(spec, text=spec.text if path is None else read_text("path", path)), None
+        text = spec.text if path is None else read_text("path", path)
+        if not text:  # the schema takes no empty text, but what a file holds it cannot know
+            raise InvalidInput([Detail("path", "the file is empty")])
+        return replace(spec, text=text), None
 
     found = ask(JobKind.SCORE, run_id, f"{spec.to_json()} {path}", resolve)
     return _shown(found), {"Location": f"/runs/{run_id}/score/{found.request_id}"}

@@ -36,7 +36,7 @@ class ScoreSchema(StrictSchema):
 
     text = StrictString(
         load_default=None,
-        validate=length(0, LONGEST_TEXT),
+        validate=length(1, LONGEST_TEXT),
         metadata=about("What to score; this or path.", "Once upon a time there was a king."),
     )
     path = StrictString(
