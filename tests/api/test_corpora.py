@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.api.conftest import ON_BOTH_DATABASES
+from tests.disk_faults import failing_disk
 from trainer_app.api.text_scan import TextScan
 from trainer_app.errors import CorpusEmpty, CorpusNotText
 from trainer_app.settings import Settings
@@ -187,6 +189,50 @@ def test_a_corpus_that_claims_too_much_is_refused_unread(
         environ_overrides={"CONTENT_LENGTH": "100000"},
     )
     assert response.status_code == 413
+
+
+class Unread(io.BytesIO):
+    """A body that nobody may read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise AssertionError("the body is read")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", f"multipart/form-data; boundary={BOUNDARY}"]
+)
+def test_a_corpus_that_the_disk_cannot_hold_is_refused_unread(
+    settings: Settings, make_client: Make, content_type: str
+) -> None:
+    response = make_client(small(settings, 2**60)).post(
+        "/corpora",
+        input_stream=Unread(),
+        content_type=content_type,
+        environ_overrides={"CONTENT_LENGTH": str(2**59)},
+    )
+    assert (response.status_code, response.get_json()["code"]) == (413, "INVALID_INPUT")
+    assert str(2**59) in response.get_json()["message"]
+    assert files(settings) == []
+
+
+def test_a_disk_that_fills_up_during_an_upload_keeps_nothing_of_it(
+    client: FlaskClient, settings: Settings
+) -> None:
+    settings.paths.uploads.mkdir(parents=True)
+    client.get("/corpora")  # opens the database, which is not what is tried here
+    answered = 503
+    for number in range(2, 30):  # the first is to make a folder that is there
+        with failing_disk(number, errno.ENOSPC) as disk:
+            response = upload(client)
+        if not disk.failed:
+            answered = response.status_code
+            break
+        assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+        assert response.headers["Retry-After"]
+        assert str(settings.paths.data_root) not in response.get_json()["message"]
+        assert files(settings) == []
+        assert client.get("/corpora").get_json()["data"] == []
+    assert answered == 201
 
 
 @pytest.mark.parametrize("terminated", [False, True], ids=["wsgiref", "gunicorn"])

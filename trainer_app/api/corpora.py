@@ -39,7 +39,7 @@ _BODY = {
 # Not at the route, whose parameters are those of GET as well.
 @blueprint.doc(operationId="uploadCorpus", requestBody=_BODY, parameters=[KEY_PARAMETER])
 @blueprint.leads_to("getCorpus", "deleteCorpus", file_id="$response.body#/file_id")
-@blueprint.fails_with("CORPUS_EMPTY", "CORPUS_NOT_TEXT", "DISK_FULL", "UNAVAILABLE")
+@blueprint.fails_with("CORPUS_EMPTY", "CORPUS_NOT_TEXT", "UNAVAILABLE")
 def upload_corpus() -> tuple[Corpus, dict[str, str]]:
     """Upload a UTF-8 text; the same bytes give the same id."""
     # Before gigabytes are sent in vain.

@@ -35,7 +35,6 @@ STATUSES: Final[Mapping[str, int]] = {
     "CORPUS_NOT_TEXT": 422,
     "RATE_LIMITED": 429,
     "UNAVAILABLE": 503,
-    "DISK_FULL": 507,
     "INTERNAL_ERROR": 500,
 }
 # The codes of errors that HTTP itself knows, by status; other 4xx are bad input of some kind.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.fields import shown
 from trainer_app.api.text_scan import Text, TextScan
 from trainer_app.core.files import disk_full_named, fsync_directory, temporary_beside
+from trainer_app.errors import DiskFull, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,29 +49,41 @@ def store_upload(
 ) -> Corpus:
     """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
 
-    Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, DiskFull. Whatever
+    Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, Unavailable
+    where the disk fills up. Whatever
     it raises, no file stays behind.
     """
     check_framing(request)
     check_encoding(request)
     blocks = _limited(_content(request, limit), limit)
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
     temporary = temporary_beside(folder / _NAME)
     try:
-        text = _write(temporary, blocks)
-        with exclusive(folder):
-            return _keep(temporary, folder / f"{text.sha256}.txt", lambda: record(text))
+        with disk_full_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            _check_space(request, folder)
+            text = _write(temporary, blocks)
+            with exclusive(folder):
+                return _keep(temporary, folder / f"{text.sha256}.txt", lambda: record(text))
+    except DiskFull as error:
+        raise Unavailable("the disk has no space left for the corpus") from error
     finally:
         temporary.unlink(missing_ok=True)  # not there once renamed
+
+
+def _check_space(request: Request, folder: Path) -> None:
+    """Refuse what the disk cannot hold before it is sent."""
+    size, free = request.content_length or 0, shutil.disk_usage(folder).free
+    if size > free:
+        raise RequestEntityTooLarge(f"the body has {size} bytes, and the disk {free} left")
 
 
 def _keep(temporary: Path, final: Path, record: Callable[[], Corpus]) -> Corpus:
     """The file in its place and recorded, or neither."""
     was_there = final.exists()
     temporary.rename(final)
-    fsync_directory(final.parent)
     try:
+        fsync_directory(final.parent)
         return record()
     except BaseException:
         if not was_there:
@@ -95,7 +109,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 def _write(path: Path, blocks: Iterator[bytes]) -> Text:
     scan = TextScan()
-    with disk_full_named(path), path.open("xb") as file:
+    with path.open("xb") as file:
         for block in blocks:
             scan.update(block)
             file.write(block)
