@@ -46,7 +46,7 @@ def refusal(error: Exception) -> bytes:
     else:
         code = "INVALID_INPUT"
         # Without the error's words: they repeat what was sent, a key perhaps.
-        _log.info("request", request_id=request_id, status=status, error=type(error).__name__)
+        _log.info("request", request_id=request_id, status=int(status), error=type(error).__name__)
     fields = {"code": code, "message": _MESSAGES[status], "request_id": request_id}
     body = json.dumps(fields).encode()
     head = (
