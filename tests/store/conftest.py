@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -22,6 +23,15 @@ class AnotherRun(Protocol):
     """Queues a run that differs from ``spec`` in these fields; returns its id."""
 
     def __call__(self, **fields: object) -> str: ...
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without any table."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'new' / 'folder' / 'trainer.db'}"
+    url: str = request.getfixturevalue("bare_postgres_url")
+    return url
 
 
 @pytest.fixture

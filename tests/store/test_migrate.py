@@ -24,15 +24,6 @@ from trainer_app.store.tables import Table
 _ALEMBIC_INI = Path(__file__).parents[2] / "migrations" / "alembic.ini"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database without any table."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'new' / 'folder' / 'trainer.db'}"
-    url: str = request.getfixturevalue("bare_postgres_url")
-    return url
-
-
 def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> None:
     with database.read() as connection:
         context = MigrationContext.configure(
