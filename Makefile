@@ -19,7 +19,7 @@ INSTALLED := $(STAMP)
 endif
 RUN := $(BIN)/python -m
 
-COMPOSE = docker compose --env-file deploy/.env -f deploy/docker-compose.yml \
+COMPOSE = GIT_COMMIT="$$(git rev-parse HEAD 2>/dev/null)" docker compose --env-file deploy/.env -f deploy/docker-compose.yml \
 	$(if $(GPU),-f deploy/docker-compose.gpu.yml) --profile flower
 
 # Threads of torch's own would fight over the cores with the test processes beside them.

@@ -14,7 +14,9 @@ from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.events import perplexity
+from trainer_app.settings import load_settings
 
+_ROOT: Final = Path(__file__).resolve().parents[1]
 # Of a finished run, in its manifest and in its result.
 FIGURES: Final = (
     "final_loss",
@@ -155,11 +157,10 @@ def metrics_file(finished: Finished) -> str:
 
 
 @cache
-def git_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
-    root = Path(__file__).resolve().parents[1]
+def git_commit(root: Path = _ROOT) -> str | None:
+    """The commit of the code that runs: of its checkout, or as an image was told at its build."""
     if not (root / ".git").exists():
-        return None
+        return load_settings().git_commit or None
     try:
         answer = subprocess.run(  # noqa: S603 - a fixed command
             ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is

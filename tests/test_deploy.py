@@ -105,6 +105,30 @@ def test_compose_waits_for_services_that_there_are_and_keeps_data_in_volumes() -
         assert {volume.partition(":")[0] for volume in mounted} <= set(volumes)
 
 
+def test_what_stands_in_the_env_file_arrives_in_every_process_but_for_what_containers_fix() -> None:
+    fixed = {"APP__DATA_ROOT", "REDIS__URL"}
+    own = {
+        "api": {"API__HOST", "API__PORT", "SECURITY__API_KEY"},
+        "flower": {"FLOWER__HOST", "FLOWER__PORT", "FLOWER__BASIC_AUTH"},
+    }
+    for name in {"migrations", *procfile()}:
+        service = services(COMPOSE)[name]
+        assert service["env_file"] == [{"path": ".env", "required": False}], name
+        environment = service["environment"]
+        assert isinstance(environment, dict)
+        # What is named here wins over the file.
+        assert set(environment) == fixed | own.get(name, set()), name
+        for variable in ("SECURITY__API_KEY", "FLOWER__BASIC_AUTH"):
+            assert variable in environment.get(variable, variable)  # handed through
+        for port, inside in (("API__PORT", "8000"), ("FLOWER__PORT", "5555")):
+            if port in environment:
+                assert environment[port] == inside
+                assert service["ports"] == [f"127.0.0.1:${{{port}:-{inside}}}:{inside}"]
+    assert "env_file" not in services(COMPOSE)["redis"]
+    for service in services(GPU).values():
+        assert "env_file" not in service
+
+
 def test_no_container_can_be_reached_from_other_machines() -> None:
     published: list[str] = []
     for service in services(COMPOSE).values():
@@ -139,8 +163,10 @@ def test_what_the_image_copies_and_compose_builds_is_there() -> None:
     built = services(COMPOSE)["migrations"]["build"]
     assert isinstance(built, dict)
     assert (COMPOSE.parent / built["context"] / built["dockerfile"]).is_file()
-    assert set(built["args"]) == {"TORCH_INDEX"}
-    assert "ARG TORCH_INDEX" in (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    assert set(built["args"]) == {"TORCH_INDEX", "GIT_COMMIT"}
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    assert all(f"ARG {name}=" in dockerfile for name in built["args"])
+    assert "GIT_COMMIT=$GIT_COMMIT" in dockerfile.rpartition("FROM ")[2]
     kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE)
     assert [name for name in kept if not (ROOT / name).exists()] == []
     needed = {"setup.cfg", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "wsgi.py"}

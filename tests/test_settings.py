@@ -26,6 +26,8 @@ BAD_VALUES = [
     ("DATABASE__URL", "mysql://localhost/trainer"),
     ("DATABASE__URL", "postgresql"),
     ("DATABASE__URL", "postgresqlx://["),
+    ("GIT_COMMIT", "main"),
+    ("GIT_COMMIT", "0123abc\n"),
     ("REDIS__URL", "http://localhost:6379"),
     ("REDIS__URL", "["),
     ("REDIS__URL", "unix:///run/redis.sock"),  # Celery does not take it

@@ -21,6 +21,7 @@ _RATE_LIMIT = Regexp(
     r"([1-9][0-9]{0,8}/(second|minute|hour|day)(;(?=.)|\Z))*\Z",
     error="Must be like 100/minute, or several like 10/second;1000/day",
 )
+_COMMIT = Regexp(r"([0-9a-f]{7,64})?\Z", error="Must be 7 to 64 hexadecimal digits, or empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,7 @@ class Settings:
     """All settings of one process."""
 
     environment: str
+    git_commit: str  # of the code, where it does not run from a checkout; empty: not known
     paths: Paths
     redis: Redis
     database_url: str
@@ -204,6 +206,7 @@ def _read(env: Env) -> Settings:
         raise SettingsError("DATABASE__URL: must start with sqlite:// or postgresql://")
     return Settings(
         environment=env.str("APP_ENV", "development"),
+        git_commit=env.str("GIT_COMMIT", "", validate=_COMMIT),
         paths=paths,
         redis=_read_redis(env),
         database_url=database_url,

@@ -21,6 +21,18 @@ def test_a_machine_without_git_has_no_commit_to_tell(monkeypatch: pytest.MonkeyP
     git_commit.cache_clear()
 
 
+@pytest.mark.parametrize(("told", "commit"), [("0123abc" * 5, "0123abc" * 5), ("", None)])
+def test_an_image_knows_the_commit_that_it_was_built_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str, commit: str | None
+) -> None:
+    monkeypatch.setenv("GIT_COMMIT", told)
+    git_commit.cache_clear()
+
+    assert git_commit(tmp_path) == commit
+
+    git_commit.cache_clear()
+
+
 def finished_on(*threads: int) -> Finished:
     """A run that was trained with these numbers of threads, one after the other."""
     places = tuple(
