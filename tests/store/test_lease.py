@@ -280,6 +280,25 @@ def test_a_queued_run_is_cancelled_at_once_and_never_starts(
     assert runs.get(database, run_id).message == "cancelled before it started"
 
 
+def test_of_many_who_cancel_a_queued_run_one_is_told_that_it_did(
+    database: Database, run_id: str
+) -> None:
+    ended: list[int] = []
+
+    def cancel(number: int) -> Status:
+        return lease.request_cancel(database, run_id, on_cancelled=lambda: ended.append(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(cancel, range(8))) == {Status.CANCELLED}
+    assert len(ended) == 1
+
+
+def test_who_cancels_a_running_run_has_not_ended_it(database: Database, claim: Claim) -> None:
+    ended: list[int] = []
+    lease.request_cancel(database, claim.job_id, on_cancelled=lambda: ended.append(1))
+    assert ended == []
+
+
 def test_a_running_run_is_cancelled_by_its_worker(database: Database, claim: Claim) -> None:
     assert lease.request_cancel(database, claim.job_id) is Status.RUNNING
     assert lease.request_cancel(database, claim.job_id) is Status.RUNNING
