@@ -72,6 +72,6 @@ def test_the_watchdog_judges_the_dead_of_its_own_place_alone() -> None:
         owned = f"{where}:{dead.pid}"
         assert lease.claim(database, run_id, owned, lease_seconds=60) is not None
 
-    Watchdog(database, node("train-0@host")).look({})
+    Watchdog(database, node("train-0@host")).look(dict)
 
     assert [lost.job_id for lost in lease.reap(database, max_crashes=3)] == [ours]
