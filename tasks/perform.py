@@ -129,12 +129,12 @@ def _heed_a_cancellation_set_by_hand(job_id: str) -> None:
         return  # the lease's thread looks again, and again
     with suppress(AlreadyFinished, NotFound):
         run = runs.get(process.database(), job_id)
-        status = lease.request_cancel(process.database(), job_id)
-        if run.status is Status.QUEUED and status is Status.CANCELLED:
-            events = process.job_events(
-                JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
-            )
-            events.failed("user", "cancelled")
+        events = process.job_events(
+            JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
+        )
+        lease.request_cancel(
+            process.database(), job_id, on_cancelled=lambda: events.failed("user", "cancelled")
+        )
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
