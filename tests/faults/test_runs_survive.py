@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Vi
     saved = victim.checkpoint(run_id)
 
     victim.child().kill()
-    # 5 s on a free machine: a new process imports torch before it takes the run up.
+    # A new process imports torch before it takes the run up.
     victim.until(run_id, lambda run: run["attempt"] == 2, seconds=20)
     victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=30)
 
