@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -27,6 +28,12 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import Table
 
 DATABASES = ("sqlite", "postgresql")
+
+
+def pytest_configure() -> None:
+    # A job in the background is started deaf to Ctrl-C, and so would be what the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class PostgresServer:
