@@ -50,17 +50,17 @@ def demo(root: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 def test_it_trains_shows_what_it_learnt_and_keeps_the_stack_if_asked(tmp_path: Path) -> None:
     with demo(tmp_path, "--minutes", "0.1", "--keep") as running:
         text, _ = running.communicate()
-    assert running.returncode == 0, text
+        assert running.returncode == 0, text
+        state = read_state(tmp_path)
+        assert state is not None
+        assert f"{state['api_url']}/docs" in text
+        with Client(state["api_url"]) as client:
+            assert client.list_runs(tag="demo")["data"][0]["status"] == "completed"
     assert "before: untrained" in text
     assert "after: trained" in text
     assert "AutoModelForCausalLM.from_pretrained" in text
     [folder] = [line.strip() for line in text.splitlines() if line.startswith(f"  {tmp_path}")]
     assert json.loads(Path(folder, "manifest.json").read_text())["test_loss"] < 8.3  # chance
-    state = read_state(tmp_path)
-    assert state is not None
-    assert f"{state['api_url']}/docs" in text
-    with Client(state["api_url"]) as client:
-        assert client.list_runs(tag="demo")["data"][0]["status"] == "completed"
 
 
 def test_a_run_that_does_not_complete_is_a_failure_that_says_so(tmp_path: Path) -> None:
