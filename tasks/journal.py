@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from tasks.reporting import point_of
+from tasks.reporting import points_of
 from trainer_app.core.files import fsync_directory
 from trainer_app.core.observer import (
     CheckpointReport,
@@ -72,7 +72,7 @@ class Journal(Silent):
                 self.is_behind = True  # the work does not wait for the database
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
-        self._append([point_of(step) for step in steps])
+        self._append(points_of(steps))
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
         step, epoch = evaluation.step, evaluation.epoch

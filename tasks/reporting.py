@@ -78,10 +78,7 @@ class RowReporter(Silent):
             tokens_per_sec=last.tokens_per_sec,
             eta_sec=self._pace.seconds_left(last.step),
         )
-        self._change(
-            update,
-            [point_of(step) for step in steps],
-        )
+        self._change(update, points_of(steps))
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
         point = MetricPoint(
@@ -144,17 +141,21 @@ class RowReporter(Silent):
         return True
 
 
-def point_of(step: StepReport) -> MetricPoint:
-    """A step as a point of the curve."""
-    return MetricPoint(
-        step=step.step,
-        epoch=step.epoch,
-        train_loss=step.train_loss,
-        learning_rate=step.learning_rate,
-        grad_norm=step.grad_norm,
-        tokens_per_sec=step.tokens_per_sec,
-        chain=step.chain,
-    )
+def points_of(steps: Sequence[StepReport]) -> list[MetricPoint]:
+    """The points of the curve among some steps."""
+    return [
+        MetricPoint(
+            step=step.step,
+            epoch=step.epoch,
+            train_loss=step.train_loss,
+            learning_rate=step.learning_rate,
+            grad_norm=step.grad_norm,
+            tokens_per_sec=step.tokens_per_sec,
+            chain=step.chain,
+        )
+        for step in steps
+        if step.in_curve
+    ]
 
 
 def resumed(claim: Claim, start: StartReport) -> str | None:
@@ -213,7 +214,7 @@ class LogReporter(Silent):
             epoch=last.epoch,
             train_loss=round(last.train_loss, 4),
             learning_rate=last.learning_rate,
-            grad_norm=round(last.grad_norm, 4),
+            grad_norm=None if last.grad_norm is None else round(last.grad_norm, 4),
             tokens_per_sec=round(last.tokens_per_sec),
         )
 
@@ -282,7 +283,8 @@ class EventReporter(Silent):
             "step": step.step,
             "train_loss": step.train_loss,
             "train_ppl": perplexity(step.train_loss),
-            "grad_norm": step.grad_norm,
+            # The contract has a number here.
+            "grad_norm": 0.0 if step.grad_norm is None else step.grad_norm,
             "samples_per_sec": step.samples_per_sec,
             "loss": step.train_loss,
             "perplexity": perplexity(step.train_loss),

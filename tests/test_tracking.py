@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import wandb
 
+from tests.reports import evaluation, step
 from trainer_app.core.fit import Finished, Stopped
-from trainer_app.core.observer import EvaluationReport, StepReport, StopReason
+from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog
 from trainer_app.settings import Tracking
@@ -77,30 +78,6 @@ def tracker(
         init_seconds=init_seconds,
         close_seconds=close_seconds,
         waiting=waiting,
-    )
-
-
-def step(number: int, loss: float = 2.0, epoch: int = 0) -> StepReport:
-    return StepReport(
-        step=number,
-        total_steps=100,
-        epoch=epoch,
-        train_loss=loss,
-        learning_rate=0.1,
-        grad_norm=0.5,
-        tokens_per_sec=640.0,
-        samples_per_sec=10.0,
-    )
-
-
-def evaluation(number: int, loss: float, *, epoch: int = 0, without: int = 0) -> EvaluationReport:
-    return EvaluationReport(
-        step=number,
-        epoch=epoch,
-        val_loss=loss,
-        best_val_loss=min(loss, 1.5),
-        improved=not without,
-        evaluations_without_improvement=without,
     )
 
 
@@ -186,6 +163,14 @@ def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
         for number, epoch, loss in ((1, 0, 2.5), (10, 0, 2.0), (20, 1, 1.0))
     ]
     assert warnings(tmp_path) == []
+
+
+def test_a_step_that_fp16_skipped_has_no_gradient_norm(tmp_path: Path, log: JobLog) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([replace(step(1), grad_norm=None), step(2)])
+
+    [attempt] = records(tmp_path)
+    assert [row.get("grad_norm") for row in rows(attempt)] == [None, 0.5]
 
 
 def test_an_evaluation_stands_in_the_row_of_its_step(tmp_path: Path, log: JobLog) -> None:

@@ -208,7 +208,7 @@ EPOCH_COLUMNS: Final = ("epoch", "train_loss", "train_ppl", "val_loss", "val_ppl
 class _Epoch:
     """Figures of one epoch."""
 
-    steps: int = 0  # that were logged
+    steps: int = 0
     loss: float = 0.0  # their sum
     val_loss: float | None = None  # of the last evaluation
 
@@ -254,9 +254,10 @@ class Curve:
         self._told.waiting |= {
             "train_loss": report.train_loss,
             "train_ppl": perplexity(report.train_loss),
-            "grad_norm": report.grad_norm,
             "samples_per_sec": report.samples_per_sec,
         }
+        if report.grad_norm is not None:
+            self._told.waiting["grad_norm"] = report.grad_norm
         epoch = self._epoch(report.epoch)
         epoch.steps += 1
         epoch.loss += report.train_loss
@@ -293,7 +294,7 @@ class Curve:
         return rows
 
     def epochs(self) -> list[list[float | None]]:
-        """The rows of the table of epochs: mean losses over the steps that were logged."""
+        """The rows of the table of epochs: mean losses over the steps."""
         return [
             [int(number), *_with_perplexity(_mean(epoch)), *_with_perplexity(epoch.val_loss)]
             for number, epoch in self._told.epochs.items()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tests.reports import evaluation
 from trainer_app.core.observer import (
     CheckpointReport,
-    EvaluationReport,
     Observers,
     Silent,
     StopReason,
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from tests.training_bench import Bench, Recorder
 
 MakeRecorder: TypeAlias = "type[Recorder]"
-EVALUATION = EvaluationReport(
-    step=1,
-    epoch=0,
-    val_loss=2.0,
-    best_val_loss=2.0,
-    improved=True,
-    evaluations_without_improvement=0,
-)
 
 
 def test_each_hears_all_that_a_run_tells(bench: Bench, recorder: MakeRecorder) -> None:
@@ -51,6 +43,6 @@ def test_a_silent_observer_takes_all_and_says_nothing() -> None:
     silent = Silent()
     silent.on_message("training")
     silent.on_steps([])
-    silent.on_evaluation(EVALUATION)
+    silent.on_evaluation(evaluation(1))
     silent.on_checkpoint(CheckpointReport(path=Path("step-1"), step=1, seconds=0.1))
     assert silent.should_stop() is None

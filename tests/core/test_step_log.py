@@ -34,7 +34,7 @@ def log(observer: Recorder, *, scaled: bool = False, logging_steps: int = 10) ->
     )
 
 
-def test_the_first_the_last_and_every_so_many_steps_are_reported(
+def test_each_step_is_reported_the_first_the_last_and_every_so_many_for_the_curve(
     recorder: type[Recorder],
 ) -> None:
     observer = recorder()
@@ -43,8 +43,10 @@ def test_the_first_the_last_and_every_so_many_steps_are_reported(
         made.add(step, result(loss=1 / step), notable=step == 13)
     made.flush()
     made.flush()  # nothing left to tell
-    assert [report.step for report in observer.steps] == [1, 10, 13, 20, 25]
-    assert [report.epoch for report in observer.steps] == [0, 0, 1, 1, 2]
+    assert [report.step for report in observer.steps] == list(range(1, 26))
+    curve = [report for report in observer.steps if report.in_curve]
+    assert [report.step for report in curve] == [1, 10, 13, 20, 25]
+    assert [report.epoch for report in curve] == [0, 0, 1, 1, 2]
     assert observer.steps[-1].train_loss == pytest.approx(0.04)
     assert made.last_loss == pytest.approx(0.04)
     assert observer.steps[0].tokens_per_sec == pytest.approx(16 * observer.steps[0].samples_per_sec)
@@ -60,14 +62,6 @@ def test_steps_are_read_when_their_time_has_come(
     monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
     made.add(2, result(1.0), notable=False)
     assert [report.step for report in observer.steps] == [1, 2]
-
-
-def test_nothing_to_report_is_not_reported(recorder: type[Recorder]) -> None:
-    observer = recorder()
-    made = log(observer)
-    made.add(2, result(1.0), notable=False)
-    made.flush()
-    assert observer.steps == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -91,10 +85,10 @@ def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
     scaled = log(observer, scaled=True)
     scaled.add(10, result(1.0, math.inf), notable=False)
     scaled.flush()
-    assert observer.steps[0].grad_norm == 0.0
+    assert observer.steps[0].grad_norm is None
 
 
-def test_the_losses_that_are_reported_make_a_chain_that_a_resume_goes_on_with(
+def test_the_losses_of_the_curve_make_a_chain_that_a_resume_goes_on_with(
     recorder: type[Recorder],
 ) -> None:
     whole, parts = recorder(), recorder()
@@ -110,8 +104,8 @@ def test_the_losses_that_are_reported_make_a_chain_that_a_resume_goes_on_with(
             part.add(step, result(float(step)), notable=False)
         part.flush()
         chain = part.chain
-    chains = [step.chain for step in whole.steps]
-    assert chains == [step.chain for step in parts.steps]
+    chains = [step.chain for step in whole.steps if step.in_curve]
+    assert chains == [step.chain for step in parts.steps if step.in_curve]
     assert chains[-1] == first.chain == chain
     assert len(set(chains)) == len(chains) == 4
 

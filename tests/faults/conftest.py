@@ -13,18 +13,20 @@ from trainer_app.client import Client
 from trainer_app.stack.launch import running_stack
 
 
-@pytest.fixture
-def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Settings of the stack that differ from ENVIRONMENT; a test file may have its own."""
-    return getattr(request, "param", {})
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def either_database(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings of a stack with a database of each kind in turn."""
     if request.param == "sqlite":
         return {}
     return {"DATABASE__URL": request.getfixturevalue("bare_postgres_url")}
+
+
+@pytest.fixture
+def further_settings(
+    request: pytest.FixtureRequest, either_database: dict[str, str]
+) -> dict[str, str]:
+    """Settings of the stack that differ from ENVIRONMENT; a test file may have its own."""
+    return either_database | getattr(request, "param", {})
 
 
 @pytest.fixture

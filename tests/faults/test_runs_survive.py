@@ -12,13 +12,6 @@ import pytest
 from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
 
 
-@pytest.fixture
-def further_settings(
-    request: pytest.FixtureRequest, either_database: dict[str, str]
-) -> dict[str, str]:
-    return either_database | getattr(request, "param", {})
-
-
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
     """The step that an attempt began at, once the run's log tells it."""
     give_up_at = time.monotonic() + 30

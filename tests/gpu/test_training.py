@@ -51,7 +51,9 @@ def test_a_run_learns_and_ends_in_every_precision(
     assert outcome.precision == ("fp16" if precision == "auto" else precision)
     assert outcome.device_name == torch.cuda.get_device_name()
     assert observer.steps[-1].train_loss < observer.steps[0].train_loss - 0.5
-    assert all(math.isfinite(report.grad_norm) for report in observer.steps)
+    norms = [report.grad_norm for report in observer.steps if report.grad_norm is not None]
+    assert all(map(math.isfinite, norms))
+    assert len(norms) > len(observer.steps) / 2  # None: the scaler of fp16 has yet to settle
     assert outcome.best_val_loss == pytest.approx(outcome.test_loss, abs=0.3)
     assert len([text for text in observer.messages if text.startswith("sample")]) == 3
     loaded = load_model(outcome.directory)

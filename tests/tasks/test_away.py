@@ -13,12 +13,11 @@ import pytest
 from tasks import process
 from tasks.held import Held
 from tasks.housekeeping import Reaper
+from tests.reports import evaluation, step
 from trainer_app.core.observer import (
     CheckpointReport,
-    EvaluationReport,
     Observers,
     Silent,
-    StepReport,
     StopReason,
 )
 from trainer_app.core.spec import TrainSpec
@@ -113,29 +112,11 @@ def test_nobody_hears_more_of_an_attempt_that_lost_its_lease(claim: Claim) -> No
     observer.on_message("training")
     lose(claim)
     time.sleep(LEASE_SECONDS)
-    step = StepReport(
-        step=1,
-        total_steps=2,
-        epoch=0,
-        train_loss=1.0,
-        learning_rate=0.1,
-        grad_norm=1.0,
-        tokens_per_sec=1.0,
-        samples_per_sec=1.0,
-    )
-    evaluation = EvaluationReport(
-        step=1,
-        epoch=0,
-        val_loss=1.0,
-        best_val_loss=1.0,
-        improved=True,
-        evaluations_without_improvement=0,
-    )
     checkpoint = CheckpointReport(path=Path("step-1"), step=1, seconds=1.0)
     news: list[Callable[[], None]] = [
         lambda: observer.on_message("saving the model"),
-        lambda: observer.on_steps([step]),
-        lambda: observer.on_evaluation(evaluation),
+        lambda: observer.on_steps([step(1)]),
+        lambda: observer.on_evaluation(evaluation(1)),
         lambda: observer.on_checkpoint(checkpoint),
         held.confirm,
     ]

@@ -17,9 +17,10 @@ from tasks import reporting
 from tasks.held import Held
 from tasks.journal import Journal
 from tasks.reporting import RowReporter
+from tests.reports import START, evaluation, step
 from trainer_app.core.loss_chain import START as START_OF_CHAIN
 from trainer_app.core.loss_chain import link
-from trainer_app.core.observer import CheckpointReport, EvaluationReport, StartReport, StepReport
+from trainer_app.core.observer import CheckpointReport
 from trainer_app.core.spec import TrainSpec
 from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
@@ -27,40 +28,6 @@ from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 from trainer_app.verify import check_curve
-
-START = StartReport(
-    model_family="char_lstm",
-    model_size="tiny",
-    parameters=1,
-    total_epochs=1,
-    total_steps=10_000,
-    first_step=0,
-    batch_size=1,
-    learning_rate=0.1,
-    max_seq_len=8,
-    train_tokens=1,
-    validation_tokens=0,
-    test_tokens=0,
-    device="cpu",
-    device_name="cpu",
-    precision="fp32",
-    threads=1,
-    resumed_from=None,
-)
-
-
-def step(number: int, loss: float = 1.0) -> StepReport:
-    return StepReport(
-        step=number,
-        total_steps=10_000,
-        epoch=0,
-        train_loss=loss,
-        learning_rate=0.1,
-        grad_norm=1.0,
-        tokens_per_sec=1.0,
-        samples_per_sec=1.0,
-        chain=f"{number:064x}",
-    )
 
 
 @pytest.fixture
@@ -93,17 +60,8 @@ def test_a_resume_tells_what_the_attempt_before_had_not(
 ) -> None:
     with closing(attempt(1)) as first:
         first.on_steps([step(n) for n in range(1, 2_001)])
-        first.on_evaluation(
-            EvaluationReport(
-                step=900,
-                epoch=0,
-                val_loss=2.5,
-                best_val_loss=2.5,
-                improved=True,
-                evaluations_without_improvement=0,
-            )
-        )
-    point = reporting.point_of(step(700, loss=9.0))  # the database has this one
+        first.on_evaluation(evaluation(900, 2.5))
+    [point] = reporting.points_of([step(700, loss=9.0)])  # the database has this one
     lease.progress(database, claim, lease.Progress(), [point])
 
     with closing(attempt(2)) as second:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tasks.reporting import resumed
-from trainer_app.core.observer import StartReport
+from tasks.reporting import points_of, resumed
+from tests.reports import START, step
 from trainer_app.store.lease import Claim, JobKind
-
-START = StartReport(
-    model_family="gpt2",
-    model_size="tiny",
-    parameters=1,
-    total_epochs=1,
-    total_steps=1_000,
-    first_step=400,
-    batch_size=1,
-    learning_rate=0.1,
-    max_seq_len=8,
-    train_tokens=1,
-    validation_tokens=0,
-    test_tokens=0,
-    device="cpu",
-    device_name="cpu",
-    precision="fp32",
-    threads=1,
-    resumed_from="step-000000400-attempt-1",
-)
 
 
 def claim(attempt: int, cause: str | None) -> Claim:
@@ -63,4 +45,10 @@ def claim(attempt: int, cause: str | None) -> Claim:
 def test_an_attempt_that_goes_on_says_why_and_from_where(
     attempt: int, cause: str | None, said: str | None
 ) -> None:
-    assert resumed(claim(attempt, cause), START) == said
+    start = replace(START, first_step=400, resumed_from="step-000000400-attempt-1")
+    assert resumed(claim(attempt, cause), start) == said
+
+
+def test_the_curve_has_the_steps_that_logging_steps_keeps() -> None:
+    steps = [replace(step(number), in_curve=number in (1, 10)) for number in range(1, 12)]
+    assert [point.step for point in points_of(steps)] == [1, 10]

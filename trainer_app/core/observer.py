@@ -55,9 +55,10 @@ class StepReport:
     epoch: int  # 0-based
     train_loss: float
     learning_rate: float
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None: fp16 overflowed, the step left all as it was
     tokens_per_sec: float
     samples_per_sec: float
+    in_curve: bool = True  # one of those that logging_steps keeps
     chain: str | None = None  # of the losses up to here: core/loss_chain.py
 
 
@@ -92,7 +93,7 @@ class Observer(Protocol):
     def on_start(self, start: StartReport) -> None: ...
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
-        """Steps since the last call, oldest first: read from the device in batches, by time."""
+        """All steps since the last call, oldest first: read from the device in batches, by time."""
         ...
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None: ...

@@ -54,26 +54,26 @@ class StepLog:
         for (step, result, notable), loss, norm in zip(self._waiting, losses, norms, strict=True):
             self._check(step, loss, norm)
             self.last_loss = loss
-            if notable or step in (1, self.total_steps) or step % self.logging_steps == 0:
-                if self.chain is not None:
-                    self.chain = loss_chain.link(self.chain, step, loss)
-                reports.append(
-                    StepReport(
-                        step=step,
-                        total_steps=self.total_steps,
-                        epoch=(step - 1) // self.steps_per_epoch,
-                        train_loss=loss,
-                        learning_rate=result.learning_rate,
-                        grad_norm=norm if math.isfinite(norm) else 0.0,
-                        tokens_per_sec=steps_per_second * self.tokens_per_step,
-                        samples_per_sec=steps_per_second * self.samples_per_step,
-                        chain=self.chain,
-                    )
+            in_curve = notable or step in (1, self.total_steps) or step % self.logging_steps == 0
+            if in_curve and self.chain is not None:
+                self.chain = loss_chain.link(self.chain, step, loss)
+            reports.append(
+                StepReport(
+                    step=step,
+                    total_steps=self.total_steps,
+                    epoch=(step - 1) // self.steps_per_epoch,
+                    train_loss=loss,
+                    learning_rate=result.learning_rate,
+                    grad_norm=norm if math.isfinite(norm) else None,
+                    tokens_per_sec=steps_per_second * self.tokens_per_step,
+                    samples_per_sec=steps_per_second * self.samples_per_step,
+                    in_curve=in_curve,
+                    chain=self.chain,
                 )
+            )
         self._waiting.clear()
         self._since = now
-        if reports:
-            self.observer.on_steps(reports)
+        self.observer.on_steps(reports)
 
     def restart_clock(self) -> None:
         """Leave what went on since the last read out of the speed of the steps to come."""
