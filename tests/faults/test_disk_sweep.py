@@ -10,8 +10,7 @@ from tests.disk_shim import check_sweep
 from tests.disk_sweep import FAULTS
 from trainer_app.settings import Settings
 
-
-# Each operation meets one of the four faults; DISK_SWEEP_STRIDE=1: all of them, for most of an hour.
+# Each operation meets one of the four faults; with DISK_SWEEP_STRIDE=1 all of them, in an hour.
 _STRIDE = int(os.environ.get("DISK_SWEEP_STRIDE", str(len(FAULTS))))
 
 
