@@ -59,7 +59,7 @@ FOOTPRINTS: Final[Mapping[str, Mapping[str, Footprint]]] = {
 }
 _FLOAT32: Final = 4  # bytes: weights and gradients, whatever the precision of the arithmetic
 _HALF: Final = 2
-_MOMENTS: Final[Mapping[str, int]] = {"adamw": 2, "adam": 2, "sgd": 1}
+_MOMENTS: Final[Mapping[str, int]] = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
 
 
 def training_bytes(

@@ -249,7 +249,7 @@ def test_the_curve_is_drawn_over_the_step(tmp_path: Path, log: JobLog) -> None:
 
 def test_an_attempt_that_resumes_goes_on_without_going_back(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log) as tracked:
-        tracked.on_steps([step(1), step(10, 3.0), step(20, 2.0)])
+        tracked.on_steps([step(1, 2.0), step(10, 3.0), step(20, 2.0)])
         tracked.end(Stopped(reason=StopReason.DRAIN, step=20, checkpoint=tmp_path))
     time.sleep(1.1)  # wandb names the folder of an attempt by the second
     with tracker(tmp_path, log) as tracked:

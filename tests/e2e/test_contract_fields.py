@@ -31,7 +31,7 @@ TRAIN_ACCEPTED: dict[str, list[object]] = {
     "pretrained_run_id": [None],
     "freeze_embed": [True, False],
     "gradient_clipping": [0, 10.5],
-    "optimizer": ["adamw", "adam", "sgd"],
+    "optimizer": ["adamw", "adam", "sgd", "muon"],
     "early_stopping_patience": [0, 100],
     "finetune_lr_cap": [0, 0.1],
     "max_steps": [1, 10_000],

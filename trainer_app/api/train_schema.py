@@ -96,7 +96,7 @@ class TrainSchema(StrictSchema):
     optimizer = StrictString(
         load_default=DEFAULTS["optimizer"],
         validate=one_of(OPTIMIZERS),
-        metadata=about("The optimizer."),
+        metadata=about("muon: Muon for the matrices of hidden layers, AdamW for the rest."),
     )
     gradient_clipping = StrictNumber(
         load_default=DEFAULTS["gradient_clipping"],

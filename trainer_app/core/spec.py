@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 
 RequestedDevice = Literal["cpu", "cuda", "auto"]
 RequestedPrecision = Literal["fp32", "fp16", "bf16", "auto"]
-OptimizerName = Literal["adamw", "adam", "sgd"]
+OptimizerName = Literal["adamw", "adam", "sgd", "muon"]
 SchedulerName = Literal["cosine", "linear", "constant"]
 
 DEVICES: Final[tuple[str, ...]] = get_args(RequestedDevice)

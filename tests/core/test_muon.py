@@ -1,0 +1,108 @@
+"""Muon and AdamW as one optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from backends.contracts import CausalModel, ModelConfig
+from backends.loading import model_family
+from backends.registry import MODEL_FAMILIES
+from trainer_app.core.muon import Combined, hidden_matrices
+from trainer_app.core.optim import make_optimizer
+from trainer_app.core.spec import TrainSpec
+
+SPEC = TrainSpec(corpus_sha256="", optimizer="muon", learning_rate=0.01)
+
+
+def model(family: str) -> CausalModel:
+    torch.manual_seed(0)
+    config = ModelConfig(family=family, size="tiny", vocab_size=300, max_seq_len=16)
+    return model_family(family).build(config)
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Two steps on gradients that depend on the weights alone."""
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().cos()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_muon_has_every_matrix_between_embeddings_and_head(family: str) -> None:
+    built = model(family)
+    names = {id(parameter): name for name, parameter in built.named_parameters()}
+    found = {names[id(parameter)] for parameter in hidden_matrices(built)}
+    assert found
+    for name, parameter in built.named_parameters():
+        inner = name.startswith(("h.", "lstm.")) and parameter.dim() == 2
+        assert (name in found) == inner, name
+
+
+def test_the_steps_are_those_of_torch_muon_and_torch_adamw_apart() -> None:
+    together, apart = model("gpt2"), model("gpt2")
+    learn(together, make_optimizer(together, SPEC))
+
+    matrices = hidden_matrices(apart)
+    others = [p for p in apart.parameters() if all(p is not matrix for matrix in matrices)]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in others if p.dim() == 2], "weight_decay": 0.1},
+        {"params": [p for p in others if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    muon: torch.optim.Optimizer = torch.optim.Muon(
+        matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), fused=True)
+    for _ in range(2):
+        for parameter in apart.parameters():
+            parameter.grad = parameter.detach().cos()
+        muon.step()
+        adamw.step()
+
+    for (name, one), other in zip(together.named_parameters(), apart.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_loaded_state_is_the_one_that_is_worked_on() -> None:
+    whole, halves = model("gpt2"), model("gpt2")
+    optimizer = make_optimizer(whole, SPEC)
+    learn(whole, optimizer)
+    learn(whole, optimizer)
+
+    first = make_optimizer(halves, SPEC)
+    learn(halves, first)
+    second = make_optimizer(halves, replace(SPEC, learning_rate=1.0))
+    second.load_state_dict(first.state_dict())
+    for group in second.param_groups:
+        group["lr"] = 0.01
+    learn(halves, second)
+
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_frozen_part_has_no_optimizer() -> None:
+    for trained in ("weight", "bias"):
+        linear = nn.Linear(3, 3)
+        for name, parameter in linear.named_parameters():
+            parameter.requires_grad_(name == trained)
+        groups = make_optimizer(linear, SPEC).param_groups
+        assert [len(group["params"]) for group in groups] == [1]
+
+
+def test_a_closure_gives_the_loss_before_the_step() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Combined([torch.optim.SGD([weight], lr=0.5)])
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.sum()
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    assert optimizer.step(closure) == 2.0
+    assert weight.tolist() == [0.5, 0.5]
