@@ -1,0 +1,94 @@
+"""The documentation page in a real browser, which obeys the page's security policy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.api.served import served
+
+_SECONDS = 60  # for a page on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A Chromium without a window; on CI it has to be there."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        assert not os.environ.get("CI"), "chromium and chromedriver are not installed"
+        pytest.skip("needs chromium and chromedriver on PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        browser.set_page_load_timeout(_SECONDS)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("served")
+    environment = {
+        "APP__DATA_ROOT": str(root),
+        "DATABASE__URL": f"sqlite:///{root / 'trainer.db'}",
+        "REDIS__URL": "redis://127.0.0.1:1/0",  # nobody: the page needs none
+    }
+    with served(root / "server.log", environment) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def found(browser: webdriver.Chrome, selector: str) -> WebElement:
+    """The first such element, once it is shown."""
+
+    def shown(_: webdriver.Chrome) -> WebElement | None:
+        elements = browser.find_elements(By.CSS_SELECTOR, selector)
+        return next((one for one in elements if one.is_displayed()), None)
+
+    element = WebDriverWait(browser, _SECONDS).until(shown)
+    assert element is not None
+    return element
+
+
+def test_the_page_shows_every_operation_and_asks_nobody_else(
+    browser: webdriver.Chrome, url: str
+) -> None:
+    browser.get(f"{url}/docs")
+    found(browser, ".opblock")
+
+    paths = httpx.get(f"{url}/openapi.json", timeout=_SECONDS).json()["paths"]
+    operations = {
+        (path, method)
+        for path, item in paths.items()
+        for method in item.keys() & {"get", "post", "delete"}
+    }
+    shown = browser.find_elements(By.CSS_SELECTOR, ".opblock-summary")
+    assert len(shown) == len(operations) > 20
+    asked: list[str] = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
+    assert f"{url}/openapi.json" in asked
+    hosts = {urlsplit(one).netloc for one in asked if not one.startswith("data:")}
+    assert hosts == {urlsplit(url).netloc}
+    log = browser.execute("getLog", {"type": "browser"})["value"]
+    assert [entry for entry in log if entry["level"] == "SEVERE"] == []
+
+
+def test_a_request_can_be_tried_out(browser: webdriver.Chrome, url: str) -> None:
+    browser.get(f"{url}/docs")
+    summary = found(browser, '.opblock-summary-path[data-path="/healthz"]')
+    summary.click()
+    found(browser, ".try-out__btn").click()
+    found(browser, ".execute").click()
+    assert '"ok"' in found(browser, ".live-responses-table tbody .response-col_description").text
+    assert found(browser, ".live-responses-table tbody .response-col_status").text.startswith("200")
