@@ -57,11 +57,14 @@ def test_steps_are_read_when_their_time_has_come(
 ) -> None:
     observer = recorder()
     made = log(observer, logging_steps=1)
+    monkeypatch.setattr(step_log, "READ_SECONDS", 3_600.0)
     made.add(1, result(1.0), notable=False)
-    assert observer.steps == []
-    monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
+    assert [report.step for report in observer.steps] == [1]  # the first one at once
     made.add(2, result(1.0), notable=False)
-    assert [report.step for report in observer.steps] == [1, 2]
+    assert len(observer.steps) == 1
+    monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
+    made.add(3, result(1.0), notable=False)
+    assert [report.step for report in observer.steps] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -78,9 +81,8 @@ def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
     recorder: type[Recorder],
 ) -> None:
     made = log(recorder())
-    made.add(5, result(1.0, math.inf), notable=False)
     with pytest.raises(LossNotFinite, match="gradient norm became inf at step 5"):
-        made.flush()
+        made.add(5, result(1.0, math.inf), notable=False)
     observer = recorder()
     scaled = log(observer, scaled=True)
     scaled.add(10, result(1.0, math.inf), notable=False)

@@ -32,13 +32,16 @@ class StepLog:
     scaled: bool  # fp16: a step with an infinite gradient is skipped by the scaler, no failure
     last_loss: float = 0.0
     chain: str | None = loss_chain.START
+    _begun: bool = False
     _waiting: list[tuple[int, StepResult, bool]] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
 
     def add(self, step: int, result: StepResult, *, notable: bool) -> None:
-        """Take step number ``step``, from 1; ``notable``: to be reported in any case."""
+        """Take step number ``step``, from 1; ``notable``: to be in the curve in any case."""
         self._waiting.append((step, result, notable))
-        if time.monotonic() - self._since >= READ_SECONDS:
+        # Of the first step everybody wants to hear at once.
+        if not self._begun or time.monotonic() - self._since >= READ_SECONDS:
+            self._begun = True
             self.flush()
 
     def flush(self) -> None:
