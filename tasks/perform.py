@@ -190,7 +190,7 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case UserError() | FieldError() | NotFound() | Conflict():
             # Of no use to repeat: what was asked for is wrong, gone, or not there yet.
             _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
-        case TrainerError():
+        case _:
             _retry_or_fail(job, outcome)
 
 

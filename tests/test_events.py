@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 import redis
 from redis.client import PubSub
 
+from tests.conftest import RedisServer
 from trainer_app import events
 from trainer_app.events import JobEvents, Publisher
 
@@ -160,3 +162,24 @@ def test_sending_never_waits_for_a_redis_that_is_away() -> None:
         job_events(publisher).progress(step, "step")
 
     assert time.monotonic() - began < 1.0
+
+
+def test_closing_waits_only_a_little_for_a_redis_that_hangs(
+    redis_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer_app.events._FLUSH_SECONDS", 0.1)
+    publisher = Publisher(client)
+    redis_server.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(1_100):  # more than are kept
+            job_events(publisher).started()
+        began = time.monotonic()
+        publisher.close()
+        took = time.monotonic() - began
+    finally:
+        redis_server.process.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
+    publisher.close()
+
+    assert took < 5.0
+    assert 1_000 <= len(read_stream(client)) < 1_100

@@ -6,6 +6,7 @@ import gzip
 import io
 import tarfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,19 @@ def test_the_manifest_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(DataBankUnavailable, match="manifest"):
         restore(archive, model, staging=staging, sha256="0" * 64, should_stop=never)
+
+
+def test_a_manifest_that_is_none_is_refused_though_its_digest_is_the_one_that_was_given(
+    model: Path, archive: Path, staging: Path
+) -> None:
+    def cut(member: tarfile.TarInfo, _data: bytes) -> None:
+        if member.name.endswith("manifest.json"):
+            member.size = 1
+
+    repacked(archive, cut)
+
+    with pytest.raises(DataBankUnavailable, match="damaged"):
+        restore(archive, model, staging=staging, sha256=sha256(b"{").hexdigest(), should_stop=never)
 
 
 def test_a_model_is_whole_while_each_of_its_files_has_its_size(model: Path) -> None:

@@ -6,20 +6,22 @@ import json
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from trainer_app.core import checkpoint
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.device import fingerprint, random_states
 from trainer_app.core.files import sha256_file
 from trainer_app.core.run_state import RunState
 from trainer_app.core.tensors import (
+    Tensors,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -250,6 +252,17 @@ def test_a_fault_that_is_not_the_checkpoints_costs_none(checkpoints: Checkpoints
     assert found[1] == path
 
 
+def test_files_that_may_not_be_read_are_not_taken_for_damaged(checkpoints: Checkpoints) -> None:
+    path = checkpoints.save(snapshot(1))
+    manifest = path / "MANIFEST.json"
+    manifest.unlink()
+    os.mknod(manifest, 0o600 | stat.S_IFSOCK)  # which not even root can read
+
+    with pytest.raises(OSError, match="No such device"):
+        checkpoints.load_newest(fail)
+    assert path.exists()
+
+
 def rewrite_state(path: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
     """As another version might have written it."""
     state = json.loads((path / "state.json").read_text())
@@ -372,12 +385,17 @@ def test_a_checkpoint_that_a_killed_process_was_about_to_replace_is_used(
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
-    checkpoints: Checkpoints, tmp_path: Path
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken(path: Path, _tensors: Tensors) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError(path.name)
+
     good = checkpoints.save(snapshot(1))
     before = {path.name: path.read_bytes() for path in good.iterdir()}
-    with pytest.raises(TypeError):
-        checkpoints.save(replace(snapshot(2), scaler={"scale": object()}))  # type: ignore[dict-item]
+    monkeypatch.setattr(checkpoint, "save_tensors", broken)
+    with pytest.raises(RuntimeError, match="safetensors"):
+        checkpoints.save(snapshot(2))
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before
     assert list((tmp_path / "checkpoints").iterdir()) == [good]
 

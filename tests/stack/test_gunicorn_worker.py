@@ -145,6 +145,15 @@ def test_clients_that_do_not_close_hold_up_nobody(address: tuple[str, int]) -> N
         assert lingering[0].recv(65_536) == b""  # it was told that nothing follows
 
 
+def test_what_a_client_sends_after_its_last_request_does_not_take_back_the_answer(
+    address: tuple[str, int],
+) -> None:
+    with socket.create_connection(address, timeout=20) as eager:
+        head = b"GET /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        eager.sendall(head + b"x" * 100_000)
+        read_until(eager, b"ok\r\n0\r\n\r\n")
+
+
 def test_a_body_is_asked_for_when_it_is_read(address: tuple[str, int]) -> None:
     head = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(address, timeout=20) as asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tasks.perform import Done, Job, perform
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
-from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost
+from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost, Unavailable
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
@@ -281,6 +282,18 @@ def test_a_cancellation_in_redis_of_what_has_ended_or_was_no_run_is_nothing(run_
     assert runs.get(process.database(), run_id).status == "completed"
 
 
+def test_a_run_is_done_also_while_redis_is_away(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS__URL", "redis://127.0.0.1:1/0")
+    process.settings.cache_clear()
+    process.redis_client.cache_clear()
+
+    perform(run_id, hostname="train-0@here", work=done)
+
+    assert runs.get(process.database(), run_id).status == "completed"
+
+
 def test_only_runs_are_told_of(worker: Settings, run_id: str, sent_events: Sent) -> None:
     spec = TokenizerSpec(method="bpe", vocab_size=300, corpus_sha256="0" * 64)
     job_id = tokenizers.create(process.database(), spec, queue="trainer.light").job_id
@@ -351,6 +364,26 @@ def test_a_database_that_is_away_when_a_result_is_published_is_waited_for(
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.attempt) == ("completed", 1)
+
+
+def test_a_database_that_stays_away_for_too_long_when_a_job_ends_is_not_waited_for(
+    lock_database: Callable[[Callable[[], object]], None],
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.perform._PATIENCE_SECONDS", 0.2)
+    is_over = threading.Event()
+
+    def work(job: Job) -> Done:
+        lock_database(lambda: is_over.wait(60))
+        return done(job)
+
+    with pytest.raises(Unavailable):
+        perform(run_id, hostname="train-0@here", work=work)
+    is_over.set()
+
+    # The lease ends some time, and the run goes on with another attempt.
+    assert runs.get(process.database(), run_id).status == "running"
 
 
 def test_a_job_ends_when_its_time_is_over(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from tasks.reporting import points_of, resumed
-from tests.reports import START, step
+from tasks import process
+from tasks.reporting import EventReporter, points_of, resumed
+from tests.reports import START, evaluation, step
 from trainer_app.store.lease import Claim, JobKind
 
 
@@ -47,6 +49,21 @@ def test_an_attempt_that_goes_on_says_why_and_from_where(
 ) -> None:
     start = replace(START, first_step=400, resumed_from="step-000000400-attempt-1")
     assert resumed(claim(attempt, cause), start) == said
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_evaluation_is_told_with_the_step_before_it_and_without_one_not_at_all(
+    sent_events: Callable[[], list[dict[str, object]]],
+) -> None:
+    events = process.job_events(JobKind.TRAIN, job_id="run-1", user_id=0, queue_name="trainer")
+    reporter = EventReporter(events)
+    reporter.on_start(START)
+    reporter.on_evaluation(evaluation(6))  # an attempt that goes on behind the last step
+    reporter.on_steps([step(8)])
+    reporter.on_evaluation(evaluation(8))
+
+    told = [event for event in sent_events() if "val_loss" in event]
+    assert [event["step"] for event in told] == [8]
 
 
 def test_the_curve_has_the_steps_that_logging_steps_keeps() -> None:

@@ -90,6 +90,9 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 def work(job):
     if sys.argv[2] == "cancel":
         lease.request_cancel(process.database(), sys.argv[1])
+    elif sys.argv[2] == "fence":
+        lease.expire(process.database(), sys.argv[1], owner_prefix="train-0@here")
+        lease.reap(process.database(), max_crashes=3)
     else:
         held.draining.set()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
@@ -99,19 +102,32 @@ perform.perform(sys.argv[1], hostname="train-0@here", work=work)
 """
 
 
+def exit_code_of_a_stuck_one(run_id: str, ask: str) -> int:
+    command = [sys.executable, "-c", STUCK, run_id, ask]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+
 @pytest.mark.parametrize(("ask", "status"), [("cancel", "cancelled"), ("drain", "queued")])
 def test_a_job_that_cannot_be_interrupted_is_written_down_and_its_process_ends(
     worker: Settings, run_id: str, ask: str, status: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK, run_id, ask], capture_output=True, timeout=60, check=False
-    )
+    assert exit_code_of_a_stuck_one(run_id, ask) == 1
 
-    assert done.returncode == 1
     run = runs.get(process.database(), run_id)
     assert (run.status, run.crashes) == (status, 0)
     log = (worker.paths.logs / f"{run_id}.jsonl").read_text()
     assert "did not stop" in log
+
+
+def test_a_job_that_cannot_be_interrupted_and_is_another_attempts_ends_its_process_alone(
+    worker: Settings, run_id: str
+) -> None:
+    assert exit_code_of_a_stuck_one(run_id, "fence") == 1
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes) == ("queued", 1)
+    log = (worker.paths.logs / f"{run_id}.jsonl").read_text()
+    assert "did not stop" not in log
 
 
 SLOW_DISK = """

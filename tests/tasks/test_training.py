@@ -34,7 +34,7 @@ from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import lease, runs
+from trainer_app.store import lease, metrics, runs
 
 
 class Start(Protocol):
@@ -110,6 +110,20 @@ def test_a_run_is_announced_in_the_contracts_order(
     assert kinds[:2] == [JobStarted, MetricsConfig]
     assert kinds[-2:] == [JobCompleted, MetricsCompleted]
     assert set(kinds[2:-2]) == {JobProgress, MetricsProgress}
+
+
+def test_a_curve_of_which_not_all_is_kept_in_memory_is_whole_in_the_end(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reporting._KEPT_POINTS", 0)
+    run_id = start()
+
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    curve = metrics.curve(process.database(), run_id)
+    trained = [point.step for point in curve if point.train_loss is not None]
+    assert trained == [1, 2, 4, 6, 8, 10, 12]
+    assert [point.step for point in curve if point.val_loss is not None] == [6, 12]
 
 
 def test_each_event_has_its_fields_in_the_contracts_order(start: Start, sent_events: Sent) -> None:

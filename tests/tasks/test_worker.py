@@ -129,3 +129,58 @@ def test_work_goes_on_while_redis_and_the_database_are_away(
         time.sleep(2)
 
         assert held.should_stop() is None
+
+
+ALONE = """
+import sys, time, weakref
+import structlog
+from celery.worker import state
+from tasks import worker
+
+class Request:
+    args, worker_pid = ("run-1",), None
+
+class Changing(weakref.WeakSet):
+    def __iter__(self):
+        for request in super().__iter__():
+            self.add(later)
+            yield request
+
+class Node:
+    hostname = "train-0@here"
+    class pool:
+        info = {"processes": []}
+
+def wait_for(event):
+    give_up_at = time.monotonic() + 30
+    while event not in [line["event"] for line in lines]:
+        if time.monotonic() > give_up_at:
+            sys.exit(f"{event}: not among {lines}")
+        time.sleep(0.02)
+
+worker._WATCH_SECONDS = 0.1
+request, later = Request(), Request()
+with structlog.testing.capture_logs() as lines:
+    worker.remember_the_worker(Node)
+    worker.start_to_beat()
+    wait_for("Redis is away")
+    wait_for("the database is away")
+    state.active_requests = Changing([request])
+    wait_for("no look at the children this time")
+    worker.drain()
+    wait_for("the worker's key was left to expire")
+"""
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_worker_goes_on_whatever_is_away_or_changes_under_its_eyes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("REDIS__URL", "redis://127.0.0.1:1/0")
+
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=100, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")

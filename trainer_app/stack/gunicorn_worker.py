@@ -104,9 +104,8 @@ def _see_off(sock: socket.socket) -> None:
     give_up_at = time.monotonic() + LINGER_SECONDS
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-        while (left := give_up_at - time.monotonic()) > 0:
+        sock.settimeout(LINGER_SECONDS)
+        while sock.recv(65_536) and (left := give_up_at - time.monotonic()) > 0:
             sock.settimeout(left)
-            if not sock.recv(65_536):
-                break
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RD)

@@ -1,0 +1,49 @@
+"""Wake-up calls, and what is known of workers, while Redis is away or switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from trainer_app.errors import Unavailable
+from trainer_app.queue import Queue
+from trainer_app.settings import Settings
+from trainer_app.store.lease import JobKind, Wakeup
+
+WAKEUP = Wakeup(job_id="run-1", kind=JobKind.TRAIN, queue="trainer", priority=5)
+
+
+@pytest.fixture
+def away(settings: Settings) -> Iterator[Queue]:
+    redis = replace(settings.redis, url="redis://127.0.0.1:1/0", timeout_seconds=0.2)
+    with closing(Queue(replace(settings, redis=redis))) as queue:
+        yield queue
+
+
+def test_a_wake_up_call_that_cannot_be_sent_is_no_error(away: Queue) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert not away.publish(WAKEUP)
+
+    (line,) = lines
+    assert (line["event"], line["job_id"]) == ("a wake-up call was not sent", "run-1")
+
+
+def test_where_redis_is_switched_off_no_wake_up_call_is_tried(settings: Settings) -> None:
+    off = replace(settings.redis, url="redis://127.0.0.1:1/0", enabled=False)
+    with (
+        closing(Queue(replace(settings, redis=off))) as queue,
+        structlog.testing.capture_logs() as lines,
+    ):
+        assert not queue.publish(WAKEUP)
+
+    assert lines == []
+
+
+def test_a_redis_that_is_away_is_told(away: Queue) -> None:
+    for ask in (away.ping, away.workers, away.training_queues, lambda: away.forget_cancel("run-1")):
+        with pytest.raises(Unavailable, match="Redis does not answer"):
+            ask()
