@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, AnyStr, Generic, Self
 
 import pytest
 from safetensors import SafetensorError
@@ -37,14 +37,14 @@ class Disk:
             raise OSError(self.number, os.strerror(self.number), str(path))
 
 
-class _File:
+class _File(Generic[AnyStr]):
     """A file whose writes may fail half-way."""
 
-    def __init__(self, file: IO[str] | IO[bytes], disk: Disk) -> None:
-        self._file = file
+    def __init__(self, file: IO[AnyStr], disk: Disk) -> None:
+        self._file: IO[AnyStr] = file
         self._disk = disk
 
-    def __enter__(self) -> _File:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,29 +53,30 @@ class _File:
     def __getattr__(self, name: str) -> object:
         return getattr(self._file, name)
 
-    def write(self, data: str | bytes) -> int:
+    def write(self, data: AnyStr) -> int:
         if self._disk.fails_now():
-            self._file.write(data[: len(data) // 2])  # type: ignore[arg-type]
+            self._file.write(data[: len(data) // 2])
             raise OSError(self._disk.number, os.strerror(self._disk.number))
-        return self._file.write(data)  # type: ignore[arg-type]
+        return self._file.write(data)
 
 
 @contextmanager
 def failing_disk(fails_at: int, number: int) -> Iterator[Disk]:
     """Let the ``fails_at``-th operation that changes the disk fail with this error number."""
     disk = Disk(fails_at, number)
-    real_open = io.open
+    real_open: object = io.open
 
     def opened(file: object, mode: str = "r", *rest: object, **others: object) -> object:
         writes = bool(set(mode) & set("wax+"))
         if writes and not isinstance(file, int):  # what os.open has opened is open
             disk.ask(file)
-        made = real_open(file, mode, *rest, **others)  # type: ignore[call-overload]
+        assert callable(real_open)
+        made: IO[str] = real_open(file, mode, *rest, **others)
         return _File(made, disk) if writes else made
 
-    def saved(values: dict[str, object], path: Path) -> None:
+    def saved(values: tensors.Tensors, path: Path) -> None:
         # Written by a library of its own, which words the error as text.
-        save_file(values, path)  # type: ignore[arg-type]
+        save_file(values, path)
         if disk.fails_now():
             os.truncate(path, path.stat().st_size // 2)
             text = f"I/O error: {os.strerror(number)} (os error {number})"

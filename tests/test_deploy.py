@@ -99,7 +99,9 @@ def test_compose_waits_for_services_that_there_are_and_keeps_data_in_volumes() -
         assert set(waited_for) <= set(services(COMPOSE)), name
         for needed, condition in waited_for.items():
             if condition["condition"] == "service_healthy":
-                assert "test" in services(COMPOSE)[needed]["healthcheck"]  # type: ignore[operator]
+                healthcheck = services(COMPOSE)[needed]["healthcheck"]
+                assert isinstance(healthcheck, dict)
+                assert "test" in healthcheck
         mounted = service["volumes"]
         assert isinstance(mounted, list)
         assert {volume.partition(":")[0] for volume in mounted} <= set(volumes)

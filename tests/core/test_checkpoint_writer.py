@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.core.test_checkpoint import snapshot
+from tests.training_bench import Recorder
 from trainer_app.core import checkpoint, loop
 from trainer_app.core.checkpoint import Snapshot
 from trainer_app.core.checkpoint_writer import CheckpointWriter, fits_beside
@@ -22,7 +23,7 @@ from trainer_app.core.tensors import Tensors, save_tensors
 from trainer_app.errors import DiskFull, LossNotFinite
 
 if TYPE_CHECKING:
-    from tests.training_bench import Bench, Recorder
+    from tests.training_bench import Bench
 
 
 def test_what_is_written_is_told_once(tmp_path: Path) -> None:
@@ -83,13 +84,13 @@ def test_a_copy_is_made_where_there_is_plenty_of_memory(
 
 
 def test_the_training_goes_on_while_a_checkpoint_is_written_of_the_step_that_it_was_taken_at(
-    bench: Bench, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "fits_beside", lambda _tensors: False)
-    bench.fit(bench.spec, recorder(stop_after=5), run="before", checkpoint_seconds=0.0)
+    bench.fit(bench.spec, Recorder(stop_after=5), run="before", checkpoint_seconds=0.0)
     monkeypatch.undo()
 
-    class Stepping(recorder):  # type: ignore[valid-type, misc]
+    class Stepping(Recorder):
         """Lets a checkpoint be written once the step after it was taken."""
 
         def should_stop(self) -> StopReason | None:
@@ -128,20 +129,18 @@ def test_the_training_goes_on_while_a_checkpoint_is_written_of_the_step_that_it_
 
 
 def test_a_full_disk_is_told_by_the_run_also_when_training_has_gone_on(
-    bench: Bench, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_path: Path, _tensors: Tensors) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(DiskFull, match="step-000000001"):
-        bench.fit(bench.spec, recorder(), checkpoint_seconds=0.0)
+        bench.fit(bench.spec, Recorder(), checkpoint_seconds=0.0)
 
 
-def test_no_writer_outlives_its_run(
-    bench: Bench, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(recorder):  # type: ignore[valid-type, misc]
+def test_no_writer_outlives_its_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Recorder):
         def on_steps(self, steps: Sequence[StepReport]) -> None:
             if steps[-1].step > 1:
                 raise LossNotFinite("it became nan")

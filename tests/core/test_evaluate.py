@@ -17,6 +17,7 @@ from trainer_app.core.evaluate import Evaluation, bits_per_byte, evaluate, perpl
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.core.streams import TokenStream
@@ -107,11 +108,11 @@ def test_figures_stay_finite() -> None:
 def test_a_finished_run_is_evaluated_on_the_split_that_is_asked_for(bench: Bench) -> None:
     finished = bench.finish(bench.spec)
 
-    def loss(split: Split, **changes: float) -> float:
+    def loss(split: Split, spec: TrainSpec = bench.spec) -> float:
         return evaluate_run(
             finished.directory,
             split,
-            spec=replace(bench.spec, **changes),  # type: ignore[arg-type]
+            spec=spec,
             corpus=bench.corpus,
             tokens=bench.folder / "tokens",
             device="cpu",
@@ -123,7 +124,7 @@ def test_a_finished_run_is_evaluated_on_the_split_that_is_asked_for(bench: Bench
     assert loss(Split.TEST) == pytest.approx(finished.test_loss, rel=1e-6)
     assert len({loss(split) for split in Split}) == 3
     with pytest.raises(CorpusTooShort, match="no test split"):
-        loss(Split.TEST, test_split_ratio=0.0)
+        loss(Split.TEST, replace(bench.spec, test_split_ratio=0.0))
 
 
 def test_another_text_is_evaluated_as_a_whole(bench: Bench) -> None:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from backends.loading import load_model, load_tokenizer, tokenizer_kind
 from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
+from tests.reports import START
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import OPTIMIZERS, OptimizerName
+from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.errors import (
     CorpusChanged,
     CorpusTooShort,
@@ -168,16 +169,17 @@ def test_fine_tuning_goes_on_from_the_base_model_at_a_capped_rate(
 def test_a_base_model_that_does_not_match_is_refused(bench: Bench, recorder: MakeRecorder) -> None:
     base = bench.finish(replace(bench.spec, max_steps=1), run="base")
 
-    def tune(**changes: object) -> None:
-        spec = replace(bench.spec, pretrained_run_id="run-base", **changes)  # type: ignore[arg-type]
+    spec = replace(bench.spec, pretrained_run_id="run-base")
+
+    def tune(spec: TrainSpec) -> None:
         bench.fit(spec, recorder(), run="tuned", base_model=base.directory)
 
     with pytest.raises(ModelIncompatible, match="is gpt2 tiny, not char_lstm tiny"):
-        tune(model_family="char_lstm")
+        tune(replace(spec, model_family="char_lstm"))
     with pytest.raises(ModelIncompatible, match="is gpt2 tiny, not gpt2 mini"):
-        tune(model_size="mini")
+        tune(replace(spec, model_size="mini"))
     with pytest.raises(ModelIncompatible, match="max_seq_len 32 is beyond the base model's 16"):
-        tune(max_seq_len=32)
+        tune(replace(spec, max_seq_len=32))
 
 
 def test_a_base_model_of_another_tokenizer_is_refused(bench: Bench, recorder: MakeRecorder) -> None:
@@ -258,7 +260,7 @@ def test_a_lost_lease_writes_nothing_more(bench: Bench, recorder: MakeRecorder) 
 
 def test_a_stop_before_training_has_nothing_to_keep(bench: Bench, recorder: MakeRecorder) -> None:
     observer = recorder(stop_after=0)
-    observer.starts.append(None)  # type: ignore[arg-type] # it asks to stop from the beginning
+    observer.starts.append(START)  # it asks to stop from the beginning
     outcome = bench.fit(bench.spec, observer)
     assert outcome == Stopped(reason=StopReason.DRAIN, step=0, checkpoint=None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from trainer_app.core.loaded import LoadedModel
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.observer import StopReason
 from trainer_app.core.score import Score, score, windows
-from trainer_app.core.score_spec import ScoreSpec
+from trainer_app.core.score_spec import DetailLevel, ScoreSpec
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.core.streams import TokenStream
 from trainer_app.errors import FieldError, LossNotFinite
@@ -44,8 +43,15 @@ def build(family: str, *, kind: str = "char", context: int = CONTEXT) -> LoadedM
     return LoadedModel(model=model, tokenizer=tokenizer, device="cpu")
 
 
-def run(loaded: LoadedModel, text: str, **fields: object) -> Score:
-    return score(loaded, replace(ScoreSpec(text=text), **fields), should_stop=never)  # type: ignore[arg-type]
+def run(
+    loaded: LoadedModel,
+    text: str,
+    *,
+    detail_level: DetailLevel = "summary",
+    top_k: int | None = None,
+) -> Score:
+    spec = ScoreSpec(text=text, detail_level=detail_level, top_k=top_k)
+    return score(loaded, spec, should_stop=never)
 
 
 def plain(loaded: LoadedModel, ids: list[int]) -> Tensor:

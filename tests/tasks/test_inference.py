@@ -77,8 +77,7 @@ def result(done: Request) -> dict[str, object]:
     return found
 
 
-def evaluate(run_id: str, **fields: str) -> dict[str, object]:
-    spec = EvaluateSpec(**fields)  # type: ignore[arg-type]
+def evaluate(run_id: str, spec: EvaluateSpec = EvaluateSpec()) -> dict[str, object]:  # noqa: B008
     return result(answer(JobKind.EVALUATE, run_id, spec, spec.split))
 
 
@@ -107,7 +106,7 @@ def test_each_split_is_evaluated_as_the_run_itself_did(run_id: str) -> None:
     directory = artifacts.model_directory(process.settings(), run_id)
     manifest = artifacts.read_manifest(directory)
     before = artifacts.pointer(directory)
-    validation, test = evaluate(run_id), evaluate(run_id, split="test")
+    validation, test = evaluate(run_id), evaluate(run_id, EvaluateSpec(split="test"))
     assert validation["loss"] == pytest.approx(manifest["best_val_loss"], rel=1e-5)
     assert test["loss"] == pytest.approx(manifest["test_loss"], rel=1e-5)
     assert artifacts.pointer(directory) == before  # what is published never changes
@@ -131,8 +130,10 @@ def test_another_text_is_evaluated_in_place_of_the_split(run_id: str) -> None:
     losses = [
         evaluate(
             run_id,
-            path_override=name,
-            text_sha256=sha256((root / name).read_bytes()).hexdigest(),
+            EvaluateSpec(
+                path_override=name,
+                text_sha256=sha256((root / name).read_bytes()).hexdigest(),
+            ),
         )["loss"]
         for name in ("other.txt", "noise.txt")
     ]
@@ -170,9 +171,8 @@ def session(run_id: str) -> ChatSession:
     return sessions().begin(run_id)
 
 
-def say(session: ChatSession, **fields: object) -> ChatSpec:
-    spec = ChatSpec(session_id=session.session_id, message="line", max_new_tokens=8, seed=1)
-    return replace(spec, **fields)  # type: ignore[arg-type]
+def say(session: ChatSession) -> ChatSpec:
+    return ChatSpec(session_id=session.session_id, message="line", max_new_tokens=8, seed=1)
 
 
 def turns(session: ChatSession) -> tuple[Turn, ...]:
@@ -272,7 +272,9 @@ def test_a_request_that_is_cancelled_while_it_runs_stops_within_two_seconds(
     run_id: str, session: ChatSession, kind: JobKind
 ) -> None:
     long = {
-        JobKind.CHAT: say(session, max_new_tokens=10_000_000, temperature=0),  # it never ends
+        JobKind.CHAT: replace(
+            say(session), max_new_tokens=10_000_000, temperature=0
+        ),  # it never ends
         JobKind.GENERATE: GenerateSpec(max_new_tokens=10_000_000, stop_on_eos=False),
         JobKind.SCORE: ScoreSpec(text="line 1 of a text" * 65_536),
     }[kind]
