@@ -154,6 +154,17 @@ def test_what_a_client_sends_after_its_last_request_does_not_take_back_the_answe
         read_until(eager, b"ok\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_who_sends_a_body_that_may_be_left_unread_is_told_that_the_connection_ends(
+    address: tuple[str, int], length: str
+) -> None:
+    with socket.create_connection(address, timeout=20) as refused:
+        refused.sendall(f"POST /short HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode())
+        answer = read_until(refused, b"ok\r\n0\r\n\r\n")
+        assert b"\r\nConnection: close\r\n" in answer
+        assert refused.recv(65_536) == b""
+
+
 def test_a_body_is_asked_for_when_it_is_read(address: tuple[str, int]) -> None:
     head = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(address, timeout=20) as asked:

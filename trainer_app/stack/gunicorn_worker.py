@@ -27,6 +27,7 @@ ERROR_SECONDS: Final = 5.0  # to take the few bytes of an error
 # How far a body may fall behind which average: that of a modem, at which 1 GB takes three days.
 BODY_SECONDS: Final = 60.0
 BODY_BYTES_PER_SECOND: Final = 4_096.0
+_LEFT_BYTES: Final = 65_536  # of a body that nobody has read: gunicorn's own limit
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -53,6 +54,8 @@ class Worker(ThreadWorker):
         """Serve a request whose headers are complete."""
         self._reading.pop(conn, None)
         conn.sock.settimeout(IDLE_SECONDS)
+        if _may_be_left(req):
+            req.force_close()  # says so in the answer
         # gunicorn asks for every body; ours is asked for when it is read, and not to be refused.
         awaited, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001
         body = PacedSocket(
@@ -92,6 +95,17 @@ class Worker(ThreadWorker):
                 # The thread that waits in recv() gets an end of file and gives itself back.
                 with suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _may_be_left(req: Request) -> bool:
+    """Whether gunicorn closes the connection if the body is refused without having been read.
+
+    It reads so much of one, and closes without a word where there is more: a client that sends its
+    next request at once would not know whether that was heard.
+    """
+    headers = dict(req.headers)
+    length = headers.get("CONTENT-LENGTH", "0")
+    return "TRANSFER-ENCODING" in headers or int(length) > _LEFT_BYTES
 
 
 def _see_off(sock: socket.socket) -> None:
