@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
 import psutil
 import pytest
 
+from tasks.shells import WORK
 from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
     """The step that an attempt began at, once the run's log tells it."""
-    give_up_at = time.monotonic() + 30
-    while time.monotonic() < give_up_at:
-        for entry in victim.log(run_id):
-            if entry["attempt"] == attempt and "first_step" in entry:
-                return int(str(entry["first_step"]))
-        time.sleep(0.1)
-    raise AssertionError(victim.log(run_id))
+    entry = victim.told(run_id, lambda one: one["attempt"] == attempt and "first_step" in one)
+    return int(str(entry["first_step"]))
+
+
+def start_a_process_like_a_child() -> None:
+    """Take the time that a process takes, here and now, to import all that a job needs."""
+    imports = "\n".join(f"import {module}" for module in (*WORK.values(), "torch._dynamo"))
+    subprocess.run([sys.executable, "-c", imports], check=True, timeout=120)
 
 
 def files_of(victim: Victim, run_id: str, attempt: int) -> set[tuple[str, int, int]]:
@@ -38,8 +42,9 @@ def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Vi
     saved = victim.checkpoint(run_id)
 
     victim.child().kill()
-    # A new process imports torch before it takes the run up.
-    victim.until(run_id, lambda run: run["attempt"] == 2, seconds=20)
+    # A new process imports torch before it takes the run up, for as long as the machine needs.
+    start_a_process_like_a_child()
+    victim.until(run_id, lambda run: run["attempt"] == 2, seconds=10)
     victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=30)
 
     assert attempts_first_step(victim, run_id, 2) >= saved
@@ -139,7 +144,9 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_ends_its_attempt
     victim.until(run_id, lambda run: run["status"] == "queued", seconds=30)
     for frozen in (child, parent):
         frozen.resume()
-    victim.until(run_id, runs_as(attempt=2), seconds=90)
+    run = victim.until(run_id, runs_as(attempt=2), seconds=90)
+    attempts_first_step(victim, run_id, 2)
+    victim.until(run_id, runs_as(attempt=2, beyond=(run["step"] or 0) + 20), seconds=60)
 
     attempts = [entry["attempt"] for entry in victim.log(run_id)]
     assert set(attempts[attempts.index(2) :]) == {2}
@@ -152,8 +159,8 @@ def test_a_worker_that_wakes_while_another_has_its_run_changes_no_file(
     with victim.second_worker() as other:
         run_id = victim.start_run()
         victim.checkpoint(run_id)
-        holder = next(entry["worker"] for entry in victim.log(run_id) if "worker" in entry)
-        worker = other if str(holder).startswith("train-1@") else victim.worker()
+        holder = str(victim.told(run_id, lambda entry: "worker" in entry)["worker"])
+        worker = other if holder.startswith("train-1@") else victim.worker()
         frozen = [worker, *worker.children(recursive=True)]
 
         for one in frozen:

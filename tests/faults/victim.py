@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -85,7 +85,20 @@ class Victim:
     def log(self, run_id: str) -> list[dict[str, object]]:
         """What the run's log holds, oldest first."""
         path = self.stack.data_root / "logs" / f"{run_id}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        whole, _, _ = path.read_text().rpartition("\n")  # the last line may be being written
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def told(
+        self, run_id: str, holds: Callable[[dict[str, object]], bool], *, seconds: float = 30
+    ) -> dict[str, object]:
+        """The first entry of the run's log that ``holds``, once there is one."""
+        give_up_at = time.monotonic() + seconds
+        while True:
+            log = self.log(run_id)
+            if found := next((entry for entry in log if holds(entry)), None):
+                return found
+            assert time.monotonic() < give_up_at, log
+            time.sleep(0.1)
 
     def events(self, run_id: str) -> list[str]:
         """The sentences of the run's log."""
@@ -125,8 +138,24 @@ class Victim:
 
 
 def child_of(worker: psutil.Process) -> psutil.Process:
-    """The process that trains for a worker: the one with torch in it."""
-    return max(worker.children(), key=lambda child: child.memory_info().rss)
+    """The process that trains for a worker, as soon as there is one."""
+    give_up_at = time.monotonic() + 60
+    while True:
+        for child in worker.children():
+            with suppress(psutil.NoSuchProcess):  # a zombie, or gone in the meantime
+                # Spawning has a helper of its own beside it.
+                if "spawn_main" in " ".join(child.cmdline()):
+                    return child
+        assert time.monotonic() < give_up_at, worker
+        time.sleep(0.05)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether nothing is left of a process but what its parent has not collected yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def assert_one_at_a_time(log: list[dict[str, object]]) -> None:
