@@ -70,12 +70,13 @@ structlog.get_logger().info('ours', n=1)
 structlog.get_logger().debug('hidden')
 logging.getLogger('theirs').warning('from %s', 'a library')
 """
+HOSTILE = r"structlog.get_logger().info('\x1b[2J', path='/runs/\x1b[31m\0\n\u202e/é')"
 
 
-def logged_as(form: str, tmp_path: Path) -> list[str]:
+def logged_as(form: str, tmp_path: Path, program: str = PROGRAM) -> list[str]:
     environment = {"APP__DATA_ROOT": str(tmp_path), "LOGGING__FORMAT": form}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -97,3 +98,9 @@ def test_processes_log_text_for_people(tmp_path: Path) -> None:
 
     assert ours.split() == ["[info", "]", "ours", "n=1"]
     assert theirs.split() == ["[warning", "]", "from", "a", "library"]
+
+
+def test_text_for_people_holds_nothing_that_steers_their_terminal(tmp_path: Path) -> None:
+    *_, hostile = logged_as("text", tmp_path, PROGRAM + HOSTILE)
+
+    assert hostile.split() == ["[info", "]", r"\x1b[2J", r"path=/runs/\x1b[31m\x00\n\u202e/é"]

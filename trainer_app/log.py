@@ -33,7 +33,11 @@ def configure(settings: Settings) -> None:
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
-        else [_without_time, structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
+        else [
+            _without_time,
+            _printable,
+            structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0),
+        ]
     )
     structlog.configure(
         processors=[*shared, *rendering],
@@ -57,6 +61,24 @@ def _without_time(
     # Whatever shows lines of text, a terminal or a journal, writes the time before them.
     entry.pop("ts", None)
     return entry
+
+
+def _printable(
+    _logger: object, _method: str, entry: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    # Clients choose paths and names: none of them is to steer the terminal that shows the line.
+    return {
+        name: _escaped(value, kept="\n\t" if name == "event" else "")
+        if isinstance(value, str)
+        else value
+        for name, value in entry.items()
+    }
+
+
+def _escaped(text: str, *, kept: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def job_log_path(settings: Settings, job_id: str) -> Path:
