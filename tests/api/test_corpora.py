@@ -345,6 +345,13 @@ def test_a_corpus_of_another_media_type_is_refused(client: FlaskClient, content_
     assert upload(client, content_type=content_type).status_code == 415
 
 
+def test_a_file_of_another_charset_in_a_form_is_refused(client: FlaskClient) -> None:
+    kind = b"\r\nContent-Type: text/plain; charset="
+    for charset, status in ((b"utf-16", 415), (b"utf-8", 201)):
+        data = part(TEXT).replace(b"\r\n\r\n", kind + charset + b"\r\n\r\n", 1) + end()
+        assert multipart(client, data).status_code == status
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii"])
 def test_a_corpus_may_say_that_it_is_utf_8(client: FlaskClient, charset: str) -> None:
     answer = client.post("/corpora", data=b"text", content_type=f"TEXT/PLAIN; charset={charset}")

@@ -58,6 +58,15 @@ def test_two_lengths_are_refused(server: int) -> None:
         assert status(connection) == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/runs/train", "application/json"), ("/corpora", "text/plain")]
+)
+def test_a_body_compressed_for_its_transfer_is_refused(server: int, path: str, kind: str) -> None:
+    head = post(path, f"Content-Type: {kind}", "Transfer-Encoding: gzip, chunked")
+    with closing(send(server, head + b"2\r\n{}\r\n0\r\n\r\n")) as connection:
+        assert status(connection) == 415
+
+
 def test_a_chunked_upload_is_streamed(server: int, world: World) -> None:
     blocks = [b"line %d\n" % number * 1_000 for number in range(50)]
     response = httpx.post(

@@ -61,7 +61,9 @@ def check_framing(request: Request) -> None:
 
 def check_encoding(request: Request) -> None:
     """Refuse compressed bodies: a few bytes may hold gigabytes."""
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    transfer = request.headers.get("Transfer-Encoding", "chunked").strip().lower()
+    if encoding != "identity" or transfer != "chunked":
         raise UnsupportedMediaType("the body must not be compressed")
 
 

@@ -6,11 +6,12 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import (
     Data,
     Epilogue,
@@ -131,9 +132,7 @@ def _limited(blocks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 def _content(request: Request, limit: int) -> Iterator[bytes]:
     if (request.content_length or 0) > limit + _OVERHEAD:
         raise RequestEntityTooLarge(f"a corpus must not be larger than {limit} bytes")
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if charset not in _CHARSETS:
-        raise UnsupportedMediaType(f"a corpus is UTF-8 text, and not {shown(charset)}")
+    _check_charset(request.mimetype_params)
     if request.mimetype in RAW_TYPES:
         return read_blocks(request, limit)
     boundary = request.mimetype_params.get("boundary", "")
@@ -143,6 +142,13 @@ def _content(request: Request, limit: int) -> Iterator[bytes]:
         f"a corpus is sent as {', '.join(RAW_TYPES)}, or as the field {FIELD!r} of a "
         "multipart/form-data body with a boundary"
     )
+
+
+def _check_charset(parameters: Mapping[str, str]) -> None:
+    """Of a media type."""
+    charset = parameters.get("charset", "utf-8").lower()
+    if charset not in _CHARSETS:
+        raise UnsupportedMediaType(f"a corpus is UTF-8 text, and not {shown(charset)}")
 
 
 def _parts(request: Request, boundary: bytes, limit: int) -> Iterator[Event]:
@@ -166,6 +172,7 @@ def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
         if isinstance(event, (Field, File)):
             if found or event.name != FIELD:
                 raise InvalidInput([Detail(shown(event.name), f"one {FIELD!r} alone is taken")])
+            _check_charset(parse_options_header(event.headers.get("Content-Type"))[1])
             found = True
         elif isinstance(event, Data):
             yield event.data
