@@ -112,6 +112,15 @@ def test_a_prompt_may_come_from_a_file(client: FlaskClient, world: World, run_id
     assert asked_for(world, request_id).prompt_text == "Es war einmal ein König"
 
 
+def test_a_byte_order_mark_before_a_prompt_in_a_file_is_no_part_of_it(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    world.corpus("p.txt")
+    (world.settings.paths.corpus / "p.txt").write_bytes(b"\xef\xbb\xbfOnce")
+    request_id = generate(client, run_id, {"prompt_path": "p.txt"}).get_json()["request_id"]
+    assert asked_for(world, request_id).prompt_text == "Once"
+
+
 @pytest.mark.parametrize("path", ["none", "../x", "/etc/passwd", "prompts", "link"])
 def test_a_prompt_file_that_is_missing_or_forbidden_gets_one_answer(
     client: FlaskClient, world: World, run_id: str, path: str

@@ -24,7 +24,7 @@ def read_text(field: str, name: str) -> str:
     if len(data) > LONGEST_TEXT:
         raise InvalidInput([Detail(field, f"the file is larger than {LONGEST_TEXT} bytes")])
     try:
-        text = data.decode()
+        text = data.decode().removeprefix("\ufeff")  # the byte order mark, as of a corpus
     except UnicodeDecodeError as error:
         reason = f"the file is not UTF-8 text: bad byte at byte {error.start}"
         raise InvalidInput([Detail(field, reason)]) from None
