@@ -116,11 +116,18 @@ def _file_response(source: BinaryIO, file: ArtifactFile) -> Response:
     )
     response.set_etag(file.sha256)
     response.make_conditional(
-        _with_one_range(request.environ, found.st_size),
+        _with_one_range(_without_any_match(request.environ), found.st_size),
         accept_ranges=True,
         complete_length=found.st_size,
     )
     return response
+
+
+def _without_any_match(environ: WSGIEnvironment) -> WSGIEnvironment:
+    """The request without "If-Match: *", which any file there is meets (RFC 9110, 13.1.1)."""
+    if environ.get("HTTP_IF_MATCH", "").strip() != "*":
+        return environ
+    return {name: value for name, value in environ.items() if name != "HTTP_IF_MATCH"}
 
 
 def _with_one_range(environ: WSGIEnvironment, size: int) -> WSGIEnvironment:
