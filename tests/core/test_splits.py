@@ -99,6 +99,12 @@ def test_too_few_different_lines_are_refused_with_what_to_set(write_corpus: Writ
         divide(write_corpus(b"one\ntwo\none\ntwo\n"), rule(0.1, 0.1))
 
 
+def test_a_refusal_names_no_fraction_that_is_zero_already(write_corpus: Write) -> None:
+    with pytest.raises(CorpusTooShort) as refused:
+        divide(write_corpus(b"one\n"), rule(0.1, 0.0))
+    assert str(refused.value).endswith("give more text, or set holdout_fraction (0.1) to 0")
+
+
 def test_hashes_spread_evenly_over_the_splits(write_corpus: Write) -> None:
     path, sha256 = write_corpus(LINES.encode())
     plan = plan_split(path, rule(0.5, 0.25), sha256=sha256, should_stop=never)

@@ -85,12 +85,16 @@ class ByteHistogram:
         """
         rule = self._rule
         filled = np.flatnonzero(self._bytes)
-        wanted = 1 + (rule.validation_fraction > 0) + (rule.test_fraction > 0)
+        fractions = {
+            "holdout_fraction": rule.validation_fraction,
+            "test_split_ratio": rule.test_fraction,
+        }
+        taken = [f"{name} ({value})" for name, value in fractions.items() if value > 0]
+        wanted = 1 + len(taken)
         if len(filled) < wanted:
             raise CorpusTooShort(
                 f"the corpus has {len(filled)} different lines or paragraphs, but {wanted} splits "
-                f"need at least one each: give more text, or set holdout_fraction "
-                f"({rule.validation_fraction}) or test_split_ratio ({rule.test_fraction}) to 0"
+                f"need at least one each: give more text, or set {' or '.join(taken)} to 0"
             )
         below = np.concatenate([[0], np.cumsum(self._bytes[filled])])  # bytes below each cut
         total = int(below[-1])
