@@ -65,9 +65,16 @@ def test_any_batch_can_be_had_without_those_before_it() -> None:
 def test_fewer_windows_than_a_batch_make_a_smaller_batch() -> None:
     made = batches(8 * 3 + 1, batch=4)
     assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (3, 1, 1)
+
+
+def test_accumulation_that_asks_for_more_than_all_windows_keeps_the_batches_large() -> None:
     made = batches(8 * 3 + 1, batch=4, accumulation=5)
-    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (1, 3, 1)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (3, 1, 1)
     assert made.tokens_per_step == 24
+    made = batches(8 * 18 + 1, batch=4, accumulation=100)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (3, 5, 1)
+    made = batches(8 * 18 + 1, batch=4, accumulation=4)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (4, 4, 1)
 
 
 def test_a_stream_without_one_window_is_refused_with_both_numbers() -> None:

@@ -44,7 +44,8 @@ class Batches:
                 f"the training split has {len(ids)} tokens, but max_seq_len {seq_len} needs at "
                 f"least {seq_len + 1}: give more text, or set a smaller max_seq_len"
             )
-        self.accumulation = min(accumulation, self.windows)  # micro-batches a step
+        # Micro-batches a step: no more than it takes to see all windows, or each would be of one.
+        self.accumulation = min(accumulation, -(-self.windows // min(batch_size, self.windows)))
         self.batch_size = min(batch_size, self.windows // self.accumulation)  # B
         self.steps_per_epoch = self.windows // (self.batch_size * self.accumulation)
         self.ids = ids
