@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,22 @@ class PostgresServer:
         pid = int(Path(row[0], "postmaster.pid").read_text().split()[0])
         server = psutil.Process(pid)
         return [server, *server.children(recursive=True)]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All processes of the server stand still; its kernel still answers."""
+        server, *_ = self.processes()
+        server.suspend()  # it starts no others from now on
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # a connection that has just ended
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     @contextmanager
     def database(self) -> Iterator[str]:

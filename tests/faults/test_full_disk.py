@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.victim import RunTest, Victim, runs_as
+from tests.faults.victim import RunTest, Victim, becomes, runs_as
 from trainer_app.core.files import sha256_file
 from trainer_app.replies import Run
 
@@ -105,14 +105,6 @@ def check_writing(http: httpx.Client, victim: Victim, completed: str) -> None:
     ):
         assert answer.status_code in {413, 503}, answer.text
         assert answer.json().keys() == {"code", "message", "request_id"}
-
-
-def becomes(http: httpx.Client, path: str, status: int, *, seconds: float) -> None:
-    """Wait until an address answers like this."""
-    give_up_at = time.monotonic() + seconds
-    while (answer := http.get(path)).status_code != status:
-        assert time.monotonic() < give_up_at, answer.text
-        time.sleep(0.2)
 
 
 def has_resumed(*, beyond: int) -> RunTest:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import PostgresServer
-from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+from tests.faults.victim import Victim, assert_one_at_a_time, becomes, runs_as
 from trainer_app.stack import broker
 
 MINUTES = 125.0  # seconds; many leases
@@ -53,9 +54,12 @@ def further_settings(request: pytest.FixtureRequest) -> dict[str, str]:
         case "postgresql":
             server: PostgresServer = request.getfixturevalue("own_postgres")
             return {"DATABASE__URL": server.uri, "JOBS__LEASE_SEC": lease}
-        case "redis":
+        case "redis" | "redis beside postgresql":
             own: OwnBroker = request.getfixturevalue("own_broker")
-            return {"REDIS__URL": own.url, "JOBS__LEASE_SEC": lease}
+            settings = {"REDIS__URL": own.url, "JOBS__LEASE_SEC": lease}
+            if kind != "redis":
+                settings["DATABASE__URL"] = request.getfixturevalue("bare_postgres_url")
+            return settings
         case _:
             return {"JOBS__LEASE_SEC": lease}
 
@@ -67,7 +71,9 @@ def goes_on(victim: Victim, run_id: str, attempt: int = 1) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("further_settings", [("redis", "10")], indirect=True)
+@pytest.mark.parametrize(
+    "further_settings", [("redis", "10"), ("redis beside postgresql", "10")], indirect=True
+)
 def test_training_goes_on_and_can_be_cancelled_while_redis_is_down_for_minutes(
     victim: Victim, own_broker: OwnBroker
 ) -> None:
@@ -110,6 +116,8 @@ def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_away(
     own_postgres.stop()
     time.sleep(seconds)
     own_postgres.start()
+    with httpx.Client(base_url=victim.stack.api_url, timeout=30) as http:
+        becomes(http, "/readyz", 200, seconds=60)
 
     victim.until(run_id, lambda _run: "the database is back" in said(victim, run_id), seconds=60)
     goes_on(victim, run_id)
@@ -118,6 +126,43 @@ def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_away(
     run = victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
     assert run["attempt"] == 1
     assert_one_at_a_time(victim.log(run_id))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("postgresql", "10")], indirect=True)
+def test_a_stack_whose_postgresql_is_frozen_says_so_within_five_seconds_and_goes_on(
+    victim: Victim, own_postgres: PostgresServer
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+    train = {"model_family": "char_lstm", "corpus_file_id": victim.corpus_file_id}
+
+    with httpx.Client(base_url=victim.stack.api_url, timeout=30) as http:
+        with own_postgres.frozen():
+            frozen_until = time.monotonic() + 25
+            while time.monotonic() < frozen_until:
+                refuses(lambda: http.get(f"/runs/{run_id}"))
+                refuses(lambda: http.post("/runs/train", json=train))
+                assert http.get("/healthz").json() == {"status": "ok"}
+                ready = http.get("/readyz")
+                assert ready.json() == {"status": "degraded", "reason": "database-unavailable"}
+        becomes(http, "/readyz", 200, seconds=60)
+
+    victim.until(run_id, lambda _run: "the database is back" in said(victim, run_id), seconds=60)
+    goes_on(victim, run_id)
+    assert len(victim.client.list_runs()["data"]) == 1
+    victim.client.cancel_run(run_id)
+    run = victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
+    assert run["attempt"] == 1
+    assert_one_at_a_time(victim.log(run_id))
+
+
+def refuses(ask: Callable[[], httpx.Response]) -> None:
+    """The API says within 5 s that it cannot answer now."""
+    asked_at = time.monotonic()
+    answer = ask()
+    assert time.monotonic() - asked_at < 5
+    assert (answer.status_code, answer.json()["code"]) == (503, "UNAVAILABLE")
 
 
 @pytest.mark.slow

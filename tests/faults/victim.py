@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+import httpx
 import psutil
 import redis
 
@@ -156,6 +157,14 @@ def has_ended(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def becomes(http: httpx.Client, path: str, status: int, *, seconds: float) -> None:
+    """Wait until an address answers like this."""
+    give_up_at = time.monotonic() + seconds
+    while (answer := http.get(path)).status_code != status:
+        assert time.monotonic() < give_up_at, answer.text
+        time.sleep(0.2)
 
 
 def assert_one_at_a_time(log: list[dict[str, object]]) -> None:

@@ -10,26 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 
-import psutil
 import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from tests.conftest import PostgresServer
 from trainer_app.errors import SettingsError, Unavailable
 from trainer_app.store import corpora, migrate
 from trainer_app.store.database import NOW, Database
-
-
-class PostgresServer(Protocol):
-    uri: str
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def processes(self) -> list[psutil.Process]: ...
 
 
 @contextmanager
@@ -214,26 +203,13 @@ def test_a_postgresql_that_stops_is_unavailable_until_it_is_back(
         assert [corpus.file_id for corpus in corpora.list_(database).items] == ["c" * 64, "a" * 64]
 
 
-@contextmanager
-def frozen(server: PostgresServer) -> Iterator[None]:
-    """All processes of the server stand still; its kernel still answers."""
-    processes = server.processes()
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.resume()
-
-
 def test_a_postgresql_that_is_frozen_is_unavailable_until_it_goes_on(
     own_postgres: PostgresServer,
 ) -> None:
     migrate.upgrade(own_postgres.uri)
     with closing(Database(own_postgres.uri, wait_seconds=3)) as database:
         corpora.add(database, "a" * 64, 1, 1)
-        with frozen(own_postgres):
+        with own_postgres.frozen():
             for _ in range(2):  # with a connection that stood, and without
                 with _unavailable(within=5):
                     corpora.add(database, "b" * 64, 1, 1)
@@ -252,7 +228,7 @@ def test_a_postgresql_that_freezes_within_a_transaction_is_noticed_and_not_waite
         database.read() as session,
     ):
         session.scalar(select(1))
-        stack.enter_context(frozen(own_postgres))
+        stack.enter_context(own_postgres.frozen())
         session.scalar(select(1))
 
 
