@@ -62,13 +62,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("trainer_app", static_folder=None)
     app.json = OrderedJson(app)
     app.url_map.merge_slashes = False  # a redirect is an answer without our error body
-    database = Database(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
-    followers = Followers(database, settings.api.threads)
-    chats = ChatSessions(connect(settings))
-    publisher = Publisher(connect(settings))
-    current.install(
-        app, settings, database, Queue(settings), followers, Digests(), chats, publisher
-    )
+    install_services(app, settings)
     request_id.install(app)
     rate_limit.install(app, settings)  # before the gate: guesses at keys are counted, too
     gate.install(app)
@@ -80,6 +74,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.publish(app, api)
     app.add_url_rule("/", view_func=_home)
     return app
+
+
+def install_services(app: Flask, settings: Settings) -> None:
+    """Let the application's requests use what these settings name, in place of what they used."""
+    database = Database(settings.database_url, wait_seconds=_DATABASE_WAIT_SECONDS)
+    followers = Followers(database, settings.api.threads)
+    chats = ChatSessions(connect(settings))
+    publisher = Publisher(connect(settings))
+    current.install(
+        app, settings, database, Queue(settings), followers, Digests(), chats, publisher
+    )
 
 
 class OrderedJson(DefaultJSONProvider):

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from tests.conftest import DATABASES
 from trainer_app import artifacts
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
-from trainer_app.factory import create_app
+from trainer_app.factory import create_app, install_services
 from trainer_app.queue import WORKER_KEY
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
@@ -153,15 +153,31 @@ def make_client(settings: Settings) -> Iterator[Callable[[Settings], FlaskClient
 
     yield make
     for app in apps:
-        for service in app.extensions["trainer"].values():
-            if hasattr(service, "close"):
-                service.close()
+        _close_services(app)
+
+
+@pytest.fixture(scope="session")
+def kept_apps() -> list[Flask]:
+    """One application, once a test has made it: to put it together takes longer than most tests."""
+    return []
 
 
 @pytest.fixture
-def client(settings: Settings, make_client: Callable[[Settings], FlaskClient]) -> FlaskClient:
-    """A client of an application as it comes."""
-    return make_client(settings)
+def client(settings: Settings, kept_apps: list[Flask]) -> Iterator[FlaskClient]:
+    """A client of an application as it comes, over a database and a Redis of this test alone."""
+    if kept_apps:
+        install_services(kept_apps[0], settings)
+    else:
+        kept_apps.append(create_app(settings))
+        kept_apps[0].test_client_class = CheckedClient
+    yield kept_apps[0].test_client()
+    _close_services(kept_apps[0])
+
+
+def _close_services(app: Flask) -> None:
+    for service in app.extensions["trainer"].values():
+        if hasattr(service, "close"):
+            service.close()
 
 
 @pytest.fixture

@@ -13,13 +13,17 @@ from structlog.testing import capture_logs
 from trainer_app import errors
 from trainer_app.api.errors import STATUSES
 from trainer_app.errors import FieldError, TrainerError
+from trainer_app.settings import Settings
 
 
 @pytest.fixture
-def raising(client: FlaskClient) -> Callable[[Callable[[], str]], FlaskClient]:
+def raising(
+    settings: Settings, make_client: Callable[[Settings], FlaskClient]
+) -> Callable[[Callable[[], str]], FlaskClient]:
     """A client of an application with a view of the test's own at /raise."""
 
     def make(view: Callable[[], str]) -> FlaskClient:
+        client = make_client(settings)
         client.application.add_url_rule("/raise", "raise", view)
         return client
 
