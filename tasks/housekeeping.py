@@ -28,6 +28,8 @@ from trainer_app.store.lease import Reaped
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
 _AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2
+# For a worker to give up a database that did not answer, and to ask it once more.
+_RETURN_SECONDS: Final = 5.0
 _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 _SENDING: Final = "sending"  # its value until all that is queued was sent
@@ -48,8 +50,8 @@ def reap() -> None:
 class Reaper:
     """Reaps in each pass, but gives workers that may have been away the time to come back.
 
-    A machine that sleeps and a database that does not answer hold up this process and the workers
-    alike: when it is over, every lease is, and whoever asks first decides.
+    A machine that sleeps, and a database that does not answer or cannot be written to, hold up this
+    process and the workers alike: when it is over, every lease is, and whoever asks first decides.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -69,11 +71,16 @@ class Reaper:
             self._not_before = min(self._not_before, self._grace_from(now))
         self._last = now
         if now >= self._not_before:
-            reap()
+            try:
+                reap()
+            except Unavailable:
+                # It can be read, but is locked, or its disk is full: no beat was written either.
+                self._not_before = self._grace_from(self._clock())
+                raise
 
     def _grace_from(self, now: float) -> float:
         """When the workers' next beat was due, and had the time to be written."""
-        return now + process.settings().jobs.beat_seconds + _PASS_SECONDS
+        return now + process.settings().jobs.beat_seconds + _RETURN_SECONDS
 
 
 def _explained(reaped: Reaped) -> Reaped:

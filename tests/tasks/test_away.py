@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from trainer_app.core.observer import (
 )
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
@@ -222,9 +225,31 @@ def test_after_an_outage_workers_may_renew_their_leases_before_anything_is_reape
 
     assert status_after_pass_at(0) == "running"
     lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    waited = [status_after_pass_at(300 + 2 * number) for number in range(7)]
+    waited = [status_after_pass_at(300 + 2 * number) for number in range(9)]
 
-    assert waited == ["running"] * 6 + ["queued"]  # a beat every 10 s
+    assert waited == ["running"] * 8 + ["queued"]  # a beat every 10 s
+
+
+def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anything_is_reaped(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    reaper = Reaper(lambda: now[0])
+    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
+    impatient = Database(process.settings().database_url, wait_seconds=0.05)
+    monkeypatch.setattr(process, "database", lambda: impatient)
+    with closing(sqlite3.connect(str(impatient.file), isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable):
+            reaper.one_pass()
+
+    statuses = []
+    for seconds in range(2, 18, 2):
+        now[0] = seconds
+        reaper.one_pass()
+        statuses.append(runs.get(process.database(), claim.job_id).status)
+
+    assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
 
 
 def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
@@ -238,12 +263,12 @@ def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
     lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
 
     statuses = []
-    for seconds in range(4, 18, 2):
+    for seconds in range(4, 22, 2):
         now[0] = seconds
         reaper.one_pass()
         statuses.append(runs.get(process.database(), claim.job_id).status)
 
-    assert statuses == ["running"] * 6 + ["queued"]  # a beat every 10 s
+    assert statuses == ["running"] * 8 + ["queued"]  # a beat every 10 s
 
 
 def test_a_lease_that_is_over_when_housekeeping_starts_is_ended_at_once(claim: Claim) -> None:
