@@ -135,6 +135,8 @@ def _heed_a_cancellation_set_by_hand(job_id: str) -> None:
         lease.request_cancel(
             process.database(), job_id, on_cancelled=lambda: events.failed("user", "cancelled")
         )
+    with suppress(redis.RedisError, OSError):
+        process.redis_client().delete(cancelled_key(job_id))  # a client's own has no end
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:

@@ -267,6 +267,7 @@ def test_a_queued_run_that_a_client_cancels_in_redis_never_starts(
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.attempt) == ("cancelled", 0)
+    assert process.redis_client().get(cancelled_key(run_id)) is None
     [event] = sent_events()
     assert event["type"] == "trainer.job.failed.v1"
     assert (event["error_kind"], event["message"]) == ("user", "cancelled")
@@ -278,6 +279,7 @@ def test_a_cancellation_in_redis_of_what_has_ended_or_was_no_run_is_nothing(run_
     for job_id in (run_id, "run-of-nobody"):
         process.redis_client().set(cancelled_key(job_id), "1")
         perform(job_id, hostname="train-0@here", work=done)
+        assert process.redis_client().get(cancelled_key(job_id)) is None
 
     assert runs.get(process.database(), run_id).status == "completed"
 
