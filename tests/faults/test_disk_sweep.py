@@ -16,7 +16,7 @@ _STRIDE = int(os.environ.get("DISK_SWEEP_STRIDE", str(len(FAULTS))))
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
-@pytest.mark.parametrize(("first", "fault"), enumerate(FAULTS, start=1))
+@pytest.mark.parametrize(("first", "fault"), list(enumerate(FAULTS, start=1)))
 def test_a_run_goes_on_after_a_disk_failed_at_any_operation(
     settings: Settings, first: int, fault: str
 ) -> None:
