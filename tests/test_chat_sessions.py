@@ -104,7 +104,7 @@ def test_nothing_is_written_into_a_session_that_was_deleted(
     ],
 )
 def test_redis_that_is_away_is_told(act: Callable[[ChatSessions], object]) -> None:
-    sessions = ChatSessions(redis.Redis(port=1, socket_timeout=1))
+    sessions = ChatSessions(redis.Redis.from_url("redis://127.0.0.1:1/0"))
     with pytest.raises(Unavailable):
         act(sessions)
     sessions.close()

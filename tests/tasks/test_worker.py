@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from redis.client import Pipeline
 
 from tasks import process
 from tasks.app import app
-from tasks.held import Held
+from tasks.held import Held, draining
+from tasks.worker import _Termination, heed_a_termination, leave_after_a_termination
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.queue import TASK_NAMES, cancelled_key
@@ -184,3 +187,53 @@ def test_a_worker_goes_on_whatever_is_away_or_changes_under_its_eyes(
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def terminations() -> Iterator[list[int]]:
+    """Each SIGTERM that nobody but the pool has heeded, as it would end a child."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    yield came
+    draining.clear()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_task_that_nobody_asks_to_end_leaves_its_process_as_it_was(
+    terminations: list[int],
+) -> None:
+    heed_a_termination()
+    leave_after_a_termination()
+
+    assert not draining.is_set()
+    signal.raise_signal(signal.SIGTERM)
+    assert terminations == [signal.SIGTERM]
+
+
+def test_a_child_that_is_terminated_at_its_task_drains_and_ends_after_it(
+    terminations: list[int],
+) -> None:
+    termination = _Termination()
+    termination.heed()
+    signal.raise_signal(signal.SIGTERM)
+
+    assert draining.is_set()
+    with pytest.raises(SystemExit):
+        termination.leave()
+    assert terminations == []
+
+
+def test_a_child_that_is_terminated_while_its_worker_shuts_down_ends_a_little_later(
+    terminations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.worker._LEAVE_SECONDS", 0.05)
+    termination = _Termination()
+    termination.heed()
+    termination.heed_the_worker(signal.SIGUSR2, None)
+    signal.raise_signal(signal.SIGTERM)
+    termination.leave()
+
+    give_up_at = time.monotonic() + 20
+    while not terminations:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
