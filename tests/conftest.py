@@ -221,15 +221,20 @@ def settings(
     tmp_path: Path, settings_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     """Settings of a service with a folder, a database and a Redis of this test alone."""
+    return settings_of(tmp_path / "data", settings_url, redis_url, monkeypatch)
+
+
+def settings_of(root: Path, url: str, redis_url: str, patch: pytest.MonkeyPatch) -> Settings:
+    """Settings of this data root, database and Redis alone, in the environment as well."""
     for name in [*os.environ]:
         if "__" in name or name in {
             "APP_ENV",
             "API_GATEWAY_URL",
         }:  # the shape of names of settings
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("APP__DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setenv("DATABASE__URL", settings_url)
-    monkeypatch.setenv("REDIS__URL", redis_url)
+            patch.delenv(name)
+    patch.setenv("APP__DATA_ROOT", str(root))
+    patch.setenv("DATABASE__URL", url)
+    patch.setenv("REDIS__URL", redis_url)
     return load_settings()
 
 
