@@ -57,6 +57,8 @@ BAD_VALUES = [
     ("CELERY__RETRY_INTERVALS_SEC", "-5"),
     ("CELERY__RETRY_INTERVALS_SEC", "\u0665"),  # a digit to str.isdigit
     ("CELERY__RETRY_INTERVALS_SEC", ""),
+    ("SECURITY__API_KEY", " "),
+    ("SECURITY__API_KEY", ", ,"),
     ("JOBS__LEASE_SEC", "1.9"),
     ("JOBS__LEASE_SEC", "nan"),
     ("JOBS__LEASE_SEC", "inf"),
@@ -116,7 +118,6 @@ FREE_TEXT = {
     "APP__LOGS_ROOT",
     "APP__CORPUS_ROOT",
     "API__HOST",
-    "SECURITY__API_KEY",
     "WANDB_DIR",
     "FLOWER__HOST",
 }

@@ -212,7 +212,7 @@ def _read(env: Env) -> Settings:
         database_url=database_url,
         jobs=_read_jobs(env),
         security=Security(
-            api_keys=tuple(filter(None, _listed(env, "SECURITY__API_KEY", ""))),
+            api_keys=_read_keys(env),
             allow_open=env.bool("SECURITY__ALLOW_OPEN", False),
             rate_limit=env.str("SECURITY__RATE_LIMIT", "", validate=_RATE_LIMIT),
         ),
@@ -294,6 +294,13 @@ def _read_redis(env: Env) -> Redis:
     if not url.startswith(("redis://", "rediss://")):
         raise SettingsError("REDIS__URL: must start with redis:// or rediss://")
     return Redis(url=url, given=bool(given), enabled=env.bool("REDIS__ENABLED", True))
+
+
+def _read_keys(env: Env) -> tuple[str, ...]:
+    keys = tuple(filter(None, _listed(env, "SECURITY__API_KEY", "")))
+    if not keys and env.str("SECURITY__API_KEY", ""):  # without one everybody would be let in
+        raise SettingsError("SECURITY__API_KEY: is set, but holds no key")
+    return keys
 
 
 def _read_data_bank(env: Env) -> DataBank:
