@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tasks.shells import WORK
-from tests.faults.victim import Victim, assert_one_at_a_time, runs_as
+from tests.faults.victim import ENVIRONMENT, Victim, assert_one_at_a_time, runs_as
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
@@ -165,7 +165,9 @@ def test_a_worker_that_wakes_while_another_has_its_run_changes_no_file(
 
         for one in frozen:
             one.suspend()
-        run = victim.until(run_id, runs_as(attempt=2, beyond=1), seconds=60)
+        frozen_until = time.monotonic() + 2 * float(ENVIRONMENT["JOBS__LEASE_SEC"])
+        victim.until(run_id, runs_as(attempt=2, beyond=1), seconds=60)
+        run = victim.until(run_id, lambda _run: time.monotonic() > frozen_until, seconds=60)
         before = files_of(victim, run_id, attempt=1)
         for one in reversed(frozen):
             one.resume()
