@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
-TEST_PROCESSES ?= 2
+# One more than the cores of a small machine: many tests wait for a stack or for a time-out.
+TEST_PROCESSES ?= 3
 ARGS ?=
 
 # With a BIN from outside, what is installed there is not ours to look after.
@@ -61,12 +62,12 @@ deploy/.env:
 		"$$(secret)" "$$(secret)" '$(TORCH_INDEX)' > $@
 
 test: $(INSTALLED) ## all tests that a CPU can run, with coverage
-	$(RUN) pytest -n $(TEST_PROCESSES) --dist worksteal --ignore tests/faults --cov --cov-report= $(ARGS)
+	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --ignore tests/faults --cov --cov-report= $(ARGS)
 	@# What must happen within seconds is tested with the machine to itself.
 	$(RUN) pytest -m 'not slow' tests/faults --cov --cov-append --cov-report=term $(ARGS)
 
 test-quick: $(INSTALLED) ## the tests that are not marked slow, without coverage
-	$(RUN) pytest -n $(TEST_PROCESSES) --dist worksteal -m 'not slow' --ignore tests/faults $(ARGS)
+	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder -m 'not slow' --ignore tests/faults $(ARGS)
 
 test-faults: $(INSTALLED) ## processes killed, paused and cut off from each other
 	$(RUN) pytest -v tests/faults $(ARGS)
