@@ -48,6 +48,15 @@ def test_a_running_run_is_asked_to_pause_and_its_claim_hands_it_back(
         pauses.pause_requested(database, claim)
 
 
+def test_a_run_that_is_cancelled_while_it_waits_to_go_on_is_not_said_never_to_have_started(
+    database: Database, claim: Claim
+) -> None:
+    pauses.pause(database, claim.job_id)
+    lease.hand_back(database, claim, message="paused at step 3")
+    assert lease.request_cancel(database, claim.job_id) is Status.CANCELLED
+    assert runs.get(database, claim.job_id).message == "cancelled"
+
+
 def test_a_resumed_run_goes_on_and_knows_why_it_had_stopped(
     database: Database, claim: Claim
 ) -> None:

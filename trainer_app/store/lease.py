@@ -354,7 +354,11 @@ def _request_cancel(
             status=case((queued, Status.CANCELLED), else_=JobRow.status),
             completed_at=case((queued, NOW), else_=null()),
             paused=case((queued, False), else_=JobRow.paused),
-            message=case((queued, "cancelled before it started"), else_=JobRow.message),
+            message=case(
+                (queued & (JobRow.attempt == 0), "cancelled before it started"),
+                (queued, "cancelled"),
+                else_=JobRow.message,
+            ),
         )
         .returning(JobRow.status)
     )
