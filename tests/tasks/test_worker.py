@@ -237,3 +237,35 @@ def test_a_child_that_is_terminated_while_its_worker_shuts_down_ends_a_little_la
     while not terminations:
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
+
+
+ORPHAN = """
+import sys, time
+from tasks import perform, process
+
+def work(job):
+    print("at work", flush=True)
+    give_up_at = time.monotonic() + 60
+    while (reason := job.held.should_stop()) is None and time.monotonic() < give_up_at:
+        time.sleep(0.02)
+    return reason
+
+perform.perform(sys.argv[1], hostname="train-0@here", work=work)
+"""
+
+
+def test_a_child_whose_worker_is_gone_hands_its_job_back(worker: Settings) -> None:
+    run_id = runs.create(process.database(), SPEC, queue="trainer").run_id
+    # Its parent is a shell that ends with its input.
+    command = ["sh", "-c", '"$@" & read -r line', "sh", sys.executable, "-c", ORPHAN, run_id]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        while (said := parent.stdout.readline()) != "at work\n":
+            assert said
+        said, _ = parent.communicate(timeout=90)  # which waits for the child's end, too
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes) == ("queued", 0), said
+    assert (worker.paths.logs / f"{run_id}.jsonl").read_text().count("its worker shuts down") == 1
