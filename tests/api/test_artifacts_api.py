@@ -202,7 +202,7 @@ def test_no_link_is_followed_out_of_the_folder_of_a_model(
     (folder / "x.txt").symlink_to(secret)
     list_also(folder, "x.txt")
     response = client.get(f"/runs/{run_id}/{path}")
-    assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,18 @@ def test_a_damaged_manifest_is_a_conflict_that_names_it(
         response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
         assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
         assert f"{run_id}: its manifest.json" in response.get_json()["message"]
+
+
+@pytest.mark.parametrize("path", ["artifact/weights", "artifact.tar.gz"])
+@pytest.mark.parametrize("left", [DATA[:4], None], ids=["cut short", "gone"])
+def test_a_model_that_lost_bytes_is_not_said_to_be_whole_or_elsewhere(
+    client: FlaskClient, world: World, path: str, left: bytes | None
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    weights = world.model(run_id) / "weights"
+    weights.unlink()
+    if left is not None:
+        weights.write_bytes(left)
+    response = client.get(f"/runs/{run_id}/{path}")
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+    assert "damaged or gone" in response.get_json()["message"]

@@ -20,9 +20,10 @@ from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
-from trainer_app.errors import NotReady
+from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.restore import is_whole
 from trainer_app.store import runs
+from trainer_app.store.uploads import DATA_BANK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,8 @@ def download_artifact_file(run_id: str, name: str) -> Response:
         raise _elsewhere(run_id) from None
     with ExitStack() as opened:
         opened.enter_context(source)
+        if os.fstat(source.fileno()).st_size != file.bytes:
+            raise _elsewhere(run_id)  # cut short: half a file would pass for a whole one
         response = _file_response(source, file)
         opened.pop_all()  # it is the response's to close
     if response.status_code == PreconditionFailed.code:
@@ -145,9 +148,14 @@ def _with_one_range(environ: WSGIEnvironment, size: int) -> WSGIEnvironment:
     return environ
 
 
-def _elsewhere(run_id: str) -> NotReady:
-    return NotReady(
-        f"{run_id}: the weights are in the data bank; a request to the model fetches them back"
+def _elsewhere(run_id: str) -> NotReady | ModelIncompatible:
+    """Of a model whose files are not all there: clean-up deletes what the data bank has."""
+    if runs.get(current.database(), run_id).artifact_storage == DATA_BANK:
+        return NotReady(
+            f"{run_id}: the weights are in the data bank; a request to the model fetches them back"
+        )
+    return ModelIncompatible(
+        f"{run_id}: files of its model are damaged or gone, they are not what was published"
     )
 
 
