@@ -60,6 +60,7 @@ FOOTPRINTS: Final[Mapping[str, Mapping[str, Footprint]]] = {
 _FLOAT32: Final = 4  # bytes: weights and gradients, whatever the precision of the arithmetic
 _HALF: Final = 2
 _MOMENTS: Final[Mapping[str, int]] = {"adamw": 2, "adam": 2, "sgd": 1, "muon": 1}
+_MOMENTS_OF_EMBEDDINGS: Final[Mapping[str, int]] = {**_MOMENTS, "muon": 2}  # AdamW has them
 
 
 def training_bytes(
@@ -77,10 +78,8 @@ def training_bytes(
     ``half``: the arithmetic is in fp16 or bf16, in which activations are kept.
     """
     shape = FOOTPRINTS[family][size]
-    parameters = (
-        shape.parameters
-        + shape.per_token_of_vocabulary * vocab_size
-        + shape.per_position * max_seq_len
-    )
+    embeddings = shape.per_token_of_vocabulary * vocab_size + shape.per_position * max_seq_len
+    values = shape.parameters * (2 + _MOMENTS[optimizer])
+    values += embeddings * (2 + _MOMENTS_OF_EMBEDDINGS[optimizer])
     kept = shape.kept_per_token * batch_size * max_seq_len
-    return parameters * _FLOAT32 * (2 + _MOMENTS[optimizer]) + kept * (_HALF if half else _FLOAT32)
+    return values * _FLOAT32 + kept * (_HALF if half else _FLOAT32)

@@ -127,11 +127,14 @@ def _heed_a_cancellation_set_by_hand(job_id: str) -> None:
             return
     except (redis.RedisError, OSError):
         return  # the lease's thread looks again, and again
-    with suppress(AlreadyFinished, NotFound):
+    try:
         run = runs.get(process.database(), job_id)
-        events = process.job_events(
-            JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
-        )
+    except NotFound:
+        return  # another kind of job: its lease's thread looks
+    events = process.job_events(
+        JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
+    )
+    with suppress(AlreadyFinished):
         lease.request_cancel(
             process.database(), job_id, on_cancelled=lambda: events.failed("user", "cancelled")
         )

@@ -177,9 +177,12 @@ class _Pace:
     def start(self, step: int, total_steps: int) -> None:
         self._first, self._total, self._since = step, total_steps, time.monotonic()
 
-    def seconds_left(self, step: int) -> float:
-        done = max(1, step - self._first)
-        return (self._total - step) * (time.monotonic() - self._since) / done
+    def seconds_left(self, step: int) -> float | None:
+        """None: only the first step is done, which is slower than those that follow."""
+        done = step - self._first
+        if done == 1 and step < self._total:
+            return None
+        return (self._total - step) * (time.monotonic() - self._since) / max(1, done)
 
 
 class LogReporter(Silent):

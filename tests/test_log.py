@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from trainer_app.log import JobLog
 
 
@@ -70,6 +72,16 @@ structlog.get_logger().info('ours', n=1)
 structlog.get_logger().debug('hidden')
 logging.getLogger('theirs').warning('from %s', 'a library')
 """
+FAILING = r"""
+def work(secret):
+    raise ValueError('\x1b[31m' + secret[:2])
+
+try:
+    work('s3cr3t-key')
+except ValueError:
+    structlog.get_logger().exception('it failed')
+    logging.getLogger('theirs').exception('it failed')
+"""
 HOSTILE = r"structlog.get_logger().info('\x1b[2J', path='/runs/\x1b[31m\0\n\u202e/é')"
 
 
@@ -104,3 +116,15 @@ def test_text_for_people_holds_nothing_that_steers_their_terminal(tmp_path: Path
     *_, hostile = logged_as("text", tmp_path, PROGRAM + HOSTILE)
 
     assert hostile.split() == ["[info", "]", r"\x1b[2J", r"path=/runs/\x1b[31m\x00\n\u202e/é"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_error_in_the_log_steers_no_terminal_and_tells_no_variable(
+    tmp_path: Path, form: str
+) -> None:
+    told = "\n".join(logged_as(form, tmp_path, PROGRAM + FAILING))
+
+    assert told.count("Traceback (most recent call last)") == 2
+    assert "ValueError: " in told
+    assert "\x1b" not in told
+    assert "s3cr3t" not in told.replace("work('s3cr3t-key')", "")  # its line of source

@@ -165,6 +165,17 @@ def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
     assert warnings(tmp_path) == []
 
 
+def test_steps_that_come_too_fast_are_thinned_but_for_those_of_the_curve(
+    tmp_path: Path, log: JobLog
+) -> None:
+    steps = [replace(step(number), in_curve=number == 140) for number in range(1, 151)]
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps(steps)
+
+    [attempt] = records(tmp_path)
+    assert [row["_step"] for row in rows(attempt)] == sorted({*range(1, 151, 3), 140})
+
+
 def test_a_step_that_fp16_skipped_has_no_gradient_norm(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log) as tracked:
         tracked.on_steps([replace(step(1), grad_norm=None), step(2)])

@@ -20,6 +20,7 @@ _log = structlog.get_logger(__name__)
 
 _TAIL_BYTES: Final = 16_384  # enough for a few lines
 _EVENT_CHARACTERS: Final = 300
+_TEXTS: Final = frozenset({"event", "exception"})  # of more than one line
 
 
 def configure(settings: Settings) -> None:
@@ -35,6 +36,7 @@ def configure(settings: Settings) -> None:
         if settings.log_format == "json"
         else [
             _without_time,
+            structlog.processors.format_exc_info,  # without the values of variables: some are keys
             _printable,
             structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0),
         ]
@@ -68,7 +70,7 @@ def _printable(
 ) -> structlog.typing.EventDict:
     # Clients choose paths and names: none of them is to steer the terminal that shows the line.
     return {
-        name: _escaped(value, kept="\n\t" if name == "event" else "")
+        name: _escaped(value, kept="\n\t" if name in _TEXTS else "")
         if isinstance(value, str)
         else value
         for name, value in entry.items()

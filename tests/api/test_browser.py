@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -17,6 +22,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from tests.api.served import served
 
 _SECONDS = 60  # for a page on a busy machine
+
+Used = TypeVar("Used")
 
 
 @pytest.fixture(scope="module")
@@ -48,32 +55,38 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def found(browser: webdriver.Chrome, selector: str) -> WebElement:
-    """The first such element, once it is shown."""
+def once_shown(browser: webdriver.Chrome, selector: str, use: Callable[[WebElement], Used]) -> Used:
+    """What ``use`` makes of the first such element, once it is shown and stands still."""
 
-    def shown(_: webdriver.Chrome) -> WebElement | None:
+    def used(_: webdriver.Chrome) -> tuple[Used] | None:
         elements = browser.find_elements(By.CSS_SELECTOR, selector)
-        return next((one for one in elements if one.is_displayed()), None)
+        shown = next((one for one in elements if one.is_displayed()), None)
+        return None if shown is None else (use(shown),)
 
-    element = WebDriverWait(browser, _SECONDS).until(shown)
-    assert element is not None
-    return element
+    moving = (StaleElementReferenceException, ElementClickInterceptedException)
+    found = WebDriverWait(browser, _SECONDS, ignored_exceptions=moving).until(used)
+    assert found is not None
+    return found[0]
+
+
+def text(element: WebElement) -> str:
+    return element.text
 
 
 def test_the_page_shows_every_operation_and_asks_nobody_else(
     browser: webdriver.Chrome, url: str
 ) -> None:
     browser.get(f"{url}/docs")
-    found(browser, ".opblock")
-
     paths = httpx.get(f"{url}/openapi.json", timeout=_SECONDS).json()["paths"]
     operations = {
         (path, method)
         for path, item in paths.items()
         for method in item.keys() & {"get", "post", "delete"}
     }
-    shown = browser.find_elements(By.CSS_SELECTOR, ".opblock-summary")
-    assert len(shown) == len(operations) > 20
+    assert len(operations) > 20
+    WebDriverWait(browser, _SECONDS).until(
+        lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".opblock-summary")) == len(operations)
+    )
     asked: list[str] = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"
     )
@@ -86,9 +99,8 @@ def test_the_page_shows_every_operation_and_asks_nobody_else(
 
 def test_a_request_can_be_tried_out(browser: webdriver.Chrome, url: str) -> None:
     browser.get(f"{url}/docs")
-    summary = found(browser, '.opblock-summary-path[data-path="/healthz"]')
-    summary.click()
-    found(browser, ".try-out__btn").click()
-    found(browser, ".execute").click()
-    assert '"ok"' in found(browser, ".live-responses-table tbody .response-col_description").text
-    assert found(browser, ".live-responses-table tbody .response-col_status").text.startswith("200")
+    for button in ('.opblock-summary-path[data-path="/healthz"]', ".try-out__btn", ".execute"):
+        once_shown(browser, button, WebElement.click)
+    answer = ".live-responses-table tbody .response-col_"
+    assert once_shown(browser, f"{answer}status", text).startswith("200")
+    assert '"ok"' in once_shown(browser, f"{answer}description", text)

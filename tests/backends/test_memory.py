@@ -59,7 +59,7 @@ def test_activations_are_no_more_and_not_far_less_than_what_autograd_keeps(famil
     assert 0.3 * sum(kept.values()) < predicted <= sum(kept.values())
 
 
-def test_half_precision_halves_activations_alone_and_sgd_keeps_one_moment() -> None:
+def test_half_precision_halves_activations_alone_and_sgd_and_muon_keep_one_moment() -> None:
     def predict(batch_size: int, optimizer: str, *, half: bool) -> int:
         return training_bytes(
             "gpt2",
@@ -73,6 +73,7 @@ def test_half_precision_halves_activations_alone_and_sgd_keeps_one_moment() -> N
 
     assert predict(0, "adamw", half=True) == 124_439_808 * 16  # published: 124M parameters
     assert predict(0, "sgd", half=True) == 124_439_808 * 12
+    assert predict(0, "muon", half=True) == 85_056_000 * 12 + (124_439_808 - 85_056_000) * 16
     whole, halves = (
         predict(8, "adam", half=half) - predict(0, "adam", half=half) for half in (False, True)
     )

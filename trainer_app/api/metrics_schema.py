@@ -30,7 +30,11 @@ class PointSchema(Schema):
         required=True, allow_none=True, metadata=about("Nats per predicted token.")
     )
     learning_rate = fields.Float(required=True, allow_none=True)
-    grad_norm = fields.Float(required=True, allow_none=True, metadata=about("Before clipping."))
+    grad_norm = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=about("Before clipping; null: fp16 overflowed and skipped the step."),
+    )
     tokens_per_sec = fields.Float(required=True, allow_none=True)
     attempt = fields.Integer(required=True, metadata=about("Which attempt measured it."))
     chain = fields.String(
