@@ -12,8 +12,8 @@ from tests.faults.victim import RunTest, Victim, assert_one_at_a_time, runs_as
 from trainer_app.replies import Run
 from trainer_app.verify import check_curve
 
-STEPS = 500
-# Well before the end, of which a test hears half a second late.
+STEPS = 1_500
+# Well before the end: of each step a test hears most of a second late, when many more are done.
 STRUCK_BEFORE = 150
 KILLS = ("child", "worker", "stack", "machine")
 CAUSES = {

@@ -236,9 +236,12 @@ def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anyt
     now = [0.0]
     reaper = Reaper(lambda: now[0])
     lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    impatient = Database(process.settings().database_url, wait_seconds=0.05)
-    monkeypatch.setattr(process, "database", lambda: impatient)
-    with closing(sqlite3.connect(str(impatient.file), isolation_level=None)) as connection:
+    with (
+        closing(Database(process.settings().database_url, wait_seconds=0.05)) as impatient,
+        closing(sqlite3.connect(str(impatient.file), isolation_level=None)) as connection,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(process, "database", lambda: impatient)
         connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable):
             reaper.one_pass()
