@@ -62,12 +62,12 @@ deploy/.env:
 		"$$(secret)" "$$(secret)" '$(TORCH_INDEX)' > $@
 
 test: $(INSTALLED) ## all tests that a CPU can run, with coverage
-	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder --ignore tests/faults --cov --cov-report= $(ARGS)
+	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --ignore tests/faults --cov --cov-report= $(ARGS)
 	@# What must happen within seconds is tested with the machine to itself.
 	$(RUN) pytest -m 'not slow' tests/faults --cov --cov-append --cov-report=term $(ARGS)
 
 test-quick: $(INSTALLED) ## the tests that are not marked slow, without coverage
-	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder -m 'not slow' --ignore tests/faults $(ARGS)
+	$(RUN) pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m 'not slow' --ignore tests/faults $(ARGS)
 
 test-faults: $(INSTALLED) ## processes killed, paused and cut off from each other
 	$(RUN) pytest -v tests/faults $(ARGS)

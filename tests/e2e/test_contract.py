@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.stranger import Json, Stranger, code
 from trainer_app.stack.launch import RunningStack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.slow
 
 RUN_FIELDS = {
     "run_id",

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.stranger import Json, Stranger, code, refused_fields
 from trainer_app.stack.launch import RunningStack, running_stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("locked stack")]
+pytestmark = pytest.mark.slow
 
 KEYS = ("first-key-of-this-test", "zweiter-schlüssel")
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]

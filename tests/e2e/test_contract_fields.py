@@ -11,7 +11,7 @@ from tests.contract_defaults import TRAIN_DEFAULTS
 from tests.e2e.stranger import Json, Stranger, refused_fields
 from trainer_app.stack.launch import RunningStack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.slow
 
 MAX_SEED = 2**32 - 1
 TRAIN_ACCEPTED: dict[str, list[object]] = {

@@ -19,7 +19,7 @@ from tests.curl_lines import ADDRESS, PAGES, commands, request_of
 from trainer_app.client import Client
 from trainer_app.stack.launch import RunningStack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 NAMES = {
     "file_id": ["FILE_ID"],

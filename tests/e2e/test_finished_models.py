@@ -12,8 +12,6 @@ from trainer_app.client import Client
 from trainer_app.stack.launch import RunningStack
 from trainer_app.transport import ApiError
 
-pytestmark = pytest.mark.xdist_group("stack")
-
 
 def test_a_finished_model_is_evaluated_twice_with_the_loss_that_its_manifest_has(
     client: Client, stack: RunningStack, trained: tuple[str, str]

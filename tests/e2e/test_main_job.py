@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 import redis
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,8 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer_app import events
 from trainer_app.client import Client
 from trainer_app.stack.launch import RunningStack
-
-pytestmark = pytest.mark.xdist_group("stack")
 
 VOCABULARY = 512
 WAIT_SECONDS = 90.0

@@ -23,8 +23,6 @@ from trainer_app.stack.launch import RunningStack, running_stack
 from trainer_app.stack.ports import local_url
 from trainer_app.stack.up import up
 
-pytestmark = pytest.mark.xdist_group("flower")
-
 PATIENCE_SECONDS = 90.0  # for the workers to have told Flower of themselves
 ROOT = Path(__file__).parents[2]
 

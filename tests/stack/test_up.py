@@ -212,7 +212,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.xdist_group("whole stack")
 class TestWholeStack:
     def test_it_says_where_it_is(self, stack: RunningStack) -> None:
         assert f"\nready  {stack.api_url}  (docs at /docs)\n" in stack.output.read_text()
