@@ -18,6 +18,7 @@ from trainer_app.core.files import write_atomically
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.errors import CorpusNotFound
+from trainer_app.restore import check_digests
 from trainer_app.store import runs
 
 
@@ -51,9 +52,11 @@ def work(job: Job) -> Done:
 def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     settings = process.settings()
     run = runs.get(process.database(), str(job.claim.run_id)).spec
+    folder = model_folder(job)
+    check_digests(folder, job.held.should_stop)
     if spec.text_sha256 is not None:
         return evaluate_text(
-            model_folder(job),
+            folder,
             corpus_file(settings, None, spec.path_override),
             sha256=spec.text_sha256,
             spec=run,
@@ -63,7 +66,7 @@ def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
             should_stop=job.held.should_stop,
         )
     return evaluate_run(
-        model_folder(job),
+        folder,
         Split[spec.split.upper()],
         spec=run,
         corpus=_corpus(job, run),

@@ -14,6 +14,8 @@ from tasks.perform import Job
 from trainer_app import artifacts
 from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
+from trainer_app.core.stopping import ShouldStop, never
+from trainer_app.restore import check_digests
 
 _KEPT_MODELS: Final = 4
 _SHARE: Final = 0.25  # of the device's memory: training may use the same
@@ -26,7 +28,7 @@ def model_folder(job: Job) -> Path:
 
 def finished_model(job: Job) -> LoadedModel:
     """The same, ready to be used. Raises ModelIncompatible, too."""
-    return _kept().load(model_folder(job))
+    return _kept().load(model_folder(job), should_stop=job.held.should_stop)
 
 
 class KeptModels:
@@ -40,14 +42,18 @@ class KeptModels:
         self._max_bytes = max_bytes
         self._models: OrderedDict[Path, tuple[str, int, LoadedModel]] = OrderedDict()
 
-    def load(self, directory: Path) -> LoadedModel:
-        """The model, from memory unless its artifact was replaced. Raises ModelIncompatible."""
+    def load(self, directory: Path, *, should_stop: ShouldStop = never) -> LoadedModel:
+        """The model, from memory unless its artifact was replaced.
+
+        Raises ModelIncompatible and StopRequested.
+        """
         sha256 = artifacts.pointer(directory).sha256
         known = self._models.pop(directory, None)
         if known is None or known[0] != sha256:
             size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
             known = None  # its memory is needed
             self._make_room(size)
+            check_digests(directory, should_stop)
             known = (sha256, size, load_model(directory, device=self._device))
         self._models[directory] = known
         return known[2]

@@ -24,7 +24,7 @@ from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
-from trainer_app.restore import is_whole
+from trainer_app.restore import check_digests, is_whole
 from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
@@ -94,10 +94,14 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
 def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     tokenizer, base = spec.tokenizer_id, spec.pretrained_run_id
     say = observer.on_message
+    base_model = None
+    if base is not None:
+        base_model = whole_model(job, base, on_message=say)
+        check_digests(base_model, job.held.should_stop)
     return Inputs(
         corpus=corpus_of(job, spec, on_message=say),
         tokenizer=None if tokenizer is None else finished_tokenizer(tokenizer),
-        base_model=None if base is None else whole_model(job, base, on_message=say),
+        base_model=base_model,
     )
 
 

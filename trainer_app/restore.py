@@ -33,6 +33,15 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
+def check_digests(directory: Path, should_stop: ShouldStop) -> None:
+    """Read all files of a whole model; raises ModelIncompatible where one has changed since."""
+    for file in artifacts.pointer(directory).files:
+        if sha256_of(directory / file.name, should_stop) != file.sha256:
+            raise ModelIncompatible(
+                f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"
+            )
+
+
 def _size(directory: Path, name: str) -> int:
     with open_beneath(directory, name) as file:
         return os.fstat(file.fileno()).st_size

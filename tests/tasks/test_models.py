@@ -10,6 +10,7 @@ from backends.contracts import ModelConfig
 from backends.loading import model_family, tokenizer_kind
 from tasks.models import KeptModels
 from trainer_app import artifacts
+from trainer_app.errors import ModelIncompatible
 
 
 def published(root: Path, name: str, *, context: int = 16) -> Path:
@@ -70,3 +71,14 @@ def test_a_model_whose_artifact_was_replaced_is_read_again(tmp_path: Path) -> No
     folder.rename(tmp_path / "old")
     published(tmp_path, "a", context=32)
     assert kept.load(folder).model.config.max_seq_len == 32
+
+
+def test_weights_of_which_a_bit_has_flipped_are_not_used(tmp_path: Path) -> None:
+    directory = published(tmp_path, "a")
+    weights = directory / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    with pytest.raises(ModelIncompatible, match=r"model\.safetensors of a is damaged"):
+        KeptModels(device="cpu", max_bytes=10**12).load(directory)
