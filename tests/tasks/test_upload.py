@@ -333,4 +333,7 @@ def test_a_database_that_is_away_is_waited_for(
     with structlog.testing.capture_logs() as logs:
         SlowDuties().one_pass(never)
 
-    assert [entry["event"] for entry in logs] == ["the database is away"]
+    duties = {"the database is away", "a duty failed"}
+    assert [entry["event"] for entry in logs if entry["event"] in duties] == [
+        "the database is away"
+    ]
