@@ -40,8 +40,9 @@ worker_disable_prefetch = True
 worker_prefetch_multiplier = 1
 # One job a device.
 worker_concurrency = 1
-# prefork: the parent answers pings and revokes while the child trains.
-worker_pool = "prefork"
+# Celery's pool of processes, prefork: the parent answers pings and revokes while the child trains.
+# Ours starts them ahead: a new one takes seconds to import torch.
+worker_pool = "tasks.spare:TaskPool"
 # A fresh child inherits no CUDA state from its parent.
 worker_pool_start_method = "spawn"
 # The task goes on when the broker's connection breaks: cancelling it lost the job.

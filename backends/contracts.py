@@ -51,6 +51,8 @@ class CausalModel(nn.Module):
     """
 
     config: ModelConfig
+    attention_width = 0  # layers x heads x head width; 0: no attention
+    gains_by_compiling = True  # False: what ``hidden`` calls is fused already
 
     @abstractmethod
     def hidden(self, ids_BT: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ ASIDE: Final = (
     "created_at",
     "completed_at",
     "training_time_seconds",
+    "performance",
     "files",
     "git_commit",
 )

@@ -23,12 +23,13 @@ from typing import Final
 
 from backends.loading import tokenizer_kind
 from trainer_app.cli.demo_corpus import write_corpus
+from trainer_app.core.device import resolve_device
 from trainer_app.core.fit import Finished, Inputs, Workspace, fit
 from trainer_app.core.observer import Silent, StepReport
 from trainer_app.core.spec import DEVICES, OPTIMIZERS, OptimizerName, RequestedDevice, TrainSpec
 
 VOCAB_SIZE: Final = 4_096
-_PROBE_STEPS: Final = 60
+_PROBE_STEPS: Final = {"cpu": 60, "cuda": 2_000}
 
 
 class Args(argparse.Namespace):
@@ -102,7 +103,8 @@ def bench(folder: Path, options: Args) -> Bench:
         test_split_ratio=0.0,
         early_stopping_patience=0,
         device=options.device,
-        eval_steps=1_000_000,  # at the end alone
+        eval_steps=1_000_000_000,  # at the end alone
+        torch_compile="off",
     )
     return Bench(folder=folder, spec=spec)
 
@@ -123,7 +125,8 @@ def main() -> None:
         made = bench(Path(place), options)
         for optimizer in options.optimizers:
             spec = replace(made.spec, optimizer=optimizer)
-            probe = replace(spec, max_steps=_PROBE_STEPS, learning_rate=0.0)
+            probe_steps = _PROBE_STEPS[resolve_device(options.device)]
+            probe = replace(spec, max_steps=probe_steps, learning_rate=0.0)
             _, tokens_per_second = made.train(probe, f"probe-{optimizer}")
             tokens = spec.max_seq_len * spec.batch_size
             steps = max(1, round(tokens_per_second * options.seconds / tokens))

@@ -22,24 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from backends.contracts import ModelConfig
 from backends.loading import model_family
-from trainer_app.core.batches import Batches
-from trainer_app.core.device import (
-    DataLoading,
-    fresh_accelerator,
-    keep_freed_memory,
-    use_threads,
-)
-from trainer_app.core.feed import Feed
-from trainer_app.core.loss import LanguageModelLoss
-from trainer_app.core.optim import make_optimizer
+from benchmarks.engine import engine_step
+from trainer_app.core.device import keep_freed_memory, use_threads
 from trainer_app.core.spec import TrainSpec
-from trainer_app.core.step import TrainingStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,28 +76,14 @@ Step = Callable[[int], object]
 def ours(work: Work) -> Iterator[Step]:
     """The engine's own step, its data path included."""
     keep_freed_memory()
-    spec = TrainSpec(batch_size=work.batch_size, max_seq_len=work.seq_len, corpus_sha256="")
-    random = np.random.default_rng(0)
-    batches = Batches(
-        random.integers(0, work.vocab_size, 1 << 20).astype(np.uint16),
-        seq_len=work.seq_len,
+    spec = TrainSpec(
         batch_size=work.batch_size,
-        accumulation=1,
-        seed=spec.seed,
+        max_seq_len=work.seq_len,
+        corpus_sha256="",
+        torch_compile="off",
     )
-    accelerator = fresh_accelerator("cpu", "fp32", 1)
-    model = model_family("gpt2").build(work.config)
-    prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), make_optimizer(model, spec))
-    prepared.train()
-    with Feed(batches, device="cpu", loading=DataLoading(workers=0, pin_memory=False)) as feed:
-        yield TrainingStep(
-            accelerator=accelerator,
-            model=prepared,
-            optimizer=optimizer,
-            feed=feed,
-            spec=spec,
-            total_steps=1 << 30,
-        )
+    with engine_step(model_family("gpt2").build(work.config), spec) as step:
+        yield step
 
 
 @contextmanager

@@ -38,6 +38,8 @@ _MEASURED: Final = (
     "learning_rate",
     "grad_norm",
     "tokens_per_sec",
+    "step_ms",
+    "mfu",
     "chain",
 )
 _AT_ONCE: Final = 500  # points in memory

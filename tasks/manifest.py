@@ -73,6 +73,8 @@ def model_manifest(
         "versions": finished.versions,
         "system": {"device_name": finished.device_name, "threads": finished.threads},
         "git_commit": git_commit(),
+        "execution": asdict(finished.execution),
+        "performance": asdict(finished.performance) if finished.performance else None,
         **_places(finished),
         **figures(finished),
     }

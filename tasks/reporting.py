@@ -151,6 +151,8 @@ def points_of(steps: Sequence[StepReport]) -> list[MetricPoint]:
             learning_rate=step.learning_rate,
             grad_norm=step.grad_norm,
             tokens_per_sec=step.tokens_per_sec,
+            step_ms=step.step_ms,
+            mfu=step.mfu,
             chain=step.chain,
         )
         for step in steps
@@ -219,6 +221,8 @@ class LogReporter(Silent):
             learning_rate=last.learning_rate,
             grad_norm=None if last.grad_norm is None else round(last.grad_norm, 4),
             tokens_per_sec=round(last.tokens_per_sec),
+            step_ms=round(last.step_ms, 3),
+            **({} if last.mfu is None else {"mfu": round(last.mfu, 4)}),
         )
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:

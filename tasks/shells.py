@@ -1,7 +1,7 @@
 """The Celery tasks: shells that find a job's work and run it under the job's lease.
 
 The work is named, not imported: a worker's parent knows every task and no torch, and its child
-imports the engine when it starts.
+imports the engine when it starts (tasks/spare.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ WORK: Final[Mapping[JobKind, str]] = {
     JobKind.EVALUATE: "tasks.evaluation",
     JobKind.CHAT: "tasks.chat",
 }
+# What a process imports before it takes a job; torch imports its compiler when a process builds its
+# first model: better before.
+ENGINE: Final = (*WORK.values(), "torch._dynamo")
 
 
 def work_of(kind: JobKind) -> Work:

@@ -37,6 +37,7 @@ def work(job: Job) -> Done | StopReason:
     workspace = Workspace(
         run=settings.paths.runs / job.claim.job_id,
         tokens=settings.paths.tokens,
+        compiled=settings.paths.compiled,
         attempt=job.claim.attempt,
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,

@@ -1,8 +1,8 @@
 """What a worker does beside its tasks, in its parent process and in its child.
 
-Parent: says that it lives, watches over its child, and tells it to hand its job back when it
-shuts down. Child: imports the engine before the first job arrives; a SIGTERM, which may be meant
-for the whole process group, hands its job back, too, and ends it then.
+Parent: says that it lives, watches over its child, keeps a spare one where it trains, and tells it
+to hand its job back when it shuts down. Child: a SIGTERM, which may be meant for the whole process
+group, hands its job back, too, and ends it then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from types import FrameType
 from typing import Final, Protocol
 
@@ -37,7 +36,7 @@ from tasks.app import app
 from tasks.held import draining
 from tasks.memory import device_bytes
 from tasks.owner import node
-from tasks.shells import WORK
+from tasks.spare import spares
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
@@ -109,8 +108,16 @@ def start_to_beat(**_: object) -> None:
 def _watch(worker: Worker) -> None:
     """Look after the children until the process ends: those that do not drain are its work too."""
     watchdog = Watchdog(process.database(), node(worker.hostname))
+    jobs = process.settings().jobs
+    # Whoever trains is worth the memory: other jobs are short.
+    keeps_a_spare = jobs.spare_seconds > 0 and jobs.queue_name in app.amqp.queues.consume_from
     while True:
         time.sleep(_WATCH_SECONDS)
+        if keeps_a_spare and not _stopping.is_set():
+            try:
+                spares.keep(after_seconds=jobs.spare_seconds)
+            except OSError as error:  # no process, memory or file is to be had now
+                _log.warning("no spare process could be started", error=str(error))
         try:
             watchdog.look(_busy, draining=_stopping.is_set())
         except Unavailable as error:
@@ -153,12 +160,8 @@ def drain(**_: object) -> None:
 
 @worker_process_init.connect
 def prepare_the_child(**_: object) -> None:
-    """Import all that a job needs, and listen for the order to hand back."""
-    logs.configure(process.settings())
+    """Listen for the order to hand back."""
     signal.signal(_DRAIN_SIGNAL, _termination.heed_the_worker)
-    # torch imports its compiler when a process builds its first model: better now than then.
-    for module in (*WORK.values(), "torch._dynamo"):
-        import_module(module)
 
 
 class _Termination:

@@ -37,6 +37,7 @@ _ASIDE: Final = (
     "created_at",
     "completed_at",
     "training_time_seconds",
+    "performance",
     "files",
 )
 

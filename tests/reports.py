@@ -37,6 +37,7 @@ def step(number: int, loss: float = 1.0, *, epoch: int = 0) -> StepReport:
         grad_norm=0.5,
         tokens_per_sec=640.0,
         samples_per_sec=10.0,
+        step_ms=100.0,
         chain=f"{number:064x}",
     )
 

@@ -175,6 +175,33 @@ def test_what_the_image_copies_and_compose_builds_is_there() -> None:
     assert needed <= set(kept)
 
 
+def test_the_image_leaves_its_build_behind_runs_as_nobody_and_says_whether_it_is_ready() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    *build, last = re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]
+    assert build
+    assert "COPY --from=build" in last
+    assert "COPY . ." not in last
+    user = re.search(r"^USER (.+)$", last, re.MULTILINE)
+    assert user
+    assert (
+        f"useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin {user[1]}" in last
+    )
+    assert last.rpartition("RUN ")[2].count("USER") == 1  # nothing is installed as that user
+    assert "/readyz" in last.partition("HEALTHCHECK")[2]
+
+
+def test_processes_that_compute_and_no_others_get_the_gpus() -> None:
+    device = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    gpus = {"resources": {"reservations": {"devices": [device]}}}
+    assert services(COMPOSE.with_name("docker-compose.gpu.yml")) == {
+        "worker": {
+            "deploy": gpus,
+            "environment": {"DEVICE": "gpu0", "CUDA_VISIBLE_DEVICES": "0"},
+        },
+        "inference": {"deploy": gpus, "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
+    }
+
+
 def test_railway_builds_and_starts_what_there_is() -> None:
     railway = json.loads((ROOT / "deploy" / "railway.json").read_text("utf-8"))
     assert (ROOT / railway["build"]["dockerfilePath"]).is_file()

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -101,9 +102,10 @@ def test_the_command_line_loads_nothing_of_the_engine() -> None:
 
 
 def test_the_engine_can_be_imported_where_the_service_is_not_installed() -> None:
-    code = IMPORT_ALL_WITHOUT.format(
-        absent=SERVICE_LIBRARIES, modules=modules_below("backends", "trainer_app/core")
-    )
+    modules = modules_below("backends", "trainer_app/core")
+    if find_spec("triton") is None:  # comes with torch's builds for CUDA alone
+        modules.remove("trainer_app.core.kernels")
+    code = IMPORT_ALL_WITHOUT.format(absent=SERVICE_LIBRARIES, modules=modules)
     process = run_python(code)
     assert process.returncode == 0, process.stderr
 
@@ -172,7 +174,7 @@ def test_types_are_checked_without_a_way_out() -> None:
 
 
 def test_the_environment_is_read_in_one_place() -> None:
-    reads = re.compile(r"os\.getenv|os\.environ\s*(\[|\.get)|\bEnv\(")
+    reads = re.compile(r"os\.getenv|os\.environ(\.get|\[[^]]*\](?!\s*=\s))|\bEnv\(")
     readers = {str(file) for file in source_files() if reads.search((ROOT / file).read_text())}
     assert readers == {"trainer_app/settings.py"}
 

@@ -66,6 +66,7 @@ BAD_VALUES = [
     ("JOBS__BEAT_SEC", "30.1"),
     ("JOBS__CHECKPOINT_SEC", "-1"),
     ("JOBS__MAX_CRASHES", "0"),
+    ("JOBS__SPARE_SEC", "-1"),
     ("APP__THREADS", "-1"),
     ("APP__THREADS", "all"),
     ("APP__TOKENIZER_SAMPLE_MAX_LINES", "0"),

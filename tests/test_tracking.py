@@ -19,6 +19,7 @@ import wandb
 from tests.reports import evaluation, step
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
+from trainer_app.core.performance import Performance
 from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog
 from trainer_app.settings import Tracking
@@ -27,6 +28,9 @@ from trainer_app.tracking import Curve, Tracker
 RUN = "run-01k9v3m0e8xq6h7w2c4b5d8f9g"
 SPEC = TrainSpec(
     model_size="tiny", corpus_sha256="0" * 64, corpus_path="a.txt", tags=("night", "two")
+)
+PERFORMANCE = Performance(
+    tokens_per_sec=640.0, step_ms=100.0, flops_per_token=6, mfu=None, peak_memory_bytes=1 << 20
 )
 PATIENCE_SECONDS = 20.0  # for wandb's own process to start on a busy machine
 
@@ -150,7 +154,12 @@ def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
         tracked.on_steps([step(20, 1.0, epoch=1)])
 
     [attempt] = records(tmp_path)
-    common = {"grad_norm": 0.5, "samples_per_sec": 10.0}
+    common = {
+        "grad_norm": 0.5,
+        "samples_per_sec": 10.0,
+        "tokens_per_sec": 640.0,
+        "step_ms": 100.0,
+    }
     assert rows(attempt) == [
         {
             "_step": number,
@@ -184,6 +193,16 @@ def test_a_step_that_fp16_skipped_has_no_gradient_norm(tmp_path: Path, log: JobL
     assert [row.get("grad_norm") for row in rows(attempt)] == [None, 0.5]
 
 
+def test_a_gpu_that_is_known_has_its_share_of_what_it_can_compute(
+    tmp_path: Path, log: JobLog
+) -> None:
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([replace(step(1), mfu=0.25), step(2)])
+
+    [attempt] = records(tmp_path)
+    assert [row.get("mfu") for row in rows(attempt)] == [0.25, None]
+
+
 def test_an_evaluation_stands_in_the_row_of_its_step(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log) as tracked:
         tracked.on_steps([step(5), step(10)])
@@ -208,10 +227,12 @@ def test_the_end_has_the_test_figures_and_a_table_of_the_epochs(
         tracked.on_steps([step(1, 3.0), step(2, 2.0)])
         tracked.on_evaluation(evaluation(2, 1.75))
         tracked.on_steps([step(4, 1.0, epoch=1)])
-        tracked.end(finished(tmp_path, steps=4, test_loss=1.25))
+        end = finished(tmp_path, steps=4, test_loss=1.25)
+        tracked.end(replace(end, performance=PERFORMANCE))
 
     [attempt] = records(tmp_path)
     last = rows(attempt)[-1]
+    assert last["peak_memory_bytes"] == PERFORMANCE.peak_memory_bytes
     assert (last["global_step"], last["early_stopped"], last["test_loss"]) == (4, True, 1.25)
     assert last["test_ppl"] == pytest.approx(math.exp(1.25))
     [table] = tmp_path.glob("tracked/wandb/offline-run-*/files/media/table/epoch_summary*.json")

@@ -21,6 +21,8 @@ def curve() -> list[MetricPoint]:
                 "learning_rate": None,
                 "grad_norm": None,
                 "tokens_per_sec": None,
+                "step_ms": None,
+                "mfu": None,
                 "attempt": 1,
                 "chain": None if loss is None else chain,
             }

@@ -97,6 +97,8 @@ class MetricPoint(TypedDict):
     learning_rate: float | None
     grad_norm: float | None
     tokens_per_sec: float | None
+    step_ms: float | None
+    mfu: float | None
     attempt: int
     chain: str | None
 

@@ -35,6 +35,7 @@ class Paths:
     corpus: Path  # what corpus_path, prompt_path, path may name
     uploads: Path  # corpora posted to /corpora, by digest
     tokens: Path  # memory-mapped token ids, by digest
+    compiled: Path  # code for GPUs, by torch's compiler
     corpus_cache: Path  # corpora fetched from the data bank, by their ids there
 
 
@@ -62,6 +63,7 @@ class Jobs:
     beat_seconds: float
     checkpoint_seconds: float  # time between checkpoints: the most that a crash costs
     max_crashes: int  # a run that takes its worker down this often is failed
+    spare_seconds: float  # from the start of a training process to that of a spare one; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +286,7 @@ def _read_paths(env: Env) -> Paths:
         corpus=env.path("APP__CORPUS_ROOT", root / "corpus").absolute(),
         uploads=root / "uploads",
         tokens=root / "tokens",
+        compiled=root / "compiled",
         corpus_cache=root / "corpus_cache",
     )
 
@@ -348,10 +351,10 @@ def _read_jobs(env: Env) -> Jobs:
     def queue_name(name: str, default: str) -> str:
         # It stands in Redis keys and in comma-separated lists of queues.
         words = "Must be 1 to 64 letters, digits, dots, dashes or underscores"
-        pattern = Regexp(r"[A-Za-z0-9._-]{1,64}\Z", error=words)
-        return env.str(name, default, validate=pattern)
+        return env.str(name, default, validate=Regexp(r"[A-Za-z0-9._-]{1,64}\Z", error=words))
 
     lease_seconds = env.float("JOBS__LEASE_SEC", 60.0, validate=Range(2.0, 3_600.0))
+    beats = Range(0.1, lease_seconds / 2)
     return Jobs(
         queue_name=queue_name("CELERY__QUEUE_NAME", queue_name("RQ__QUEUE_NAME", "trainer")),
         timeout_seconds=integer("JOB_TIMEOUT_SEC", 86_400, 1),
@@ -362,11 +365,10 @@ def _read_jobs(env: Env) -> Jobs:
             "CELERY__RETRY_INTERVALS_SEC", intervals("RQ__RETRY_INTERVALS_SEC", (300,))
         ),
         lease_seconds=lease_seconds,
-        beat_seconds=env.float(
-            "JOBS__BEAT_SEC", lease_seconds / 6, validate=Range(0.1, lease_seconds / 2)
-        ),
+        beat_seconds=env.float("JOBS__BEAT_SEC", lease_seconds / 6, validate=beats),
         checkpoint_seconds=env.float("JOBS__CHECKPOINT_SEC", 60.0, validate=Range(0.0, 86_400.0)),
         max_crashes=env.int("JOBS__MAX_CRASHES", 3, validate=Range(1, 100)),
+        spare_seconds=env.float("JOBS__SPARE_SEC", 20.0, validate=Range(0.0, 86_400.0)),
     )
 
 

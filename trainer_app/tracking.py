@@ -206,6 +206,8 @@ def _finish(run: wandb.Run, curve: Curve, end: _End) -> None:
         if end.finished.test_loss is not None:  # there is a test split
             summary["test_loss"] = end.finished.test_loss
             summary["test_ppl"] = perplexity(end.finished.test_loss)
+        if end.finished.performance is not None:
+            summary["peak_memory_bytes"] = end.finished.performance.peak_memory_bytes
         run.log(summary, step=curve.logged + 1, commit=True)
     run.finish(exit_code=end.exit_code)
 
@@ -264,7 +266,11 @@ class Curve:
             "train_loss": report.train_loss,
             "train_ppl": perplexity(report.train_loss),
             "samples_per_sec": report.samples_per_sec,
+            "tokens_per_sec": report.tokens_per_sec,
+            "step_ms": report.step_ms,
         }
+        if report.mfu is not None:
+            self._told.waiting["mfu"] = report.mfu
         if report.grad_norm is not None:
             self._told.waiting["grad_norm"] = report.grad_norm
         epoch = self._epoch(report.epoch)

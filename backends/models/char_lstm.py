@@ -55,6 +55,8 @@ class LSTMState:
 class CharLSTM(CausalModel):
     """An LSTM over characters, or over the tokens of any other tokenizer."""
 
+    gains_by_compiling = False  # cuDNN computes all steps and layers in one call
+
     def __init__(self, config: ModelConfig, shape: LSTMShape) -> None:
         super().__init__()
         self.config = config
@@ -87,9 +89,29 @@ class CharLSTM(CausalModel):
                 parameter.uniform_(-bound, bound)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
-        out_BTD, _ = self.lstm(self.embedding(ids_BT))
+        in_BTE = self.embedding(ids_BT)
+        if ids_BT.is_cuda and torch.are_deterministic_algorithms_enabled():
+            out_BTD = self._layer_by_layer(in_BTE)  # pragma: needs cuda
+        else:
+            out_BTD, _ = self.lstm(in_BTE)
         dropped: Tensor = self.dropout(out_BTD)
         return dropped
+
+    def _layer_by_layer(self, x: Tensor) -> Tensor:  # pragma: needs cuda
+        """The same with torch's dropout between layers, whose state can be kept and put back.
+
+        That of cuDNN, which takes all layers in one call, cannot: a resumed run would differ.
+        """
+        zeros_1BD = x.new_zeros(1, len(x), self.shape.hidden)
+        for layer in range(self.shape.layers):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [getattr(self.lstm, f"{name}_l{layer}") for name in names]
+            x, _, _ = torch.lstm(
+                x, (zeros_1BD, zeros_1BD), weights, True, 1, 0.0, self.training, False, True
+            )
+            if layer < self.shape.layers - 1:
+                x = F.dropout(x, DROPOUT, self.training)
+        return x
 
     def head_weight(self) -> Tensor:
         return self.head.weight

@@ -7,8 +7,8 @@ error of the disk is an OSError with its number.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -59,10 +59,11 @@ def check_layers(layers: int, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def number(config: Mapping[str, object], name: str, default: float) -> float:
+def number(config: Mapping[str, object], name: str, default: float | None = None) -> float:
     """A positive number of a config; raises ModelIncompatible for anything else."""
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    largest = sys.float_info.max  # an integer of JSON may be beyond it
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= largest:
         raise ModelIncompatible(f"{CONFIG_FILE}: {name} is {shown(value)}, not a positive number")
     return float(value)
 

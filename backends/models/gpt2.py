@@ -14,6 +14,9 @@ from backends.models.transformer_family import TransformerFamily
 from trainer_app.errors import ModelIncompatible
 
 NORM_EPS: Final = 1e-5
+# transformers' names of the one that is computed here
+TANH_GELU: Final = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
+HEAD: Final = "lm_head.weight"
 
 DESIGN: Final = Design(
     norm="layer",
@@ -25,7 +28,15 @@ DESIGN: Final = Design(
 )
 
 
-def gpt2_shape(*, width: int, layers: int, heads: int) -> Shape:
+def gpt2_shape(
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    inner: int | None = None,
+    tied: bool = True,
+    norm_eps: float = NORM_EPS,
+) -> Shape:
     """The shape that follows from the three numbers in which GPT-2's sizes differ."""
     return Shape(
         width=width,
@@ -33,9 +44,9 @@ def gpt2_shape(*, width: int, layers: int, heads: int) -> Shape:
         heads=heads,
         kv_heads=heads,
         head_width=width // heads,
-        inner=4 * width,
-        tied=True,
-        norm_eps=NORM_EPS,
+        inner=4 * width if inner is None else inner,
+        tied=tied,
+        norm_eps=norm_eps,
     )
 
 
@@ -63,6 +74,8 @@ _TRANSPOSED: Final = ("c_attn.weight", "attn_proj.weight", "c_fc.weight", "mlp_p
 
 def _published_name(name: str) -> str:
     """``h.0.attn_proj.weight`` -> ``transformer.h.0.attn.c_proj.weight``."""
+    if name == HEAD:
+        return name
     if name.startswith("h."):
         prefix, layer, module, kind = name.split(".")
         name = f"{prefix}.{layer}.{_BLOCK_NAMES[module]}.{kind}"
@@ -73,6 +86,7 @@ class GPT2Family(TransformerFamily):
     """Names and config of ``GPT2LMHeadModel``."""
 
     def published_config(self, model: Transformer) -> dict[str, object]:
+        shape = model.shape
         return {
             "activation_function": "gelu_new",
             "architectures": ["GPT2LMHeadModel"],
@@ -80,16 +94,16 @@ class GPT2Family(TransformerFamily):
             "dtype": "float32",
             "embd_pdrop": 0.0,
             "initializer_range": INIT_STD,
-            "layer_norm_epsilon": NORM_EPS,
+            "layer_norm_epsilon": shape.norm_eps,
             "model_type": "gpt2",
             "n_ctx": model.config.max_seq_len,
-            "n_embd": model.shape.width,
-            "n_head": model.shape.heads,
-            "n_inner": None,
-            "n_layer": model.shape.layers,
+            "n_embd": shape.width,
+            "n_head": shape.heads,
+            "n_inner": None if shape.inner == 4 * shape.width else shape.inner,
+            "n_layer": shape.layers,
             "n_positions": model.config.max_seq_len,
             "resid_pdrop": 0.0,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": shape.tied,
             "torch_dtype": "float32",  # the name that transformers before 5 reads
             "vocab_size": model.config.vocab_size,
         }
@@ -102,18 +116,23 @@ class GPT2Family(TransformerFamily):
             published,
             {
                 "model_type": ("gpt2",),
-                "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-                "layer_norm_epsilon": (NORM_EPS, None),
-                "n_inner": (None, 4 * width),
+                "activation_function": (*TANH_GELU, None),
                 "scale_attn_weights": (True, None),
                 "scale_attn_by_inverse_layer_idx": (False, None),
                 "add_cross_attention": (False, None),
-                "tie_word_embeddings": (True, None),
+                "tie_word_embeddings": (True, False, None),
             },
         )
         if width % heads:
             raise ModelIncompatible(f"config.json: n_head {heads} does not divide n_embd {width}")
-        shape = gpt2_shape(width=width, layers=layers, heads=heads)
+        shape = gpt2_shape(
+            width=width,
+            layers=layers,
+            heads=heads,
+            inner=None if published.get("n_inner") is None else files.integer(published, "n_inner"),
+            tied=published.get("tie_word_embeddings") is not False,
+            norm_eps=files.number(published, "layer_norm_epsilon", NORM_EPS),
+        )
         config = ModelConfig(
             family=self.name,
             size=files.size_name(self.sizes, shape),
@@ -131,11 +150,12 @@ class GPT2Family(TransformerFamily):
     def own_tensors(self, published: Mapping[str, Tensor], model: Transformer) -> dict[str, Tensor]:
         ours = {_published_name(name): name for name in model.state_dict()}
         kept = {  # without the mask buffers of old files
-            name if name.startswith("transformer.") else f"transformer.{name}": tensor
+            name if name.startswith(("transformer.", HEAD)) else f"transformer.{name}": tensor
             for name, tensor in published.items()
             if not name.endswith((".attn.bias", ".attn.masked_bias"))
         }
-        files.drop_tied_head(kept, "transformer.lm_head.weight", "transformer.wte.weight")
+        if model.shape.tied:
+            files.drop_tied_head(kept, HEAD, "transformer.wte.weight")
         renamed = {ours.get(name, name): tensor for name, tensor in kept.items()}
         return {
             name: tensor.t().contiguous() if name.endswith(_TRANSPOSED) else tensor

@@ -88,5 +88,6 @@ FAMILY: Final = LlamaFormatFamily(
     "llama",
     designs={"llama": DESIGN},
     classes={"llama": "LlamaForCausalLM"},
+    biases={"llama": ("attention_bias", "mlp_bias")},
     sizes=SIZES,
 )

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from backends.contracts import ModelConfig
-from backends.models import files
+from backends.models import files, rope_config
+from backends.models.rotary import Scaling, rotation_tables
 from backends.models.transformer import INIT_STD, Design, Shape, Transformer
 from backends.models.transformer_family import TransformerFamily
 from trainer_app.errors import ModelIncompatible
 
 NORM_EPS: Final = 1e-6  # what an absent field means
-ROPE_THETA: Final = 10_000.0  # likewise
 
 # The values that mean what is computed here; None: an absent field.
 _COMPUTED: Final[Mapping[str, tuple[object, ...]]] = {
-    "hidden_act": ("silu", None),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish", None),
     "use_sliding_window": (False, None),
     "partial_rotary_factor": (None, 1.0),
+    "original_max_position_embeddings": (None,),  # belongs into rope_parameters
     "quantization_config": (None,),
 }
-_ROTARY_FIELDS: Final = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+_BIASES: Final = ("attention_bias", "mlp_bias")
 
 # Our names -> the published ones; a product of several is published in parts.
 _NAMES: Final[Mapping[str, str]] = {
@@ -54,6 +54,13 @@ def _published_names(name: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{place[1]}.{part}.{kind}" for part in _BLOCK_NAMES[module])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaledShape(Shape):
+    """A shape whose rotary positions are scaled, as those of none of our sizes are."""
+
+    scaling: Scaling
+
+
 class LlamaFormatFamily(TransformerFamily):
     """A family whose files read as llama's; ``designs`` and ``sizes`` say what is inside."""
 
@@ -63,21 +70,30 @@ class LlamaFormatFamily(TransformerFamily):
         *,
         designs: Mapping[str, Design],
         classes: Mapping[str, str],
+        biases: Mapping[str, tuple[str, ...]],
         sizes: Mapping[str, Shape],
     ) -> None:
         """``designs`` by the model_type of config.json, the one that is built here first;
-        ``classes``: transformers' class for each.
+        ``classes``: transformers' class for each; ``biases``: which fields give each biases.
         """
         super().__init__(name, next(iter(designs.values())), sizes)
         self._designs = designs
         self._classes = classes
+        self._biases = biases
 
     def published_config(self, model: Transformer) -> dict[str, object]:
         shape = model.shape
-        model_type = next(t for t, design in self._designs.items() if design == model.design)
+        model_type = next(
+            t for t, design in self._designs.items() if design.qk_norm == model.design.qk_norm
+        )
+        block = model.get_submodule("h.0")
+        attention_bias, mlp_bias = (
+            f"{module}.bias" in block.state_dict() for module in ("attn_proj", "mlp_proj")
+        )
+        scaling = shape.scaling if isinstance(shape, ScaledShape) else None
         return {
             "architectures": [self._classes[model_type]],
-            "attention_bias": False,  # qwen2's is no field of its config
+            "attention_bias": attention_bias,  # qwen2's is no field of its config
             "attention_dropout": 0.0,
             "dtype": "float32",
             "head_dim": shape.head_width,
@@ -86,12 +102,13 @@ class LlamaFormatFamily(TransformerFamily):
             "initializer_range": INIT_STD,
             "intermediate_size": shape.inner,
             "max_position_embeddings": model.config.max_seq_len,
+            "mlp_bias": mlp_bias,
             "model_type": model_type,
             "num_attention_heads": shape.heads,
             "num_hidden_layers": shape.layers,
             "num_key_value_heads": shape.kv_heads,
             "rms_norm_eps": shape.norm_eps,
-            "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+            "rope_parameters": rope_config.published(shape.rope_theta, scaling),
             "rope_theta": shape.rope_theta,  # where transformers before 5 looks for it
             "tie_word_embeddings": shape.tied,
             "torch_dtype": "float32",  # the name that transformers before 5 reads
@@ -100,6 +117,12 @@ class LlamaFormatFamily(TransformerFamily):
 
     def parsed_config(self, published: Mapping[str, object]) -> tuple[ModelConfig, Design, Shape]:
         files.require(published, {"model_type": tuple(self._designs), **_COMPUTED})
+        model_type = str(published["model_type"])
+        for field in _BIASES:
+            known_values = (
+                (False, True, None) if field in self._biases[model_type] else (False, None)
+            )
+            files.require(published, {field: known_values})
         layer_types = published.get("layer_types")
         if layer_types is not None and (
             not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
@@ -107,7 +130,13 @@ class LlamaFormatFamily(TransformerFamily):
             raise ModelIncompatible(
                 f"config.json: layer_types is {layer_types!r}; supported: 'full_attention' alone"
             )
-        design = self._designs[str(published["model_type"])]
+        design = self._designs[model_type]
+        attention_bias, mlp_bias = (published.get(field) is True for field in _BIASES)
+        design = replace(
+            design,
+            qkv_bias=design.qkv_bias or attention_bias,
+            bias=attention_bias or mlp_bias,
+        )
         shape = _parsed_shape(published)
         known = self.sizes if design == self.design else {}
         config = ModelConfig(
@@ -117,6 +146,24 @@ class LlamaFormatFamily(TransformerFamily):
             max_seq_len=files.integer(published, "max_position_embeddings"),
         )
         return config, design, shape
+
+    def adapt(self, model: Transformer, published: Mapping[str, object]) -> None:
+        """Scale the rotary positions; remove the biases that one of the two fields leaves out."""
+        shape = model.shape
+        if isinstance(shape, ScaledShape):
+            model.cos_table, model.sin_table = rotation_tables(
+                model.config.max_seq_len,
+                shape.head_width,
+                shape.rope_theta,
+                device="cpu",
+                scaling=shape.scaling,
+            )
+        attention_bias, mlp_bias = (published.get(field) is True for field in _BIASES)
+        without = [] if attention_bias else ["attn_proj"]
+        without += [] if mlp_bias else ["c_fc", "mlp_proj"]
+        for block in model.h:
+            for module in without:
+                block.get_submodule(module).register_parameter("bias", None)
 
     def published_tensors(self, model: Transformer) -> dict[str, Tensor]:
         published: dict[str, Tensor] = {}
@@ -189,7 +236,8 @@ def _parsed_shape(published: Mapping[str, object]) -> Shape:
     )
     if head_width % 2:
         raise ModelIncompatible(f"config.json: head_dim {head_width} is odd: nothing to rotate")
-    return Shape(
+    rope_theta, scaling = rope_config.parsed(published)
+    shape = Shape(
         width=width,
         layers=files.integer(published, "num_hidden_layers"),
         heads=heads,
@@ -198,29 +246,6 @@ def _parsed_shape(published: Mapping[str, object]) -> Shape:
         inner=files.integer(published, "intermediate_size"),
         tied=published.get("tie_word_embeddings", False) is True,
         norm_eps=files.number(published, "rms_norm_eps", NORM_EPS),
-        rope_theta=_rope_theta(published),
+        rope_theta=rope_theta,
     )
-
-
-def _rope_theta(published: Mapping[str, object]) -> float:
-    """From ``rope_parameters``, or from ``rope_theta`` and ``rope_scaling`` as before
-    transformers 5.
-    """
-    for field in ("rope_scaling", "rope_parameters"):
-        rotary = published.get(field) or {}
-        if not isinstance(rotary, dict) or not _is_plain(rotary):
-            raise ModelIncompatible(
-                f"config.json: {field} is {rotary!r}; supported: the rope_type 'default' alone"
-            )
-        if "rope_theta" in rotary:
-            return files.number(rotary, "rope_theta", ROPE_THETA)
-    return files.number(published, "rope_theta", ROPE_THETA)
-
-
-def _is_plain(rotary: Mapping[str, object]) -> bool:
-    """Whether rotary positions are those of the paper: no scaling, all of the head turns."""
-    return (
-        rotary.keys() <= _ROTARY_FIELDS
-        and rotary.get("rope_type", rotary.get("type", "default")) == "default"
-        and rotary.get("partial_rotary_factor", 1.0) == 1.0
-    )
+    return shape if scaling is None else ScaledShape(**asdict(shape), scaling=scaling)

@@ -50,5 +50,6 @@ FAMILY: Final = LlamaFormatFamily(
     "qwen",
     designs={"qwen3": QWEN3, "qwen2": QWEN2},
     classes={"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM"},
+    biases={"qwen3": ("attention_bias",), "qwen2": ()},
     sizes=SIZES,
 )

@@ -59,7 +59,8 @@ class TransformerFamily(ABC):
 
     def load(self, directory: Path) -> Transformer:
         """The model that ``save`` or transformers wrote; raises ModelIncompatible."""
-        config, design, shape = self.parsed_config(files.read_config(directory))
+        published = files.read_config(directory)
+        config, design, shape = self.parsed_config(published)
         if config.max_seq_len > LONGEST_CONTEXT:
             raise ModelIncompatible(
                 f"config.json: a context of {config.max_seq_len} tokens is beyond "
@@ -69,6 +70,7 @@ class TransformerFamily(ABC):
         files.check_layers(shape.layers, tensors)
         with torch.device("meta"):
             model = Transformer(config, design, shape)
+        self.adapt(model, published)
         files.assign(model, self.own_tensors(tensors, model))
         return model
 
@@ -82,6 +84,9 @@ class TransformerFamily(ABC):
 
         Raises ModelIncompatible, naming the field, for what is not computed here.
         """
+
+    def adapt(self, model: Transformer, published: Mapping[str, object]) -> None:  # noqa: B027
+        """Give a model without weights what neither design nor shape says; here nothing."""
 
     @abstractmethod
     def published_tensors(self, model: Transformer) -> dict[str, Tensor]:

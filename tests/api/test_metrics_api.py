@@ -49,6 +49,8 @@ def test_a_curve_is_read(client: FlaskClient, world: World) -> None:
                 "learning_rate": 0.1,
                 "grad_norm": 1.0,
                 "tokens_per_sec": None,
+                "step_ms": None,
+                "mfu": None,
                 "attempt": 1,
                 "chain": None,
             }

@@ -92,6 +92,8 @@ def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: B
         "seed": 2**32 - 1,
         "device": "cpu",
         "precision": "fp32",
+        "deterministic": True,
+        "torch_compile": "off",
         "data_num_workers": 1,
         "data_pin_memory": True,
         "eval_steps": 5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,28 +20,44 @@ from trainer_app.errors import ModelIncompatible
 
 VOCAB = 40
 CONTEXT = 24
+SMALL: dict[str, object] = {
+    "vocab_size": VOCAB,
+    "n_positions": CONTEXT,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+VARIANTS: Mapping[str, dict[str, object]] = {
+    "as published": {},
+    "another inner width": {"n_inner": 100},
+    "another eps": {"layer_norm_epsilon": 1e-2},
+    "a head of its own": {"tie_word_embeddings": False},
+    **{
+        f"the activation called {name}": {"activation_function": name}
+        for name in ("gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
+    },
+}
 
 
 def some_ids() -> torch.Tensor:
     return torch.randint(VOCAB, (3, CONTEXT), generator=torch.Generator().manual_seed(1))
 
 
-def their_config() -> GPT2Config:
-    return GPT2Config(
-        vocab_size=VOCAB,
-        n_positions=CONTEXT,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        bos_token_id=2,
-        eos_token_id=3,
-    )
+def their_config(**fields: object) -> GPT2Config:
+    config: GPT2Config = GPT2Config.from_dict(SMALL | fields)
+    return config
 
 
 @pytest.fixture(scope="module")
 def theirs() -> GPT2LMHeadModel:
+    return their_model()
+
+
+def their_model(**fields: object) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(their_config())
+    model = GPT2LMHeadModel(their_config(**fields))
     for parameter in model.parameters():  # biases and norms too, which start as 0 and 1
         torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -74,6 +91,24 @@ def test_we_compute_the_same_logits_from_their_files(
     assert_same_logits(tmp_path, theirs)
     assert load_model(tmp_path).config == ModelConfig(
         family="gpt2", size="custom", vocab_size=VOCAB, max_seq_len=CONTEXT
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.inference_mode()
+def test_variants_give_equal_logits_both_ways_and_token_by_token(name: str, tmp_path: Path) -> None:
+    their_model(**VARIANTS[name]).save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert_same_logits(tmp_path, AutoModelForCausalLM.from_pretrained(tmp_path))
+    FAMILY.save(ours, tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_same_logits(tmp_path, again)
+    for field in ("n_inner", "layer_norm_epsilon", "tie_word_embeddings"):
+        assert getattr(again.config, field) == getattr(their_config(**VARIANTS[name]), field)
+    cache, ids_BT = ours.new_cache(3, CONTEXT), some_ids()
+    by_token = [ours.decode(ids_BT[:, t : t + 1], cache) for t in range(CONTEXT)]
+    torch.testing.assert_close(
+        torch.stack(by_token, dim=1), again(ids_BT).logits, rtol=1e-4, atol=1e-5
     )
 
 
@@ -129,8 +164,13 @@ def test_a_head_of_its_own_is_refused(theirs: GPT2LMHeadModel, tmp_path: Path) -
     ("change", "message"),
     [
         ({"activation_function": "relu"}, "activation_function is 'relu'; supported: 'gelu_new'"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
-        ({"n_inner": 100}, "n_inner is 100"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'; supported: 'gelu_new'"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0, not a positive number"),
+        ({"n_inner": 100}, r"c_fc\.bias has shape \(128,\), the model needs \(100,\)"),
+        ({"n_inner": 0}, "n_inner is 0, not a whole number"),
+        ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"model_type": "char_lstm"}, "model_type"),
         ({"n_head": 5}, "n_head 5 does not divide n_embd 32"),

@@ -26,7 +26,7 @@ from transformers import (
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import load_model, model_family
 from backends.models import files, llama, qwen
-from backends.models.llama_format import _COMPUTED, LlamaFormatFamily
+from backends.models.llama_format import _BIASES, _COMPUTED, LlamaFormatFamily
 from backends.models.transformer import Transformer
 from trainer_app.errors import ModelIncompatible
 
@@ -51,6 +51,32 @@ def small(kind: type[PretrainedConfig], **fields: object) -> PretrainedConfig:
     return config
 
 
+# Short contexts, so that few pairs of few positions lie on each side of the methods' bounds.
+LLAMA3: dict[str, object] = {
+    "rope_type": "llama3",
+    "rope_theta": 20.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 12,
+}
+YARN: dict[str, object] = {
+    "rope_type": "yarn",
+    "rope_theta": 20.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
+ROTARY: Mapping[str, dict[str, object]] = {
+    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "yarn between bounds of its own": YARN
+    | {"beta_fast": 2.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.25},
+    "yarn with weighed logarithms": YARN | {"mscale": 2.0, "mscale_all_dim": 0.5},
+    "yarn with bounds that meet": YARN | {"beta_fast": 1.4, "beta_slow": 1.4, "truncate": False},
+    "yarn with a bound beyond the last pair": YARN | {"beta_slow": 0.001},
+}
 CONFIGS: Mapping[str, PretrainedConfig] = {
     "llama": small(LlamaConfig),
     "llama of another eps, theta and head width, tied": small(
@@ -61,11 +87,22 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
         tie_word_embeddings=True,
     ),
     "llama with one head of keys": small(LlamaConfig, num_key_value_heads=1),
+    "llama with silu under its other name": small(LlamaConfig, hidden_act="swish"),
     "llama without grouped keys": small(LlamaConfig, num_key_value_heads=None),
     "qwen3": small(Qwen3Config, head_dim=16),
     "qwen3 tied": small(Qwen3Config, head_dim=8, tie_word_embeddings=True),
     "qwen2": small(Qwen2Config),
     "qwen2 tied": small(Qwen2Config, tie_word_embeddings=True),
+    "llama with biases of attention": small(LlamaConfig, attention_bias=True),
+    "llama with biases of the feed-forward layer": small(LlamaConfig, mlp_bias=True),
+    "llama with all biases": small(LlamaConfig, attention_bias=True, mlp_bias=True),
+    "qwen3 with biases of attention": small(Qwen3Config, head_dim=16, attention_bias=True),
+    "qwen2 with yarn": small(Qwen2Config, rope_parameters=dict(YARN)),
+    "qwen3 with yarn": small(Qwen3Config, head_dim=16, rope_parameters=dict(YARN)),
+    **{
+        f"llama with {name}": small(LlamaConfig, head_dim=16, rope_parameters=dict(rotary))
+        for name, rotary in ROTARY.items()
+    },
 }
 CLASSES: Mapping[str, type[PreTrainedModel]] = {
     "llama": LlamaForCausalLM,
@@ -117,7 +154,7 @@ def test_we_compute_the_same_logits_from_their_files(name: str, tmp_path: Path) 
     ours = load_model(tmp_path)
     assert_same_logits(ours, theirs)
     assert ours.config == ModelConfig(
-        family=name[:5].removesuffix("2").removesuffix("3"),
+        family="qwen" if name.startswith("qwen") else "llama",
         size="custom",
         vocab_size=VOCAB,
         max_seq_len=CONTEXT,
@@ -133,6 +170,10 @@ def test_what_we_write_of_it_is_read_by_transformers(name: str, tmp_path: Path) 
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is type(theirs)
     assert_same_logits(ours, again)
+    kept = {"tie_word_embeddings", "rope_parameters", "head_dim", "attention_bias", "mlp_bias"}
+    before, after = CONFIGS[name].to_dict(), again.config.to_dict()
+    for field in kept & before.keys():
+        assert after[field] == before[field]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])
@@ -247,6 +288,20 @@ def test_files_of_older_versions_are_read(theirs: PreTrainedModel, tmp_path: Pat
     assert_same_logits(load_model(tmp_path), theirs)
 
 
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_scaled_positions_in_files_of_older_versions_are_read(
+    kind: str, theirs: PreTrainedModel, tmp_path: Path
+) -> None:
+    theirs.save_pretrained(tmp_path)
+    scaling = {"type": kind, "factor": 2.0}
+    change_config(
+        tmp_path, {"rope_theta": 50, "rope_scaling": scaling}, "rope_parameters", "head_dim"
+    )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.rope_parameters["rope_theta"] == 50
+    assert_same_logits(load_model(tmp_path), again)
+
+
 def test_files_without_the_prefix_are_read(tied: PreTrainedModel, tmp_path: Path) -> None:
     tied.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / files.WEIGHTS_FILE)
@@ -271,14 +326,46 @@ def test_a_copy_of_the_embedding_as_the_head_of_a_tied_model_is_read(
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
-        ({"attention_bias": True}, "attention_bias is True; supported: False"),
-        ({"mlp_bias": True}, "mlp_bias is True; supported: False"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes'; supported: False"),
+        ({"attention_bias": True}, r"q_proj\.bias is missing"),
+        ({"mlp_bias": True}, r"gate_proj\.bias is missing"),
+        (
+            {"mlp_bias": True, "model_type": "qwen3"},
+            "mlp_bias is True; supported: False",
+        ),
+        (
+            {"attention_bias": True, "model_type": "qwen2"},
+            "attention_bias is True; supported: False",
+        ),
         ({"use_sliding_window": True}, "use_sliding_window is True; supported: False"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is .*sliding"),
         ({"layer_types": "sliding"}, "layer_types is 'sliding'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters is .*llama3"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is .*linear"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*yarn"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters is .*longrope"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_parameters is .*yarn"),
+        ({"rope_parameters": YARN | {"mrope_section": [1]}}, "rope_parameters is .*; supported"),
+        ({"rope_parameters": {"factor": 2.0}}, "rope_parameters is .*factor"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "low_freq_factor is None, not"),
+        (
+            {"rope_parameters": LLAMA3 | {"low_freq_factor": 3}},
+            r"high_freq_factor 3\.0 is not above low_freq_factor 3\.0",
+        ),
+        ({"rope_parameters": YARN | {"rope_theta": 1}}, r"rope_theta is 1\.0; yarn needs more"),
+        ({"rope_parameters": YARN | {"truncate": 1}}, "truncate is 1, not true or false"),
+        (
+            {"rope_parameters": {"rope_theta": 1e-300}},
+            r"rope_theta is 1e-300; supported: 1e-06 to 1e\+12",
+        ),
+        ({"rope_parameters": YARN | {"beta_fast": 1e308}}, r"beta_fast is 1e\+308; supported"),
+        ({"rope_parameters": YARN | {"beta_slow": 1e-320}}, r"beta_slow is 1e-320; supported"),
+        ({"rope_parameters": YARN | {"factor": 0.5}}, r"factor is 0\.5; supported: 1 or more"),
+        ({"rope_parameters": YARN | {"factor": 10**400}}, r"factor is 1000.*, not a positive"),
+        ({"rope_parameters": YARN | {"mscale": 0}}, "mscale is 0, not a positive number"),
+        (
+            {"rope_parameters": YARN | {"original_max_position_embeddings": 1.5}},
+            "original_max_position_embeddings is 1.5, not a whole number",
+        ),
+        ({"original_max_position_embeddings": 12}, "original_max_position_embeddings is 12"),
+        ({"rope_scaling": {"type": "yarn"}}, "factor is None, not a positive number"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters is .*0.5"),
@@ -323,7 +410,7 @@ def test_a_head_that_is_missing_is_refused(theirs: PreTrainedModel, tmp_path: Pa
 
 
 def test_every_field_of_transformers_configs_is_computed_refused_or_without_effect() -> None:
-    read = {*SMALL, *_COMPUTED, "head_dim", "layer_types", "model_type", "rms_norm_eps"}
+    read = {*SMALL, *_COMPUTED, *_BIASES, "head_dim", "layer_types", "model_type", "rms_norm_eps"}
     read |= {"rope_parameters", "tie_word_embeddings"}
     # of training, of other ways to run the same model, or given effect by use_sliding_window
     without_effect = {"attention_dropout", "initializer_range", "pretraining_tp", "use_cache"}

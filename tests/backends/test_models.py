@@ -107,6 +107,14 @@ def test_reading_with_a_cache_gives_the_logits_of_reading_whole(
     assert cache.length == CONTEXT
 
 
+def test_in_bfloat16_only_the_products_lose_digits(model: CausalModel) -> None:
+    ids = some_ids()
+    exact = model(ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(ids)
+    torch.testing.assert_close(rounded.float(), exact.float(), rtol=0.05, atol=0.05)
+
+
 def test_rows_of_a_cache_can_be_repeated_and_dropped(model: CausalModel) -> None:
     ids_BT = some_ids(batch=3)
     cache = model.new_cache(3, CONTEXT)

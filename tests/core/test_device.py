@@ -25,6 +25,7 @@ from trainer_app.core.device import (
     use_threads,
     versions,
 )
+from trainer_app.core.spec import HALF_PRECISIONS
 from trainer_app.errors import CudaNotAvailable, FieldError, OutOfMemory
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
@@ -80,7 +81,7 @@ def test_auto_precision_is_fp32_on_a_cpu_and_fp16_on_cuda() -> None:
 
 
 def test_half_precision_on_a_cpu_is_an_error() -> None:
-    for requested in ("fp16", "bf16"):
+    for requested in HALF_PRECISIONS:
         with pytest.raises(FieldError, match=f"precision: '{requested}' needs a GPU"):
             resolve_precision(requested, "cpu")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from trainer_app.core import loss
-from trainer_app.core.loss import chunked_loss, next_token_loss
+from trainer_app.core.loss import chunked_loss, next_token_loss, why_unfused
 
 
 def inputs(rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,3 +56,19 @@ def test_equal_logits_cost_the_logarithm_of_the_vocabulary() -> None:
     hidden, weight, targets = inputs(40, 4096)
     value = next_token_loss(hidden * 0, weight, targets)
     assert value.item() == pytest.approx(math.log(4096), rel=1e-5)
+
+
+def test_an_evaluation_computes_no_gradient() -> None:
+    hidden, weight, targets = inputs(600, 4096)
+    weight.requires_grad_()
+    counted = []
+    for recorded in (torch.inference_mode(), torch.enable_grad()):
+        with recorded, profile(activities=[ProfilerActivity.CPU]) as profiled:
+            next_token_loss(hidden, weight, targets)
+        counted.append(sum(event.key == "aten::addmm_" for event in profiled.key_averages()))
+    assert counted == [0, 1]
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="torch came with Triton")
+def test_kernels_of_our_own_need_triton() -> None:
+    assert why_unfused(torch.float32) == "torch came without Triton"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import model_family
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core.muon import Combined, hidden_matrices
+from trainer_app.core.muon import Combined, Muon, hidden_matrices
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.spec import TrainSpec
 
@@ -64,7 +65,8 @@ def test_the_steps_are_those_of_torch_muon_and_torch_adamw_apart() -> None:
         adamw.step()
 
     for (name, one), other in zip(together.named_parameters(), apart.parameters(), strict=True):
-        assert torch.equal(one, other), name
+        # halves, multiplied in another order
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.002, msg=name)
 
 
 def test_a_loaded_state_is_the_one_that_is_worked_on() -> None:
@@ -85,6 +87,27 @@ def test_a_loaded_state_is_the_one_that_is_worked_on() -> None:
         assert torch.equal(one, other)
 
 
+def test_a_step_that_overflowed_changes_nothing() -> None:
+    built, alike = model("gpt2"), model("gpt2")
+    optimizer, usual = make_optimizer(built, SPEC), make_optimizer(alike, SPEC)
+    assert isinstance(optimizer, Combined)
+    learn(built, optimizer)
+    before = deepcopy(built.state_dict()), deepcopy(optimizer.state_dict()["state"])
+    for parameter in built.parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    torch.testing.assert_close(
+        (built.state_dict(), optimizer.state_dict()["state"]), before, rtol=0, atol=0
+    )
+
+    optimizer.found_inf = torch.tensor(0.0)
+    learn(built, optimizer)
+    learn(alike, usual)
+    learn(alike, usual)
+    torch.testing.assert_close(built.state_dict(), alike.state_dict())
+
+
 def test_a_frozen_part_has_no_optimizer() -> None:
     for trained in ("weight", "bias"):
         linear = nn.Linear(3, 3)
@@ -94,9 +117,11 @@ def test_a_frozen_part_has_no_optimizer() -> None:
         assert [len(group["params"]) for group in groups] == [1]
 
 
-def test_a_closure_gives_the_loss_before_the_step() -> None:
-    weight = nn.Parameter(torch.ones(2))
-    optimizer = Combined([torch.optim.SGD([weight], lr=0.5)])
+@pytest.mark.parametrize("combined", [True, False])
+def test_a_closure_gives_the_loss_before_the_step(combined: bool) -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    muon = Muon([weight], lr=0.5, weight_decay=0.0)
+    optimizer = Combined([muon]) if combined else muon
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -104,5 +129,14 @@ def test_a_closure_gives_the_loss_before_the_step() -> None:
         torch.autograd.backward(loss)
         return loss.item()
 
-    assert optimizer.step(closure) == 2.0
-    assert weight.tolist() == [0.5, 0.5]
+    assert optimizer.step(closure) == 4.0
+    assert weight.sum().item() < 4.0
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
+    trained, other = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([trained, other], lr=0.5, weight_decay=0.1)
+    trained.grad = torch.eye(2)
+    optimizer.step()
+    assert not torch.equal(trained, torch.ones(2, 2))
+    assert torch.equal(other, torch.ones(2, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def result(loss: float, norm: float = 1.0) -> StepResult:
-    return StepResult(loss=torch.tensor(loss), grad_norm=torch.tensor(norm), learning_rate=0.001)
+    return StepResult(outcome=torch.tensor([loss, norm]), learning_rate=0.001)
 
 
 def log(observer: Recorder, *, scaled: bool = False, logging_steps: int = 10) -> StepLog:
@@ -65,6 +66,23 @@ def test_steps_are_read_when_their_time_has_come(
     monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
     made.add(3, result(1.0), notable=False)
     assert [report.step for report in observer.steps] == [1, 2, 3]
+
+
+def test_what_a_steady_step_takes_is_the_least_of_those_after_the_first_ones(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = log(recorder())
+    monkeypatch.setattr(step_log, "READ_SECONDS", 0.0)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    seen = []
+    ends = [3.0, *(3.5 + 0.5 * n for n in range(9)), 8.0, 8.2, 18.2]
+    made.restart_clock()
+    for step, clock[0] in enumerate(ends, 1):
+        made.add(step, result(1.0), notable=False)
+        seen.append(made.steady_step_seconds)
+    assert seen[:8] == [None] * 8
+    assert seen[8:] == pytest.approx([0.5, 0.5, 0.5, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

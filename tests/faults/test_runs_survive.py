@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
 import psutil
 import pytest
 
-from tasks.shells import WORK
-from tests.faults.victim import ENVIRONMENT, Victim, assert_one_at_a_time, runs_as
+from tests.faults.victim import ENVIRONMENT, Victim, assert_one_at_a_time, children_of, runs_as
 
 
 def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
@@ -21,10 +18,14 @@ def attempts_first_step(victim: Victim, run_id: str, attempt: int) -> int:
     return int(str(entry["first_step"]))
 
 
-def start_a_process_like_a_child() -> None:
-    """Take the time that a process takes, here and now, to import all that a job needs."""
-    imports = "\n".join(f"import {module}" for module in (*WORK.values(), "torch._dynamo"))
-    subprocess.run([sys.executable, "-c", imports], check=True, timeout=120)
+def waits_for_work(victim: Victim, spare: psutil.Process) -> bool:
+    """Whether a process has imported all that a job needs."""
+    logs = victim.stack.data_root / "run" / "logs"
+    lines = (logs / "worker-0.log").read_text().splitlines()
+    return any(
+        "a process waits for work" in line and re.search(rf"\b{spare.pid}\b", line)
+        for line in lines
+    )
 
 
 def files_of(victim: Victim, run_id: str, attempt: int) -> set[tuple[str, int, int]]:
@@ -37,17 +38,25 @@ def files_of(victim: Victim, run_id: str, attempt: int) -> set[tuple[str, int, i
     return found
 
 
-def test_a_run_goes_on_from_its_checkpoint_when_its_process_is_killed(victim: Victim) -> None:
+@pytest.mark.parametrize("further_settings", [{"JOBS__SPARE_SEC": "1"}], indirect=True)
+def test_a_run_whose_process_is_killed_goes_on_within_10_s_in_the_spare_one(
+    victim: Victim,
+) -> None:
     run_id = victim.start_run()
+    child, spare = children_of(victim.worker(), at_least=2)
+    victim.until(run_id, lambda _run: waits_for_work(victim, spare), seconds=60)
     saved = victim.checkpoint(run_id)
 
-    victim.child().kill()
-    # A new process imports torch before it takes the run up, for as long as the machine needs.
-    start_a_process_like_a_child()
-    victim.until(run_id, lambda run: run["attempt"] == 2, seconds=10)
-    victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=30)
+    child.kill()
+    victim.until(run_id, runs_as(attempt=2, beyond=saved), seconds=10)
 
     assert attempts_first_step(victim, run_id, 2) >= saved
+    [first, second] = [entry["worker"] for entry in victim.log(run_id) if "worker" in entry]
+    assert str(first).endswith(f":{child.pid}")
+    assert str(second).endswith(f":{spare.pid}")
+    # In its turn it has a spare one.
+    assert children_of(victim.worker(), at_least=2)[0] == spare
+
     victim.client.cancel_run(run_id)
     asked_at = time.monotonic()
     victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=5)

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from backends.registry import MODEL_FAMILIES, OWN_TOKENIZERS
+from tests.faults.outcomes import has_completed, outcome
 from tests.faults.victim import RunTest, Victim, assert_one_at_a_time, runs_as
-from trainer_app.replies import Run
-from trainer_app.verify import check_curve
 
 STEPS = 1_500
 # Well before the end: of each step a test hears most of a second late, when many more are done.
@@ -24,15 +23,6 @@ CAUSES = {
     "machine": ("worker lost at step",),
     "user": ("cancelled",),
 }
-_ASIDE = (
-    "run_id",
-    "attempts",
-    "created_at",
-    "completed_at",
-    "training_time_seconds",
-    "files",  # README.md names the run, logs.jsonl its times
-    "git_commit",  # of a checkout in which somebody may work meanwhile
-)
 _CASES = [(family, "sqlite") for family in MODEL_FAMILIES] + [("gpt2", "postgresql")]
 
 
@@ -53,16 +43,6 @@ def family(family_and_settings: tuple[str, dict[str, str]]) -> str:
 @pytest.fixture
 def further_settings(family_and_settings: tuple[str, dict[str, str]]) -> dict[str, str]:
     return family_and_settings[1]
-
-
-def outcome(victim: Victim, run_id: str) -> dict[str, object]:
-    """What two equal runs have in common."""
-    manifest = victim.client.run_manifest(run_id)
-    points = victim.client.run_metrics(run_id)["points"]
-    assert check_curve(points, manifest).ok
-    kept = {name: value for name, value in manifest.items() if name not in _ASIDE}
-    curve = [(point["step"], point["train_loss"], point["val_loss"]) for point in points]
-    return kept | {"curve": curve}
 
 
 def strike(victim: Victim, kind: str, run_id: str, after: ExitStack) -> Victim:
@@ -90,10 +70,6 @@ def trains_as(attempt: int, beyond: int) -> RunTest:
     told = f"attempt {attempt}: " if attempt > 1 else ""
     running = runs_as(attempt, beyond)
     return lambda run: running(run) and told in run["message"]
-
-
-def has_completed(run: Run) -> bool:
-    return run["status"] == "completed"
 
 
 @pytest.mark.slow

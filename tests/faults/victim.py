@@ -140,13 +140,21 @@ class Victim:
 
 def child_of(worker: psutil.Process) -> psutil.Process:
     """The process that trains for a worker, as soon as there is one."""
+    return children_of(worker, at_least=1)[0]
+
+
+def children_of(worker: psutil.Process, *, at_least: int) -> list[psutil.Process]:
+    """The processes of a worker's pool: the one that trains, and its spare if there is one."""
     give_up_at = time.monotonic() + 60
     while True:
+        found = []
         for child in worker.children():
             with suppress(psutil.NoSuchProcess):  # a zombie, or gone in the meantime
-                # Spawning has a helper of its own beside it.
-                if "spawn_main" in " ".join(child.cmdline()):
-                    return child
+                # Starting them has a helper of its own beside them.
+                if "tasks.spare" in " ".join(child.cmdline()):
+                    found.append((child.create_time(), child.pid, child))
+        if len(found) >= at_least:
+            return [child for _, _, child in sorted(found, key=lambda one: one[:2])]
         assert time.monotonic() < give_up_at, worker
         time.sleep(0.05)
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from backends.loading import load_model
+from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import device
+from trainer_app.core import compilation, device, graphs, loss
+from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
     recommended_batch_size,
@@ -20,11 +23,13 @@ from trainer_app.core.device import (
     resolve_precision,
 )
 from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.loss import fused_loss
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
-from trainer_app.errors import OutOfMemory
+from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
     from tests.training_bench import Bench, Recorder
+    from trainer_app.core.spec import TrainSpec
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 PRECISIONS: tuple[RequestedPrecision, ...] = ("fp32", "bf16", "fp16", "auto")
@@ -132,3 +137,228 @@ def test_a_run_on_the_gpu_leaves_a_run_on_the_cpu_after_it_alone(
     assert isinstance(before, Finished)
     assert isinstance(after, Finished)
     assert before.weights_sha256 == after.weights_sha256
+
+
+def finished(bench: Bench, spec: TrainSpec, observer: Recorder, run: str) -> Finished:
+    outcome = bench.fit(spec, observer, run=run)
+    assert isinstance(outcome, Finished)
+    return outcome
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_kernel(
+    bench: Bench,
+    recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    precision: RequestedPrecision,
+) -> None:
+    spec = replace(
+        bench.spec,
+        model_family=family,
+        precision=precision,
+        deterministic=True,
+        max_steps=200,
+        gradient_accumulation_steps=2,
+    )
+    recorded = finished(bench, spec, recorder(), "recorded")
+    assert recorded.execution == Execution(cuda_graph=True)
+    monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
+    plain = finished(bench, spec, recorder(), "plain")
+    assert plain.execution == Execution()
+    assert recorded.loss_chain == plain.loss_chain
+    assert recorded.weights_sha256 == plain.weights_sha256
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "char_lstm"])
+def test_a_deterministic_run_that_is_interrupted_ends_in_the_same_bytes(
+    bench: Bench,
+    recorder: MakeRecorder,
+    family: str,
+    optimizer: OptimizerName,
+    precision: RequestedPrecision,
+) -> None:
+    spec = replace(
+        bench.spec,
+        model_family=family,
+        optimizer=optimizer,
+        precision=precision,
+        deterministic=True,
+    )
+    whole = finished(bench, spec, recorder(), "whole")
+    stopped = bench.fit(spec, recorder(stop_after=31), run="stopped")
+    assert isinstance(stopped, Stopped)
+    assert 0 < stopped.step < 60
+    resumed = bench.fit(spec, recorder(), run="stopped", attempt=2)
+    assert isinstance(resumed, Finished)
+    assert resumed.execution.cuda_graph
+    assert resumed.loss_chain == whole.loss_chain
+    assert resumed.weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen"])
+def test_every_fast_path_gives_the_loss_curve_of_the_plain_one(
+    bench: Bench,
+    recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    precision: RequestedPrecision,
+) -> None:
+    # a rate at which rounding is not amplified from step to step
+    spec = replace(
+        bench.spec, model_family=family, precision=precision, max_steps=200, learning_rate=3e-4
+    )
+    compiled, recorded, plain = recorder(), recorder(), recorder()
+    outcome = finished(bench, replace(spec, torch_compile="on"), compiled, "compiled")
+    assert outcome.execution == Execution(cuda_graph=True, compiled=True)
+    assert any(text.startswith("compiled the model in") for text in compiled.messages)
+    finished(bench, spec, recorded, "recorded")
+    monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
+    monkeypatch.setattr(loss, "why_unfused", lambda _: "another path is wanted")
+    finished(bench, replace(spec, torch_compile="off"), plain, "plain")
+    close = 1e-3 if precision == "fp32" else 1e-2
+    for fast in (compiled, recorded):
+        for ours, theirs in zip(fast.steps, plain.steps, strict=True):
+            assert ours.train_loss == pytest.approx(theirs.train_loss, rel=close)
+
+
+def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel_and_says_why(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = transformer._attend
+
+    def looked_at(*tensors: torch.Tensor) -> torch.Tensor:
+        assert math.isfinite(tensors[0].sum().item())
+        return attend(*tensors)
+
+    monkeypatch.setattr(transformer, "_attend", looked_at)
+    observer = recorder()
+    outcome = finished(
+        bench, replace(bench.spec, gradient_accumulation_steps=3), observer, "looked at"
+    )
+    assert not outcome.execution.cuda_graph
+    assert outcome.execution.why_no_graph is not None
+    assert any("kernel by kernel, not as one CUDA graph" in text for text in observer.messages)
+    monkeypatch.undo()
+    finished(bench, bench.spec, recorder(), "the next")
+
+
+def test_a_machine_without_a_c_compiler_trains_all_the_same(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr("trainer_app.core.kernels.cross_entropy_", no_compiler)
+    loss.why_unfused.cache_clear()
+    observer = recorder()
+    try:
+        outcome = finished(bench, replace(bench.spec, torch_compile="off"), observer, "run")
+    finally:
+        loss.why_unfused.cache_clear()
+    assert outcome.execution.cuda_graph
+    assert "the loss has no kernel of its own: Failed to find C compiler" in observer.messages
+
+
+def test_a_compiler_that_fails_ends_no_run(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    observer = recorder()
+    outcome = finished(bench, replace(bench.spec, torch_compile="on"), observer, "run")
+    assert outcome.execution == Execution(cuda_graph=True)
+    assert "goes on uncompiled: no compiler here" in observer.messages
+
+
+def test_a_long_run_compiles_by_itself_and_a_short_one_never_waits(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = finished(bench, bench.spec, recorder(), "short")
+    assert not short.execution.compiled
+    monkeypatch.setattr(compilation, "COLD_SECONDS", 1e-9)
+    long = finished(bench, replace(bench.spec, max_steps=2_000), recorder(), "long")
+    assert long.execution == Execution(cuda_graph=True, compiled=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [100, 256, 8_192, 50_257])
+def test_the_fused_loss_and_its_gradients_are_those_of_the_plain_one(
+    vocab: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    hidden_ND = torch.randn(300, 64, device="cuda")
+    weight_VD = torch.randn(vocab, 64, device="cuda") / 8
+    targets_N = torch.randint(0, vocab, (300,), device="cuda")
+    found = []
+    for compute in (fused_loss, plain_loss):
+        h, w = hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            value = compute(h, w, targets_N)
+        found.append([value.detach(), *torch.autograd.grad(1_000 * value, [h, w])])
+        with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            assert compute(h, w, targets_N).item() == pytest.approx(value.item(), rel=1e-5)
+    for ours, expected in zip(*found, strict=True):
+        error = (ours - expected).norm() / expected.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def plain_loss(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor
+) -> torch.Tensor:
+    return F.cross_entropy(F.linear(hidden_ND, weight_VD).float(), targets_N)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_is_frozen_gets_no_gradient_from_the_fused_loss(frozen: str) -> None:
+    hidden_ND = torch.randn(8, 16, device="cuda", requires_grad=frozen != "hidden")
+    weight_VD = torch.randn(30, 16, device="cuda", requires_grad=frozen != "weight")
+    torch.autograd.backward(fused_loss(hidden_ND, weight_VD, torch.arange(8, device="cuda")))
+    assert (hidden_ND.grad is None) == (frozen == "hidden")
+    assert (weight_VD.grad is None) == (frozen == "weight")
+
+
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_in_fp8_a_run_learns_as_in_bf16(bench: Bench, recorder: MakeRecorder, family: str) -> None:
+    spec = replace(
+        bench.spec,
+        model_family=family,
+        max_steps=1_000,
+        learning_rate=5e-4,
+        early_stopping_patience=0,
+    )
+    curves = []
+    precisions: tuple[RequestedPrecision, ...] = ("bf16", "fp8")
+    for precision in precisions:
+        observer = recorder()
+        outcome = finished(bench, replace(spec, precision=precision), observer, precision)
+        assert outcome.precision == precision
+        losses = torch.tensor([report.train_loss for report in observer.steps])
+        curves.append(losses.reshape(20, 50).mean(1))
+    torch.testing.assert_close(curves[1], curves[0], rtol=0.01, atol=0.0)
+
+
+def test_a_gpu_without_fp8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "FP8_CAPABILITY", (99, 0))
+    with pytest.raises(FieldError, match="'fp8' needs an H100 or later, and this is"):
+        resolve_precision("fp8", "cuda")
+
+
+def test_a_run_tells_its_speed_its_memory_and_how_much_of_the_gpu_it_used(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    observer = recorder()
+    outcome = finished(bench, replace(bench.spec, max_steps=2_000), observer, "run")
+    performance = outcome.performance
+    assert performance is not None
+    assert performance.tokens_per_sec == pytest.approx(8 * 64 * 1_000 / performance.step_ms)
+    assert performance.peak_memory_bytes > 1 << 20
+    assert performance.mfu is not None
+    assert 0.0 < performance.mfu < 1.0
+    assert observer.steps[-1].mfu is not None

@@ -164,6 +164,8 @@ def test_what_the_disk_did_not_take_is_written_with_the_next_points(
             learning_rate=point.learning_rate,
             grad_norm=point.grad_norm,
             tokens_per_sec=point.tokens_per_sec,
+            step_ms=point.step_ms,
+            mfu=point.mfu,
             attempt=point.attempt or 0,
             chain=point.chain,
         )

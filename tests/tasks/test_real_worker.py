@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -100,6 +101,10 @@ def trains(run_id: str, *, attempt: int) -> bool:
     return (run.status, run.attempt) == ("running", attempt) and (run.step or 0) > 0
 
 
+def has_completed(run_id: str) -> bool:
+    return runs.get(process.database(), run_id).status == "completed"
+
+
 def terminate_its_task(settings: Settings, _worker: RealWorker) -> None:
     """What Flower's button does."""
     with Celery(broker=settings.redis.url, set_as_current=False) as control:
@@ -163,3 +168,16 @@ def test_a_worker_outlives_a_broker_that_refuses_writes(real_worker: RealWorker)
     real_worker.until(lambda: runs.get(process.database(), run_id).status == "completed")
 
     assert real_worker.process.poll() is None
+
+
+def test_a_worker_does_one_job_after_the_other_in_one_process(
+    worker: Settings, real_worker: RealWorker
+) -> None:
+    child = real_worker.child()
+
+    for _ in range(3):
+        run_id = create_run(steps=2)
+        publish()
+        real_worker.until(partial(has_completed, run_id))
+
+    assert real_worker.child() == child

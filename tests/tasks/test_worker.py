@@ -161,12 +161,18 @@ def wait_for(event):
             sys.exit(f"{event}: not among {lines}")
         time.sleep(0.02)
 
+class NoProcess:
+    def keep(self, *, after_seconds):
+        raise BlockingIOError("no process is to be had")
+
 worker._WATCH_SECONDS = 0.1
+worker.spares = NoProcess()
 request, later = Request(), Request()
 with structlog.testing.capture_logs() as lines:
     worker.remember_the_worker(Node)
     worker.start_to_beat()
     wait_for("Redis is away")
+    wait_for("no spare process could be started")
     wait_for("the database is away")
     state.active_requests = Changing([request])
     wait_for("no look at the children this time")

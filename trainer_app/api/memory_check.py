@@ -7,7 +7,7 @@ from typing import Final
 
 from backends.memory import training_bytes
 from trainer_app.api.errors import Detail, InvalidInput
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import HALF_PRECISIONS, TrainSpec
 from trainer_app.queue import LiveWorker
 
 _GB: Final = 1_000_000_000
@@ -31,7 +31,7 @@ def check_precision(spec: TrainSpec, workers: Sequence[LiveWorker]) -> None:
 
     A worker that does not tell its devices may have one.
     """
-    if spec.device != "auto" or spec.precision not in {"fp16", "bf16"}:
+    if spec.device != "auto" or spec.precision not in HALF_PRECISIONS:
         return
     cpus_alone = [
         bool(worker.memory_bytes) and "cuda" not in worker.memory_bytes for worker in workers

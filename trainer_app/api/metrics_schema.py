@@ -36,6 +36,16 @@ class PointSchema(Schema):
         metadata=about("Before clipping; null: fp16 overflowed and skipped the step."),
     )
     tokens_per_sec = fields.Float(required=True, allow_none=True)
+    step_ms = fields.Float(
+        required=True, allow_none=True, metadata=about("Milliseconds that a step took.")
+    )
+    mfu = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata=about(
+            "Model FLOPs utilisation, 0 to 1; null: on a CPU, or a GPU whose peak is not known."
+        ),
+    )
     attempt = fields.Integer(required=True, metadata=about("Which attempt measured it."))
     chain = fields.String(
         required=True,

@@ -23,7 +23,15 @@ from trainer_app.api.fields import (
 )
 from trainer_app.api.ids import DOCUMENTED
 from trainer_app.api.schema import StrictSchema
-from trainer_app.core.spec import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULERS, TrainSpec
+from trainer_app.core.spec import (
+    COMPILE_CHOICES,
+    DEVICES,
+    HALF_PRECISIONS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULERS,
+    TrainSpec,
+)
 
 # One source for the defaults: the spec's own.
 DEFAULTS: Final = asdict(TrainSpec(corpus_sha256=""))
@@ -129,7 +137,24 @@ class TrainSchema(StrictSchema):
     precision = StrictString(
         load_default=DEFAULTS["precision"],
         validate=one_of(PRECISIONS),
-        metadata=about("auto: fp16 on CUDA, fp32 on a CPU, which has no other."),
+        metadata=about(
+            "auto: fp16 on CUDA, fp32 on a CPU, which has no other. fp8: bf16, but for products "
+            "forward and of the inputs' gradients; needs an H100 or later."
+        ),
+    )
+    deterministic = StrictBoolean(
+        load_default=DEFAULTS["deterministic"],
+        metadata=about(
+            "The same bytes from each run of a spec on a kind of GPU, interrupted or not, at some "
+            "cost of speed. A CPU gives them anyway."
+        ),
+    )
+    torch_compile = StrictString(
+        load_default=DEFAULTS["torch_compile"],
+        validate=one_of(COMPILE_CHOICES),
+        metadata=about(
+            "auto: on CUDA, once the rest of the run wins more by compiling than it costs."
+        ),
     )
     data_num_workers = StrictInteger(
         load_default=None,
@@ -202,7 +227,7 @@ class TrainSchema(StrictSchema):
             wrong["model_size"] = [f"{family} has the sizes {', '.join(MODEL_SIZES[family])}"]
         if data["tokenizer_id"] is None and family not in OWN_TOKENIZERS:
             wrong["tokenizer_id"] = [f"is needed for {family}"]
-        if data["device"] == "cpu" and data["precision"] in {"fp16", "bf16"}:
+        if data["device"] == "cpu" and data["precision"] in HALF_PRECISIONS:
             wrong["precision"] = [f"{data['precision']} needs CUDA; a CPU trains in fp32"]
         held = data["holdout_fraction"], data["test_split_ratio"]
         if held == (0.5, 0.5):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.core.checkpoint import Snapshot
+from trainer_app.core.free_memory import free_memory
 from trainer_app.core.observer import CheckpointReport
 from trainer_app.core.tensors import Tensors
 
@@ -65,21 +65,4 @@ class CheckpointWriter:
 def fits_beside(tensors: Tensors, root: Path = Path("/")) -> bool:
     """Whether there is plenty of memory for a copy; also where nothing says how much there is."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return _SPARE * size <= min(_free_of_machine(root), _free_of_container(root))
-
-
-def _free_of_machine(root: Path) -> float:
-    try:
-        lines = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return math.inf
-
-
-def _free_of_container(root: Path) -> float:
-    folder = root / "sys/fs/cgroup"
-    try:
-        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # "max": there is no limit
-        return math.inf
+    return _SPARE * size <= free_memory(root)

@@ -10,7 +10,9 @@ import gc
 import os
 import platform
 import re
-from collections.abc import Iterator
+import resource
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,17 +24,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from trainer_app.core.spec import RequestedDevice, RequestedPrecision
+from trainer_app.core.spec import HALF_PRECISIONS, RequestedDevice, RequestedPrecision
 from trainer_app.errors import CudaNotAvailable, FieldError, OutOfMemory
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
+    from trainer_app.core.batches import Batches
     from trainer_app.core.encode import TokenIds
 
 ResolvedDevice = Literal["cpu", "cuda"]
-ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
+ResolvedPrecision = Literal["fp32", "fp16", "bf16", "fp8"]
+FP8_CAPABILITY: Final = (9, 0)  # Hopper's
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")
 M_TRIM_THRESHOLD: Final = -1  # of glibc's malloc.h
@@ -40,6 +43,8 @@ M_MMAP_THRESHOLD: Final = -3
 LARGEST_HEAP_BLOCK: Final = 32 << 20  # the most that glibc takes from its heap
 LARGEST_INT: Final = 2**31 - 1
 CPU_INFORMATION: Final = Path("/proc/cpuinfo")
+PROCESS_STATUS: Final = Path("/proc/self/status")
+PEAK_RESET: Final = Path("/proc/self/clear_refs")
 RESIDENT_SHARE: Final = (
     8  # token ids that fill less than this part of a GPU's free memory live there
 )
@@ -66,10 +71,15 @@ def resolve_precision(
 
     Where a run goes on, auto is that of ``before`` on its device.
 
-    Raises FieldError for fp16 or bf16 on CPU, where they would be slower.
+    Raises FieldError for less than fp32 on CPU, where it would be slower, and for fp8 on a GPU
+    that does not multiply in it.
     """
-    if device == "cpu" and requested in ("fp16", "bf16"):
+    if device == "cpu" and requested in HALF_PRECISIONS:
         raise FieldError("precision", f"{requested!r} needs a GPU; on a CPU use fp32 or auto")
+    if requested == "fp8" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        name = device_name(device)  # pragma: needs cuda
+        why = f"'fp8' needs an H100 or later, and this is {name}"  # pragma: needs cuda
+        raise FieldError("precision", why)  # pragma: needs cuda
     if requested == "auto":
         if before and before.device == device:
             return before.precision
@@ -187,13 +197,55 @@ def fresh_accelerator(
     Accelerate keeps its state in the class: without the reset a second job with another
     precision is refused, and one with another accumulation counts on from the first.
     """
+    # What cuBLAS asks for to give equal bytes; it is as much as it takes anyway on current GPUs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - the only door
     GradientState._reset_state()  # noqa: SLF001 - the only door
     return Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
+        # what fp8 does not multiply is in bf16
+        mixed_precision={"fp32": "no", "fp8": "bf16"}.get(precision, precision),
         gradient_accumulation_steps=accumulation,
     )
+
+
+def forget_peak_memory(device: ResolvedDevice) -> None:
+    """Let ``peak_memory`` count from now on."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # pragma: needs cuda
+    else:
+        with suppress(OSError):  # Linux counts anew when it is asked so
+            PEAK_RESET.write_text("5")
+
+
+def peak_memory(device: ResolvedDevice) -> int:
+    """The most bytes that this process has held: of the GPU's memory, or of the machine's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved()  # pragma: needs cuda
+    status = PROCESS_STATUS.read_text() if PROCESS_STATUS.exists() else ""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    if found:
+        return 1024 * int(found[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def deterministic_algorithms(device: ResolvedDevice, *, wanted: bool) -> Iterator[None]:
+    """Let a GPU compute equal bytes from equal inputs, which its fastest kernels do not.
+
+    A CPU does so anyway.
+    """
+    if device == "cpu" or not wanted:
+        yield
+        return
+    # Memory is written before it is read; to fill it first is a help for debugging.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # pragma: needs cuda
+    torch.use_deterministic_algorithms(True)  # pragma: needs cuda
+    try:  # pragma: needs cuda
+        yield
+    finally:  # pragma: needs cuda
+        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager
@@ -229,22 +281,81 @@ def resident_ids(ids: TokenIds, device: ResolvedDevice) -> Tensor | None:
     return torch.from_numpy(ids.astype(np.int32)).cuda()  # pragma: needs cuda
 
 
-def gathered(  # pragma: needs cuda
-    ids: Tensor, starts_B: NDArray[np.int64], seq_len: int
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of the windows that begin there, from ids on the GPU."""
-    starts = torch.from_numpy(starts_B).pin_memory().to(ids.device, non_blocking=True)
-    window = ids[starts[:, None] + torch.arange(seq_len + 1, device=ids.device)].long()
-    return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+class DeviceWindows:  # pragma: needs cuda
+    """The windows of one step's micro-batches on the GPU, at addresses that stay.
+
+    A micro-batches, B sequences, T tokens. With resident ids only the windows' places are sent.
+    """
+
+    def __init__(self, batches: Batches, resident: Tensor | None, *, pin: bool) -> None:
+        self.resident = resident is not None
+        self._batches = batches
+        self._pin = pin
+        shape_AB = (batches.accumulation, batches.batch_size)
+        if resident is not None:
+            self._ids = resident
+            self._starts_AB = torch.zeros(shape_AB, dtype=torch.int64, device="cuda")
+            self._offsets_T = torch.arange(batches.seq_len + 1, device="cuda")
+        else:
+            shape = (2, *shape_AB, batches.seq_len)
+            self._inputs_ABT, self._targets_ABT = torch.zeros(
+                shape, dtype=torch.int64, device="cuda"
+            )
+
+    def load_starts(self, step: int) -> None:
+        """Send the places of all windows of a step (from 0)."""
+        starts = [self._batches.starts(step, m) for m in range(self._batches.accumulation)]
+        self._send(torch.from_numpy(np.stack(starts)), self._starts_AB)
+
+    def load_windows(self, micro: int, inputs_BT: Tensor, targets_BT: Tensor) -> None:
+        """Send one micro-batch."""
+        self._send(inputs_BT, self._inputs_ABT[micro])
+        self._send(targets_BT, self._targets_ABT[micro])
+
+    def micro_batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T), int64, of what was loaded."""
+        if not self.resident:
+            return self._inputs_ABT[micro], self._targets_ABT[micro]
+        window = self._ids[self._starts_AB[micro, :, None] + self._offsets_T].long()
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+    def _send(self, source: Tensor, target: Tensor) -> None:
+        """Copy in the order of the GPU's work; from pinned memory, beside it."""
+        target.copy_(source.pin_memory() if self._pin else source, non_blocking=self._pin)
 
 
-def sent_to_device(tensor: Tensor, device: ResolvedDevice, *, pin: bool) -> Tensor:
-    """A tensor on the device; from pinned memory the copy runs beside the computation."""
-    if device == "cpu":
-        return tensor
-    if pin:  # pragma: needs cuda
-        tensor = tensor.pin_memory()  # pragma: needs cuda
-    return tensor.to(device, non_blocking=pin)  # pragma: needs cuda
+class StepEnd:
+    """The place in the device's work at which a step ends. A CPU is always past it."""
+
+    def __init__(self, outcome: Tensor) -> None:
+        self._event: torch.Event | None = None
+        if outcome.device.type == "cuda":  # pragma: needs cuda
+            self._event = torch.Event(device="cuda")
+            self._event.record()
+
+    def is_past(self) -> bool:
+        """Whether the device has got there."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> None:
+        """Wait until the device has got there."""
+        if self._event is not None:
+            self._event.synchronize()  # pragma: needs cuda
+
+    def follow(self, stream: torch.Stream) -> None:  # pragma: needs cuda
+        """Let what is put on a stream from now on happen after it."""
+        if self._event is not None:
+            stream.wait_event(self._event)
+
+
+def read_beside(outcomes: Sequence[Tensor], end: StepEnd) -> list[list[float]]:
+    """The values of tensors that are ready at ``end``: the GPU goes on with what comes after."""
+    if outcomes[0].device.type == "cpu":
+        return torch.stack(list(outcomes)).tolist()
+    beside = torch.Stream(device="cuda")  # pragma: needs cuda
+    end.follow(beside)  # pragma: needs cuda
+    with beside:  # pragma: needs cuda
+        return torch.stack(list(outcomes)).tolist()  # pragma: needs cuda
 
 
 def random_states(device: ResolvedDevice) -> dict[str, Tensor]:

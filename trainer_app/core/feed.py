@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
-from trainer_app.core.device import gathered, resident_ids, sent_to_device
+from trainer_app.core.device import DeviceWindows, resident_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 class Feed:
     """Inputs and targets (B, T) of each micro-batch, on the device.
 
-    The batches are the same however they are prepared: they are a function of the step.
+    The batches are the same however they are prepared: they are a function of the step. On a GPU
+    they lie in the same memory for every step, so that a step can be recorded and replayed.
     """
 
     def __init__(self, batches: Batches, *, device: ResolvedDevice, loading: DataLoading) -> None:
         self.batches = batches
-        self._device = device
-        self._pin = loading.pin_memory
-        self._resident = resident_ids(batches.ids, device)
+        resident = resident_ids(batches.ids, device)
+        self._on_gpu = (
+            None
+            if device == "cpu"
+            else DeviceWindows(batches, resident, pin=loading.pin_memory)  # pragma: needs cuda
+        )
+        self._step = 0
         self._ahead: dict[tuple[int, int], Future[tuple[Tensor, Tensor]]] = {}
-        self._workers = loading.workers if self._resident is None else 0
+        self._workers = loading.workers if resident is None else 0
         self._pool = ThreadPoolExecutor(self._workers, "batches") if self._workers else None
 
     def __enter__(self) -> Self:
@@ -36,19 +41,27 @@ class Feed:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def get(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """The micro-batch of a step (from 0); best asked for in order."""
-        if self._resident is not None:
-            starts_B = self.batches.starts(step, micro)  # pragma: needs cuda
-            return gathered(self._resident, starts_B, self.batches.seq_len)  # pragma: needs cuda
+    def load(self, step: int) -> None:
+        """Turn to a step (from 0): its data is on its way to the device. Best in order."""
+        self._step = step
+        if self._on_gpu is None:
+            return
+        if self._on_gpu.resident:  # pragma: needs cuda
+            self._on_gpu.load_starts(step)
+            return
+        for micro in range(self.batches.accumulation):  # pragma: needs cuda
+            self._on_gpu.load_windows(micro, *self._prepared(step, micro))
+
+    def micro_batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T), int64, of a micro-batch of the step that was loaded."""
+        if self._on_gpu is not None:
+            return self._on_gpu.micro_batch(micro)  # pragma: needs cuda
+        return self._prepared(self._step, micro)
+
+    def _prepared(self, step: int, micro: int) -> tuple[Tensor, Tensor]:
         if self._pool is None:
-            inputs_BT, targets_BT = self.batches.at(step, micro)
-        else:
-            inputs_BT, targets_BT = self._from_pool(self._pool, step, micro)
-        return (
-            sent_to_device(inputs_BT, self._device, pin=self._pin),
-            sent_to_device(targets_BT, self._device, pin=self._pin),
-        )
+            return self.batches.at(step, micro)
+        return self._from_pool(self._pool, step, micro)
 
     def _from_pool(self, pool: ThreadPoolExecutor, step: int, micro: int) -> tuple[Tensor, Tensor]:
         wanted = (step, micro)

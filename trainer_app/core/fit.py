@@ -5,18 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from backends.loading import model_family
 from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.compilation import Compilation, Execution, resolve_compile
 from trainer_app.core.data import Data, prepare_data
 from trainer_app.core.device import (
     Fingerprint,
     data_loading,
+    deterministic_algorithms,
+    device_name,
     fingerprint,
+    forget_peak_memory,
     fresh_accelerator,
     keep_freed_memory,
     out_of_memory_named,
@@ -29,14 +35,17 @@ from trainer_app.core.device import (
 from trainer_app.core.evaluate import Evaluation, perplexity
 from trainer_app.core.feed import Feed
 from trainer_app.core.files import fsync_tree, sha256_file
+from trainer_app.core.fp8 import use_fp8
 from trainer_app.core.loop import Loop, Place
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.model import initial_model
 from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
+from trainer_app.core.performance import Performance
 from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
+    from backends.contracts import CausalModel
     from trainer_app.core.spec import TrainSpec
 
 
@@ -57,6 +66,7 @@ class Workspace:
     tokens: Path  # cache shared by all runs: token ids by digest
     attempt: int  # fencing token: names of everything written under run carry it
     checkpoint_seconds: float  # between checkpoints
+    compiled: Path | None = None  # cache shared by all runs: code for GPUs; None: not kept
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
 
@@ -87,6 +97,8 @@ class Finished:
     versions: dict[str, str]
     loads_in_transformers: bool  # AutoModelForCausalLM reads the directory
     fingerprints: tuple[Fingerprint, ...] = ()  # that the run was trained on, in that order
+    execution: Execution = field(default_factory=Execution)  # of the last attempt's steps
+    performance: Performance | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +149,7 @@ class _Attempt:
         self._precision = resolve_precision(spec.precision, self._device, before)
         threads = use_threads(before.threads if before else self._workspace.max_threads)
         keep_freed_memory()
+        forget_peak_memory(self._device)
         data = prepare_data(
             spec,
             corpus=self._inputs.corpus,
@@ -159,8 +172,9 @@ class _Attempt:
             f"and max_seq_len {spec.max_seq_len}"
         )
         with (
-            Feed(batches, device=self._device, loading=loading) as feed,
+            deterministic_algorithms(self._device, wanted=spec.deterministic),
             out_of_memory_named(what, self._device),
+            Feed(batches, device=self._device, loading=loading) as feed,
         ):
             place = self._place(data, feed, threads)
             loop = Loop(
@@ -184,8 +198,11 @@ class _Attempt:
         spec = self._spec
         accelerator = fresh_accelerator(self._device, self._precision, feed.batches.accumulation)
         model = initial_model(spec, data, self._inputs.base_model).to(accelerator.device)
+        fp8 = self._precision == "fp8"
+        if fp8:
+            use_fp8(model)  # pragma: needs cuda
         prepared, optimizer = accelerator.prepare(
-            LanguageModelLoss(model), make_optimizer(model, spec)
+            LanguageModelLoss(model, fp8=fp8), make_optimizer(model, spec)
         )
         return Place(
             accelerator=accelerator,
@@ -194,6 +211,24 @@ class _Attempt:
             optimizer=optimizer,
             feed=feed,
             fingerprint=fingerprint(self._device, self._precision, threads),
+            compilation=self._compilation(model, feed.batches),
+        )
+
+    def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:
+        spec = self._spec
+        return Compilation(
+            model,
+            choice=resolve_compile(
+                spec.torch_compile,
+                self._device,
+                self._precision,
+                deterministic=spec.deterministic,
+            ),
+            name=(
+                f"{spec.model_family} {spec.model_size}, {batches.batch_size} x {batches.seq_len}, "
+                f"{self._precision} on {device_name(self._device)}, torch {torch.__version__}"
+            ),
+            cache=self._workspace.compiled,
         )
 
     def _begin(
@@ -287,4 +322,6 @@ class _Attempt:
             versions=versions(),
             loads_in_transformers=family.loads_in_transformers,
             fingerprints=state.fingerprints,
+            execution=loop.execution,
+            performance=loop.performance(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ import torch
 
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.checkpoint_writer import CheckpointWriter, fits_beside
+from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     Fingerprint,
+    peak_memory,
     random_states,
     restore_random_states,
 )
 from trainer_app.core.evaluate import Evaluation, evaluate
 from trainer_app.core.observer import CheckpointReport, EvaluationReport, Observer
+from trainer_app.core.performance import Performance, flops_per_token, peak_flops
 from trainer_app.core.run_state import RunState
 from trainer_app.core.samples import continue_prompts
 from trainer_app.core.step import TrainingStep
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
     from backends.contracts import CausalModel
     from trainer_app.core.batches import Batches
+    from trainer_app.core.compilation import Compilation
     from trainer_app.core.data import Data
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
@@ -55,6 +60,7 @@ class Place:
     optimizer: torch.optim.Optimizer
     feed: Feed
     fingerprint: Fingerprint
+    compilation: Compilation
 
 
 def steps_in_all(spec: TrainSpec, batches: Batches) -> int:
@@ -76,6 +82,7 @@ class Loop:
         checkpoint_seconds: float,
     ) -> None:
         self.state = RunState()
+        self.execution = Execution()
         self.batches = place.feed.batches
         self.total_steps = steps_in_all(spec, self.batches)
         self._spec = spec
@@ -94,7 +101,12 @@ class Loop:
             feed=place.feed,
             spec=spec,
             total_steps=self.total_steps,
+            compilation=place.compilation,
+            execution=self.execution,
+            tell=observer.on_message,
         )
+        self.flops_per_token = flops_per_token(place.model, spec.max_seq_len)
+        peak = peak_flops(place.fingerprint.device_name, place.fingerprint.precision)
         self._log = StepLog(
             observer=observer,
             total_steps=self.total_steps,
@@ -102,6 +114,7 @@ class Loop:
             tokens_per_step=self.batches.tokens_per_step,
             samples_per_step=self.batches.accumulation * self.batches.batch_size,
             logging_steps=spec.logging_steps,
+            mfu_per_token=None if peak is None else self.flops_per_token / peak,
             scaled=place.accelerator.scaler is not None,
         )
 
@@ -138,9 +151,26 @@ class Loop:
             if time.monotonic() >= next_checkpoint and self.state.step:
                 self._checkpoint_beside()
                 next_checkpoint = time.monotonic() + self._checkpoint_seconds
+            if self._step.compile_if_due(
+                self.state.step, self._log.steady_step_seconds, self._observer.should_stop
+            ):
+                self._log.restart_clock()
             result = self._step(self.state.step)
             self.state.step += 1
             self._log.add(self.state.step, result, notable=self._evaluation_due())
+
+    def performance(self) -> Performance:
+        """How fast this attempt was, and what it took."""
+        step_seconds = self._log.mean_step_seconds()
+        tokens_per_sec = self.batches.tokens_per_step / step_seconds if step_seconds else 0.0
+        factor = self._log.mfu_per_token
+        return Performance(
+            tokens_per_sec=tokens_per_sec,
+            step_ms=1_000 * step_seconds,
+            flops_per_token=self.flops_per_token,
+            mfu=None if factor is None else factor * tokens_per_sec,
+            peak_memory_bytes=peak_memory(self._place.fingerprint.device),
+        )
 
     def checkpoint(self) -> Path:
         """Write the present state durably."""
@@ -211,7 +241,8 @@ class Loop:
 
     def evaluate(self, stream: TokenStream) -> Evaluation:
         """The present weights on a split."""
-        return evaluate(
+        look = partial(
+            evaluate,
             self._place.prepared,
             stream,
             seq_len=self._spec.max_seq_len,
@@ -219,6 +250,11 @@ class Loop:
             device=self._place.fingerprint.device,
             should_stop=self._observer.should_stop,
         )
+        try:
+            return look()
+        except torch.OutOfMemoryError:
+            self._step.make_room()  # a recorded step keeps what it computes in
+            return look()
 
     def _evaluation_due(self) -> bool:
         step = self.state.step

@@ -1,11 +1,15 @@
-"""Next-token cross-entropy in float32; on a CPU the logits of a large batch are never all held.
+"""Next-token cross-entropy in float32.
 
-N = B x T predicted tokens, D width, V vocabulary.
+On a CPU the logits of a large batch are never all held; on a GPU they are held once, in the
+precision of the products, and their gradient takes their place. N = B x T predicted tokens,
+D width, V vocabulary, P the vocabulary and what it is padded with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -13,45 +17,110 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from trainer_app.core.fp8 import compiled_fp8_product
+
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
 
 CHUNK_LOGITS: Final = 1 << 21  # held at once: 8 MiB of float32 stay near the core's cache
+VOCABULARY_MULTIPLE: Final = 128  # to which the head is padded on a GPU
 FEWEST_ROWS: Final = 512  # of a chunk: each adds to the whole (V, D) gradient once
+
+_Apply = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 class LanguageModelLoss(nn.Module):
     """A model and its loss in one forward pass: what Accelerate prepares."""
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, *, fp8: bool = False) -> None:
+        """``fp8``: of the products on an H100 or later; those of the model are its own concern."""
         super().__init__()
         self.model = model
+        self.fp8 = fp8
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token."""
         hidden_ND = self.model.hidden(inputs_BT).flatten(0, 1)
-        return next_token_loss(hidden_ND, self.model.head_weight(), targets_BT.flatten())
+        return next_token_loss(
+            hidden_ND,
+            self.model.head_weight(),
+            targets_BT.flatten(),
+            fp8=self.fp8 and self.training,
+        )
 
 
-def next_token_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def next_token_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, fp8: bool = False
+) -> Tensor:
     """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32."""
     large = len(targets_N) * len(weight_VD) > CHUNK_LOGITS
-    if large and hidden_ND.device.type == "cpu":
+    on_gpu = hidden_ND.device.type == "cuda"
+    if large and not on_gpu:
         return chunked_loss(hidden_ND, weight_VD, targets_N)
+    if on_gpu and why_unfused(logits_dtype()) is None:  # pragma: needs cuda
+        return fused_loss(hidden_ND, weight_VD, targets_N, fp8=fp8)
     return F.cross_entropy(F.linear(hidden_ND, weight_VD).float(), targets_N)
 
 
 def chunked_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """The same loss, the logits made and used chunk by chunk."""
-    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _ChunkedCrossEntropy.apply
-    return apply(hidden_ND, weight_VD, targets_N)
+    apply: _Apply = _ChunkedCrossEntropy.apply
+    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
+
+
+def logits_dtype() -> torch.dtype:  # pragma: needs cuda
+    """That of the logits on a GPU: autocast's, where it is on."""
+    mixed = torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if mixed else torch.float32
+
+
+@cache
+def why_unfused(dtype: torch.dtype) -> str | None:
+    """Why kernels of our own cannot be used on this GPU, for logits so; None: they can.
+
+    Triton comes with torch's builds for CUDA, but compiles with the machine's C compiler and
+    Python's headers: one launch shows whether it has them.
+    """
+    if find_spec("triton") is None:
+        return "torch came without Triton"
+    from trainer_app.core.kernels import cross_entropy_  # noqa: PLC0415  # pragma: needs cuda
+
+    try:  # pragma: needs cuda
+        logits_NP = torch.zeros(1, VOCABULARY_MULTIPLE, dtype=dtype, device="cuda")
+        targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
+        cross_entropy_(logits_NP, targets_N, vocab=VOCABULARY_MULTIPLE, with_gradient=True)
+    except torch.OutOfMemoryError:  # pragma: needs cuda
+        raise  # by what else is there, not the kernel's doing: tried again
+    except Exception as error:  # whatever a compiler may raise  # pragma: needs cuda
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None  # pragma: needs cuda
+
+
+def fused_loss(  # pragma: needs cuda
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, fp8: bool = False
+) -> Tensor:
+    """The same loss on a GPU, in as few passes over the logits as there can be.
+
+    ``fp8``: the head's product is in fp8. The hidden states' gradient is not: to write the logits'
+    gradient in fp8, too, takes longer than the product then wins (2.5 and 1.7 ms of 63).
+    """
+    apply: Callable[[Tensor, Tensor, Tensor, bool, bool], Tensor] = _FusedCrossEntropy.apply
+    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled(), fp8)
+
+
+_Gradients = tuple[Tensor | None, Tensor | None, None, None]
 
 
 class _Context(Protocol):
-    """What autograd passes to a Function."""
+    """What autograd passes to a Function.
 
-    needs_input_grad: tuple[bool, bool, bool]
-    saved_tensors: tuple[Tensor | None, Tensor | None]
+    ``needs_input_grad`` says what requires gradients, also where none are being recorded: whether
+    they are is an argument of each Function here.
+    """
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor | None, ...]
+    vocab: int
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -64,9 +133,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: _Context, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: _Context, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, recorded: bool
+    ) -> Tensor:
         count, vocab = len(targets_N), len(weight_VD)
-        to_hidden, to_weight = ctx.needs_input_grad[:2]
+        to_hidden, to_weight = (recorded and needed for needed in ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden_ND) if to_hidden else None
         weight_grad = torch.zeros_like(weight_VD) if to_weight else None
         total = hidden_ND.new_zeros(())
@@ -93,10 +164,64 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: _Context, grad_loss: Tensor) -> _Gradients:
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * grad_loss,
             None if weight_grad is None else weight_grad * grad_loss,
             None,
+            None,
         )
+
+
+class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
+    """The head's product and the loss; the logits' gradient is written over the logits.
+
+    The vocabulary is padded to a multiple of 128, where the GPU multiplies fastest: with the cast
+    that mixed precision makes anyway, so that no parameter changes its size. The gradient is kept
+    as softmax - onehot, within [-1, 1]; the mean and the loss scale of fp16 are applied to the
+    hidden states, which are smaller.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them so
+        ctx: _Context,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        recorded: bool,
+        fp8: bool,
+    ) -> Tensor:
+        from trainer_app.core.kernels import cross_entropy_  # noqa: PLC0415 - needs Triton
+
+        mixed = torch.is_autocast_enabled("cuda")
+        dtype = torch.get_autocast_dtype("cuda") if mixed else hidden_ND.dtype
+        vocab = len(weight_VD)
+        hidden_ND = hidden_ND.to(dtype)
+        weight_PD = F.pad(weight_VD.to(dtype), (0, 0, 0, -vocab % VOCABULARY_MULTIPLE))
+        multiplied = compiled_fp8_product if fp8 else F.linear
+        logits_NP = multiplied(hidden_ND, weight_PD)
+        losses_N = cross_entropy_(logits_NP, targets_N, vocab=vocab, with_gradient=recorded)
+        if recorded:
+            ctx.save_for_backward(hidden_ND, weight_PD, logits_NP)
+            ctx.vocab = vocab
+        return losses_N.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: _Context, grad_loss: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_ND, weight_PD, grad_NP = ctx.saved_tensors
+        assert hidden_ND is not None
+        assert weight_PD is not None
+        assert grad_NP is not None
+        scale = grad_loss / len(hidden_ND)
+        to_hidden, to_weight = ctx.needs_input_grad[:2]
+        hidden_grad = weight_grad = None
+        if to_hidden:
+            hidden_grad = (grad_NP @ weight_PD) * scale
+        if to_weight:
+            scaled_ND = hidden_ND * scale
+            weight_grad = (grad_NP.t() @ scaled_ND)[: ctx.vocab].float()
+        return hidden_grad, weight_grad, None, None, None

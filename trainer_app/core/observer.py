@@ -58,6 +58,8 @@ class StepReport:
     grad_norm: float | None  # before clipping; None: fp16 overflowed, the step left all as it was
     tokens_per_sec: float
     samples_per_sec: float
+    step_ms: float
+    mfu: float | None = None  # core/performance.py; None: the processor's peak is not known
     in_curve: bool = True  # one of those that logging_steps keeps
     chain: str | None = None  # of the losses up to here: core/loss_chain.py
 

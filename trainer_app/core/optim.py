@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from trainer_app.core.muon import Combined, hidden_matrices
+from trainer_app.core.muon import Combined, Muon, hidden_matrices
 from trainer_app.core.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -27,13 +27,30 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
         return _muon_and_adamw(model, spec)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = _groups(trained, spec)
-    rate = spec.peak_learning_rate
+    rate = _rate(model, spec)
+    on_gpu = isinstance(rate, torch.Tensor)
     # fused: one kernel for all parameters on CUDA, one pass over memory on CPU
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+        return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)
     if spec.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, betas=BETAS, fused=True)
+        return torch.optim.Adam(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, fused=True)
+
+
+def _rate(model: nn.Module, spec: TrainSpec) -> float | torch.Tensor:
+    """The peak; on a GPU as a number there: a recorded step reads what the schedule has written."""
+    if next(model.parameters()).device.type == "cuda":
+        return torch.tensor(spec.peak_learning_rate, device="cuda")  # pragma: needs cuda
+    return spec.peak_learning_rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step use this learning rate; a rate on the GPU keeps its address."""
+    shared = optimizer.param_groups[0]["lr"]
+    if isinstance(shared, torch.Tensor):  # pragma: needs cuda
+        shared.fill_(rate)
+    for group in optimizer.param_groups:
+        group["lr"] = shared if isinstance(shared, torch.Tensor) else rate
 
 
 def _muon_and_adamw(model: nn.Module, spec: TrainSpec) -> Combined:
@@ -44,15 +61,14 @@ def _muon_and_adamw(model: nn.Module, spec: TrainSpec) -> Combined:
     matrices = hidden_matrices(model)
     ours = {id(parameter) for parameter in matrices}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in ours]
-    rate = spec.peak_learning_rate
+    rate = _rate(model, spec)
     parts: list[torch.optim.Optimizer] = []
     if matrices:
-        decay = spec.weight_decay
-        parts.append(
-            torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+        parts.append(Muon(matrices, lr=rate, weight_decay=spec.weight_decay))
     if others:
-        parts.append(torch.optim.AdamW(_groups(others, spec), lr=rate, betas=BETAS, fused=True))
+        on_gpu = isinstance(rate, torch.Tensor)
+        groups = _groups(others, spec)
+        parts.append(torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu))
     return Combined(parts)
 
 

@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import Final, Literal, get_args
 
 RequestedDevice = Literal["cpu", "cuda", "auto"]
-RequestedPrecision = Literal["fp32", "fp16", "bf16", "auto"]
+RequestedPrecision = Literal["fp32", "fp16", "bf16", "fp8", "auto"]
 OptimizerName = Literal["adamw", "adam", "sgd", "muon"]
 SchedulerName = Literal["cosine", "linear", "constant"]
+CompileChoice = Literal["auto", "on", "off"]
 
 DEVICES: Final[tuple[str, ...]] = get_args(RequestedDevice)
 PRECISIONS: Final[tuple[str, ...]] = get_args(RequestedPrecision)
+HALF_PRECISIONS: Final = ("fp16", "bf16", "fp8")  # that a CPU does not train in
 OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
 SCHEDULERS: Final[tuple[str, ...]] = get_args(SchedulerName)
+COMPILE_CHOICES: Final[tuple[str, ...]] = get_args(CompileChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class TrainSpec:
     seed: int = 42
     device: RequestedDevice = "auto"
     precision: RequestedPrecision = "auto"
+    deterministic: bool = False  # the same bytes from every GPU of a kind, at some cost of speed
+    torch_compile: CompileChoice = "auto"  # where what is left of a run wins more than it costs
     data_num_workers: int | None = None  # None: none for memory-mapped ids
     data_pin_memory: bool | None = None  # None: pinned on CUDA
     eval_steps: int | None = None  # None: at the end of each epoch

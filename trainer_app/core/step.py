@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from trainer_app.core.optim import learning_rate
+import torch
+
+from trainer_app.core.device import random_states, restore_random_states
+from trainer_app.core.graphs import RecordedStep
+from trainer_app.core.loss import why_unfused
+from trainer_app.core.optim import learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
+
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from trainer_app.core.compilation import Compilation, Execution
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
+
+
+MOST_RECORDED: Final = 128  # batches of a step: each adds hundreds of kernels to its graph
+LOGITS: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """What a step leaves on the device: reading it at once would make the CPU wait."""
 
-    loss: Tensor  # (), mean over the step's tokens
-    grad_norm: Tensor  # (), before clipping
+    outcome: Tensor  # (2,), float32: loss, the mean over the step's tokens; norm before clipping
     learning_rate: float
 
 
@@ -37,6 +47,9 @@ class TrainingStep:
         feed: Feed,
         spec: TrainSpec,
         total_steps: int,
+        compilation: Compilation,
+        execution: Execution,
+        tell: Callable[[str], None],
     ) -> None:
         self._accelerator = accelerator
         self._model = model
@@ -47,17 +60,78 @@ class TrainingStep:
         self._total_steps = total_steps
         # clipping to an infinite norm changes nothing, and the norm is reported all the same
         self._max_norm = spec.gradient_clipping or float("inf")
+        self._compilation = compilation
+        self._execution = execution
+        self._tell = tell
+        if spec.torch_compile == "on" and not compilation.gains:
+            tell("goes uncompiled: what this model calls is fused already")
+        self._recorded: RecordedStep | None = None
+        if accelerator.device.type == "cuda":  # pragma: needs cuda
+            self._recorded = RecordedStep(
+                self._compute, undo=self._drop_gradients, execution=execution, tell=tell
+            )
+            if feed.batches.accumulation > MOST_RECORDED:
+                self._recorded.go_without(
+                    f"{feed.batches.accumulation} batches are too many for it"
+                )
+            if (why := why_unfused(LOGITS[str(accelerator.mixed_precision)])) is not None:
+                tell(f"the loss has no kernel of its own: {why}")
 
     def __call__(self, step: int) -> StepResult:
         """Take step number ``step``, from 0."""
         rate = learning_rate(self._spec, step, self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._optimizer, rate)
+        self._feed.load(step)
+        outcome = self._compute() if self._recorded is None else self._recorded()
+        return StepResult(outcome=outcome, learning_rate=rate)
+
+    def compile_if_due(
+        self, step: int, step_seconds: float | None, should_stop: Callable[[], object | None]
+    ) -> bool:
+        """Compile the layers before step number ``step`` where that pays; whether time was spent.
+
+        ``step_seconds``: what a step takes; None: not measured yet. A reason of ``should_stop``
+        breaks it off.
+        """
+        left = self._total_steps - step
+        if not self._compilation.is_due(step_seconds=step_seconds, steps_left=left):
+            return False
+        self._feed.load(step)
+        if self._recorded is not None:
+            self._recorded.forget()  # pragma: needs cuda
+        self._tell(self._compilation.compile(self._rehearse, should_stop))
+        self._execution.compiled = self._compilation.done
+        return True
+
+    def _rehearse(self) -> None:
+        """A micro-batch forward and backward, of which no trace is left."""
+        states = random_states("cuda" if self._recorded else "cpu")
+        try:
+            torch.autograd.backward(self._model(*self._feed.micro_batch(0)))
+        finally:
+            self._drop_gradients()
+            restore_random_states(states)
+
+    def make_room(self) -> None:
+        """Give back the memory that the recorded step holds; it is recorded anew."""
+        if self._recorded is not None:  # pragma: needs cuda
+            self._recorded.forget()
+            torch.cuda.empty_cache()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
+        self._accelerator.step = 0  # of its counting of micro-batches: the next begins a step
+        if self._accelerator.scaler is not None:  # pragma: needs cuda
+            # may have unscaled what is dropped now, and would refuse to do so twice
+            self._accelerator.scaler._per_optimizer_states.clear()  # noqa: SLF001
+
+    def _compute(self) -> Tensor:
+        """Work on the device alone, the same for every step: loss and norm (2,)."""
         losses, norms = [], []
         for micro in range(self._feed.batches.accumulation):
-            with self._accelerator.accumulate(self._model):
-                inputs_BT, targets_BT = self._feed.get(step, micro)
-                loss = self._model(inputs_BT, targets_BT)
+            with self._accelerator.accumulate(self._model), self._compilation.in_use():
+                loss = self._model(*self._feed.micro_batch(micro))
                 self._accelerator.backward(loss)
                 if self._accelerator.sync_gradients:
                     norms.append(self._accelerator.clip_grad_norm_(self._trained, self._max_norm))
@@ -65,4 +139,4 @@ class TrainingStep:
                 self._optimizer.zero_grad()
             losses.append(loss.detach())
         mean = losses[0] if len(losses) == 1 else sum(losses) / len(losses)
-        return StepResult(loss=mean, grad_norm=norms[-1], learning_rate=rate)
+        return torch.stack((mean, norms[-1])).float()

@@ -96,6 +96,8 @@ def start_stack(
     """Like ``running_stack``, for a caller who stops it in other ways."""
     output = data_root / "run" / "logs" / "up.log"
     output.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # of a stack that may still run here, and write there
+        output.replace(output.with_suffix(".log.1"))
     with output.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603 (our own command)
             (*_UP, "--port", "0", "--data-root", str(data_root), *options),

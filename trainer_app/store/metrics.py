@@ -24,6 +24,8 @@ class MetricPoint:
     learning_rate: float | None = None
     grad_norm: float | None = None  # before clipping
     tokens_per_sec: float | None = None
+    step_ms: float | None = None
+    mfu: float | None = None  # model FLOPs utilisation, 0 to 1: core/performance.py
     chain: str | None = None  # of the training losses up to here: core/loss_chain.py
     attempt: int = 0  # which attempt measured it; 0: the one that tells the store of it
     at: float = 0.0  # unix seconds, by the database's clock; set by the store
@@ -35,6 +37,8 @@ _MEASURES: Final = (
     "learning_rate",
     "grad_norm",
     "tokens_per_sec",
+    "step_ms",
+    "mfu",
     "chain",
 )
 _COLUMNS: Final = [getattr(MetricRow, field.name) for field in fields(MetricPoint)]

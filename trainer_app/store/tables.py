@@ -221,6 +221,8 @@ class MetricRow(Table):
     learning_rate: Mapped[float | None]
     grad_norm: Mapped[float | None]  # before clipping
     tokens_per_sec: Mapped[float | None]
+    step_ms: Mapped[float | None]
+    mfu: Mapped[float | None]  # model FLOPs utilisation, 0 to 1
     chain: Mapped[str | None] = mapped_column(String(64))  # of the losses up to here
     attempt: Mapped[int] = mapped_column(Integer)
     at: Mapped[float]

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 class Accelerator:
     device: torch.device
     sync_gradients: bool
+    step: int
     gradient_accumulation_steps: int
+    mixed_precision: str
     scaler: torch.amp.GradScaler | None
 
     def __init__(

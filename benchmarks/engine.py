@@ -1,0 +1,75 @@
+"""The engine's own training step on made-up tokens, its data path included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainer_app.core.batches import Batches
+from trainer_app.core.compilation import Compilation, Execution
+from trainer_app.core.device import (
+    ResolvedDevice,
+    ResolvedPrecision,
+    data_loading,
+    deterministic_algorithms,
+    fresh_accelerator,
+)
+from trainer_app.core.feed import Feed
+from trainer_app.core.fp8 import use_fp8
+from trainer_app.core.loss import LanguageModelLoss
+from trainer_app.core.optim import make_optimizer
+from trainer_app.core.step import TrainingStep
+
+if TYPE_CHECKING:
+    from backends.contracts import CausalModel
+    from trainer_app.core.spec import TrainSpec
+
+TOKENS = 1 << 21  # of the stream
+STEPS = 1 << 30  # of a run without an end: the learning rate stays near its peak
+
+
+@contextmanager
+def engine_step(
+    model: CausalModel,
+    spec: TrainSpec,
+    *,
+    device: ResolvedDevice = "cpu",
+    precision: ResolvedPrecision = "fp32",
+) -> Iterator[TrainingStep]:
+    """A step of ``model`` as ``fit`` takes it; ``torch_compile`` of the spec is on or off."""
+    random = np.random.default_rng(0)
+    batches = Batches(
+        random.integers(0, model.config.vocab_size, TOKENS).astype(np.uint16),
+        seq_len=spec.max_seq_len,
+        batch_size=spec.batch_size,
+        accumulation=spec.gradient_accumulation_steps,
+        seed=spec.seed,
+    )
+    accelerator = fresh_accelerator(device, precision, batches.accumulation)
+    model = model.to(accelerator.device)
+    if precision == "fp8":
+        use_fp8(model)
+    prepared, optimizer = accelerator.prepare(
+        LanguageModelLoss(model, fp8=precision == "fp8"), make_optimizer(model, spec)
+    )
+    prepared.train()
+    with (
+        deterministic_algorithms(device, wanted=spec.deterministic),
+        Feed(batches, device=device, loading=data_loading(None, None, device)) as feed,
+    ):
+        step = TrainingStep(
+            accelerator=accelerator,
+            model=prepared,
+            optimizer=optimizer,
+            feed=feed,
+            spec=spec,
+            total_steps=STEPS,
+            compilation=Compilation(model, choice=spec.torch_compile, name=""),
+            execution=Execution(),
+            tell=lambda message: print(f"  {message}", flush=True),
+        )
+        step.compile_if_due(0, None, lambda: None)
+        yield step

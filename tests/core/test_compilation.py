@@ -1,0 +1,252 @@
+"""When a model goes through the compiler, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
+
+import pytest
+import torch
+
+from backends.contracts import CausalModel, ModelConfig
+from backends.loading import model_family
+from trainer_app.core import loop
+from trainer_app.core.compilation import (
+    COLD_SECONDS,
+    Compilation,
+    Execution,
+    resolve_compile,
+)
+from trainer_app.core.evaluate import evaluate
+from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.spec import CompileChoice
+
+if TYPE_CHECKING:
+    from tests.training_bench import Bench, Recorder
+
+MakeRecorder: TypeAlias = "type[Recorder]"
+P = ParamSpec("P")
+R = TypeVar("R")
+IDS_BT = torch.arange(16).reshape(2, 8)
+
+
+@pytest.fixture(autouse=True)
+def _quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler, which runs what it has traced instead of making code of it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+@pytest.fixture(autouse=True)
+def _caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    yield
+    torch.compiler.reset()
+
+
+def never() -> None:
+    """Nothing asks for a stop."""
+
+
+def tiny(family: str = "gpt2") -> CausalModel:
+    config = ModelConfig(family=family, size="tiny", vocab_size=300, max_seq_len=64)
+    return model_family(family).build(config)
+
+
+def compilation(
+    choice: CompileChoice, *, cache: Path | None = None, family: str = "gpt2", name: str = "a model"
+) -> Compilation:
+    return Compilation(tiny(family), choice=choice, name=name, cache=cache)
+
+
+def test_auto_never_compiles_on_a_cpu_nor_where_equal_bytes_are_asked_for() -> None:
+    assert resolve_compile("auto", "cpu", "fp32", deterministic=False) == "off"
+    assert resolve_compile("auto", "cuda", "bf16", deterministic=True) == "off"
+    assert resolve_compile("auto", "cuda", "bf16", deterministic=False) == "auto"
+    assert resolve_compile("on", "cpu", "fp32", deterministic=True) == "on"
+    assert resolve_compile("off", "cuda", "fp8", deterministic=False) == "off"
+
+
+def test_fp8_is_compiled_from_the_first_step() -> None:
+    assert resolve_compile("auto", "cuda", "fp8", deterministic=True) == "on"
+
+
+def test_auto_compiles_once_the_rest_of_the_run_wins_more_than_it_costs() -> None:
+    auto = compilation("auto")
+    assert not auto.is_due(step_seconds=None, steps_left=1_000_000_000)
+    assert not auto.is_due(step_seconds=0.1, steps_left=int(10 * COLD_SECONDS))
+    assert auto.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
+
+
+def test_by_request_it_compiles_at_once_or_never() -> None:
+    assert compilation("on").is_due(step_seconds=None, steps_left=1)
+    assert not compilation("off").is_due(step_seconds=1.0, steps_left=1_000_000_000)
+
+
+def test_a_model_that_is_one_call_already_is_not_compiled() -> None:
+    assert not compilation("on", family="char_lstm").is_due(step_seconds=None, steps_left=1)
+
+
+def test_who_asked_for_that_model_to_be_compiled_is_told(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    observer = recorder()
+    spec = replace(bench.spec, model_family="char_lstm", torch_compile="on", max_steps=1)
+    bench.fit(spec, observer, run="lstm")
+    assert "goes uncompiled: what this model calls is fused already" in observer.messages
+
+
+def test_the_compiled_form_is_called_inside_alone_and_gives_the_same() -> None:
+    model = tiny()
+    made = Compilation(model, choice="on", name="a model")
+    plain = model.hidden(IDS_BT)
+    said = made.compile(lambda: torch.autograd.backward(model.hidden(IDS_BT).sum()), never)
+    assert said.startswith("compiled the model in ")
+    assert made.done
+    assert not made.is_due(step_seconds=1.0, steps_left=1_000_000)
+    with made.in_use():
+        assert "hidden" in vars(model)
+        torch.testing.assert_close(model.hidden(IDS_BT), plain)
+    assert "hidden" not in vars(model)
+
+
+def test_what_compiling_cost_is_what_the_next_run_expects(tmp_path: Path) -> None:
+    first = compilation("auto", cache=tmp_path)
+    left = int(20 * COLD_SECONDS)
+    assert not first.is_due(step_seconds=0.1, steps_left=left)
+    first.compile(lambda: None, never)
+    assert compilation("auto", cache=tmp_path).is_due(step_seconds=0.1, steps_left=left)
+    assert not compilation("auto", cache=tmp_path, name="another").is_due(
+        step_seconds=0.1, steps_left=left
+    )
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+def test_a_stop_is_heeded_while_it_compiles() -> None:
+    made = compilation("on")
+    began = time.monotonic()
+
+    def rehearse() -> None:
+        while time.monotonic() - began < 30:
+            with suppress(Exception):  # as a compiler handles errors of its own
+                time.sleep(0.01)
+
+    said = made.compile(rehearse, lambda: "cancel" if time.monotonic() - began > 0.5 else None)
+    assert said == "was to stop while it compiled"
+    assert not made.done
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a model": "long"}'])
+def test_a_damaged_note_of_costs_counts_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "seconds.json").write_text(content)
+    auto = compilation("auto", cache=tmp_path)
+    assert not auto.is_due(step_seconds=0.1, steps_left=int(20 * COLD_SECONDS))
+    auto.compile(lambda: None, never)
+    assert json.loads((tmp_path / "seconds.json").read_text())["a model"] >= 0.0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no compiler here\nat all"), KeyError()])
+def test_a_compiler_that_fails_is_done_without(error: Exception) -> None:
+    made = compilation("on")
+
+    def fail() -> None:
+        raise error
+
+    reason = "no compiler here" if isinstance(error, RuntimeError) else "KeyError"
+    assert made.compile(fail, never) == f"goes on uncompiled: {reason}"
+    assert not made.done
+    assert not made.is_due(step_seconds=None, steps_left=1)
+
+
+def test_a_compiled_run_on_a_cpu_learns_the_same_and_says_so(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    observer = recorder()
+    compiled = bench.fit(replace(bench.spec, torch_compile="on"), observer, run="compiled")
+    assert isinstance(compiled, Finished)
+    plain = bench.finish(bench.spec, run="plain")
+    assert any(text.startswith("compiled the model in") for text in observer.messages)
+    assert compiled.execution == Execution(compiled=True)
+    assert plain.execution == Execution()
+    assert compiled.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
+
+
+def test_a_compiler_that_fails_leaves_no_trace_in_the_run(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = bench.finish(bench.spec, run="plain")
+
+    def broken(grad: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"no code for a gradient of {grad.ndim} dimensions")
+
+    def compiler(hidden: Callable[[torch.Tensor], torch.Tensor], **_: object) -> object:
+        def compiled(ids_BT: torch.Tensor) -> torch.Tensor:
+            torch.rand(3)
+            x_BTD = hidden(ids_BT)
+            methodcaller("register_hook", broken)(x_BTD)
+            return x_BTD
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    observer = recorder()
+    spec = replace(bench.spec, torch_compile="on")
+    outcome = bench.fit(spec, observer, run="broken")
+    assert isinstance(outcome, Finished)
+    said = "goes on uncompiled: no code for a gradient of 3 dimensions"
+    assert said in observer.messages
+    assert outcome.weights_sha256 == plain.weights_sha256
+
+
+def test_a_run_that_is_to_stop_while_it_compiles_keeps_a_checkpoint_first(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_: object) -> None:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: endless)
+    observer = recorder(stop_after=2)
+    outcome = bench.fit(replace(bench.spec, torch_compile="on"), observer, run="stopped")
+    assert isinstance(outcome, Stopped)
+    assert observer.messages[-1] == "was to stop while it compiled"
+    assert len(observer.checkpoints) == 1
+
+
+def test_what_a_compiler_keeps_is_no_pickle(tmp_path: Path) -> None:
+    inductor = import_module("torch._inductor.config")
+    inside = []
+    made = compilation("on", cache=tmp_path)
+    made.compile(lambda: inside.append(inductor.fx_graph_cache), never)
+    assert inside == [False]
+    assert inductor.fx_graph_cache
+
+
+def without_room_at_first(call: Callable[P, R], tries: list[int]) -> Callable[P, R]:
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return call(*args, **kwargs)
+
+    return called
+
+
+def test_an_evaluation_for_which_there_is_no_room_beside_a_recorded_step_is_tried_again(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+    monkeypatch.setattr(loop, "evaluate", without_room_at_first(evaluate, tries))
+    observer = recorder()
+    assert isinstance(bench.fit(bench.spec, observer, run="short of memory"), Finished)
+    assert len(tries) > len(observer.evaluations) > 0

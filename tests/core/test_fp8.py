@@ -1,0 +1,34 @@
+"""Linear layers in eight bits, as far as a CPU can compute them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer_app.core.fp8 import Float8Linear, in_fp8, use_fp8
+
+
+def test_each_row_keeps_its_own_range() -> None:
+    x_MK = torch.tensor([[1.0, -2.0, 0.5], [1e-5, 3e-5, 0.0], [0.0, 0.0, 0.0]])
+    x8_MK, scale_M1 = in_fp8(x_MK)
+    assert x8_MK.dtype == torch.float8_e4m3fn
+    assert x8_MK.float().abs().amax(dim=1).tolist() == [448.0, 448.0, 0.0]
+    torch.testing.assert_close(x8_MK.float() * scale_M1, x_MK, rtol=0.07, atol=0.0)
+
+
+def test_layers_of_sizes_that_the_gpu_multiplies_are_taken_and_others_left() -> None:
+    model = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 10))
+    use_fp8(model)
+    assert [type(part) for part in model] == [Float8Linear, nn.GELU, nn.Linear]
+    assert isinstance(model[0], nn.Linear)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_where_nothing_is_trained_the_layer_computes_as_before(bias: bool) -> None:
+    plain = nn.Linear(32, 48, bias=bias)
+    x = torch.randn(5, 7, 32)
+    expected = plain(x)
+    use_fp8(nn.Sequential(plain))
+    assert torch.equal(plain(x), expected)
+    assert torch.equal(plain.eval()(x), expected)

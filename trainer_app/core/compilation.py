@@ -1,0 +1,202 @@
+"""Whether and when a model goes through torch's compiler.
+
+Compiling takes seconds to minutes, and wins a part of each step after that: a run that is soon
+over must not wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from trainer_app.core.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.contracts import CausalModel
+    from trainer_app.core.device import ResolvedDevice, ResolvedPrecision
+    from trainer_app.core.spec import CompileChoice
+
+GAIN: Final = 0.12  # of a step's time, the least that was measured (docs/performance.md)
+MARGIN: Final = 1.5  # times its cost that compiling must win
+COLD_SECONDS: Final = 30.0  # expected of a model that was never compiled on this machine
+STOP_POLL_SECONDS: Final = 0.25
+COSTS_FILE: Final = "seconds.json"
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """How the steps of a run are computed, for its log and its manifest."""
+
+    cuda_graph: bool = False  # each step is one launch
+    why_no_graph: str | None = None
+    compiled: bool = False  # the model went through torch's compiler
+
+
+def resolve_compile(
+    choice: CompileChoice,
+    device: ResolvedDevice,
+    precision: ResolvedPrecision,
+    *,
+    deterministic: bool,
+) -> CompileChoice:
+    """What auto means: off on a CPU, where torch's compiler wins nothing for these models, and
+    where equal bytes are asked for, which must not hang on when a run was compiled. On for fp8,
+    which pays where the compiler makes it together with what it is made of.
+    """
+    if choice != "auto":
+        return choice
+    if precision == "fp8":
+        return "on"
+    return "off" if device == "cpu" or deterministic else "auto"
+
+
+class _Left(BaseException):
+    """Raised out of a compiler: no Exception, for it handles those of its own."""
+
+
+@contextmanager
+def _left_on(should_stop: Callable[[], object]) -> Iterator[None]:
+    """Raise _Left in the block soon after ``should_stop``, asked from a thread, gives a reason.
+
+    Compiling is one call of many seconds in which nobody asks, but for the most part in Python,
+    where a thread can raise for another one.
+    """
+    here = ctypes.c_ulong(threading.get_ident())
+    ended = threading.Event()
+    raise_here = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def watch() -> None:
+        while not ended.wait(STOP_POLL_SECONDS):
+            if should_stop() is not None:
+                raise_here(here, ctypes.py_object(_Left))
+                return
+
+    watcher = threading.Thread(target=watch, name="compiling", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        for _ in range(2):  # where a loop turns, what waits to be raised is raised: here, not later
+            pass
+
+
+@contextmanager
+def _without_pickles() -> Iterator[None]:
+    """Let the compiler keep its sources and binaries, but no graphs: those are pickles."""
+    with import_module("torch._inductor.config").patch(fx_graph_cache=False):
+        yield
+
+
+class Compilation:
+    """The compiled form of a model's ``hidden``, called inside ``in_use`` alone.
+
+    The loss has a kernel of its own. Evaluation and sampling have other shapes, for each of which
+    all would be compiled again.
+    """
+
+    def __init__(
+        self, model: CausalModel, *, choice: CompileChoice, name: str, cache: Path | None = None
+    ) -> None:
+        """``name``: of model, shapes and precision; ``cache``: where compiled code is kept."""
+        self._model = model
+        self._choice = choice
+        self._name = name
+        self._costs = None if cache is None else cache / COSTS_FILE
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self.gains = model.gains_by_compiling
+        self._tried = not self.gains
+        if cache is not None:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
+            os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
+
+    def is_due(self, *, step_seconds: float | None, steps_left: int) -> bool:
+        """Whether to compile before the next step; ``step_seconds``: None where not yet measured.
+
+        ``auto`` compiles once the rest of the run wins more by it than it costs.
+        """
+        if self._tried or self._choice == "off":
+            return False
+        if self._choice == "on":
+            return True
+        if step_seconds is None:
+            return False
+        return steps_left * step_seconds * GAIN > MARGIN * self._expected_seconds()
+
+    def compile(self, rehearse: Callable[[], None], should_stop: Callable[[], object]) -> str:
+        """Compile; ``rehearse`` calls the model forward and backward as a step does.
+
+        Returns what came of it, in a sentence: a compiler that fails ends no run. It is left as
+        soon as ``should_stop`` gives a reason.
+        """
+        self._tried = True
+        torch.compiler.reset()  # the shapes of the run before would make this one's sizes variable
+        self._compiled = torch.compile(self._model.hidden, dynamic=False)
+        began = time.monotonic()
+        try:
+            with self.in_use(), _without_pickles(), _left_on(should_stop):
+                rehearse()
+        except _Left:
+            self._compiled = None
+            return "was to stop while it compiled"
+        except Exception as error:  # whatever a compiler may raise
+            self._compiled = None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"goes on uncompiled: {reason}"
+        seconds = time.monotonic() - began
+        self._remember(seconds)
+        return f"compiled the model in {seconds:.1f} s"
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a compiled form."""
+        return self._compiled is not None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the compiled form be called, where there is one."""
+        if self._compiled is None:
+            yield
+            return
+        setattr(self._model, "hidden", self._compiled)  # noqa: B010 - of this instance alone
+        try:
+            yield
+        finally:
+            del self._model.hidden
+
+    def _expected_seconds(self) -> float:
+        return self._seen().get(self._name, COLD_SECONDS)
+
+    def _seen(self) -> dict[str, float]:
+        """Seconds by name, as they were the last time; compiled code is kept, so that is less."""
+        if self._costs is None:
+            return {}
+        try:
+            seen = json.loads(self._costs.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(seen, dict):
+            return {}
+        return {str(k): float(v) for k, v in seen.items() if isinstance(v, int | float)}
+
+    def _remember(self, seconds: float) -> None:
+        if self._costs is None:
+            return
+        costs = json.dumps(self._seen() | {self._name: round(seconds, 1)}, indent=2).encode()
+        with suppress(OSError):  # it is a guess for the next run, no more
+            self._costs.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._costs, costs)

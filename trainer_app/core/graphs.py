@@ -1,0 +1,92 @@
+"""A whole training step as one launch: recorded as a CUDA graph, then replayed.
+
+Small models starve on launches: hundreds of kernels of a few microseconds each, which Python can
+not start as fast as the GPU ends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer_app.core.compilation import Execution
+
+WARM_UP_STEPS: Final = 3  # taken kernel by kernel first: libraries choose, load and allocate
+
+
+class RecordedStep:  # pragma: needs cuda
+    """Computes a step on a GPU: kernel by kernel at first, then by replaying what was recorded.
+
+    Replayed steps give the bytes that the others give. What cannot be recorded goes on kernel by
+    kernel; ``execution`` says why.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], Tensor],
+        *,
+        undo: Callable[[], None],
+        execution: Execution,
+        tell: Callable[[str], None],
+    ) -> None:
+        """``compute``: loss and norm (2,) of the step that the feed has loaded; ``undo`` takes
+        back what a ``compute`` that was broken off has left.
+        """
+        self._compute = compute
+        self._undo = undo
+        self._execution = execution
+        self._tell = tell
+        self._aside = torch.Stream(device="cuda")
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._outcome: Tensor | None = None
+        self._warm = 0
+
+    def __call__(self) -> Tensor:
+        """What ``compute`` returns."""
+        if self._graph is None and self._execution.why_no_graph is None:
+            if self._warm < WARM_UP_STEPS:
+                self._warm += 1
+                return self._warming_up()
+            self._record()
+        if self._graph is None or self._outcome is None:
+            return self._compute()
+        self._graph.replay()
+        return self._outcome.clone()
+
+    def forget(self) -> None:
+        """Record anew: something that the step calls has changed."""
+        self._graph = self._outcome = None
+        self._warm = 0
+
+    def go_without(self, why: str) -> None:
+        """Never record."""
+        self._execution.why_no_graph = why
+        self._tell(f"steps run kernel by kernel, not as one CUDA graph: {why}")
+
+    def _warming_up(self) -> Tensor:
+        """Aside, as recording asks for: autograd keeps the stream on which it first ran."""
+        usual = torch.accelerator.current_stream()
+        self._aside.wait_stream(usual)
+        with self._aside:
+            outcome = self._compute()
+        usual.wait_stream(self._aside)
+        return outcome
+
+    def _record(self) -> None:
+        torch.cuda.empty_cache()  # what the steps so far have freed serves the recording
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: other threads may copy batches meanwhile, which is no part of the step
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outcome = self._compute()
+        except RuntimeError as error:
+            self._undo()
+            self.go_without(str(error).splitlines()[0])
+            return
+        self._graph, self._outcome = graph, outcome
+        self._execution.cuda_graph = True
