@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from backends.loading import load_model
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import compilation, device, graphs, loss
+from trainer_app.core import compilation, device, graphs, loss, optim
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -218,7 +218,8 @@ def test_every_fast_path_gives_the_loss_curve_of_the_plain_one(
     assert any(text.startswith("compiled the model in") for text in compiled.messages)
     finished(bench, spec, recorded, "recorded")
     monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
-    monkeypatch.setattr(loss, "why_unfused", lambda _: "another path is wanted")
+    for module in (loss, optim):
+        monkeypatch.setattr(module, "why_unfused", lambda _: "another path is wanted")
     finished(bench, replace(spec, torch_compile="off"), plain, "plain")
     close = 1e-3 if precision == "fp32" else 1e-2
     for fast in (compiled, recorded):
@@ -261,7 +262,10 @@ def test_a_machine_without_a_c_compiler_trains_all_the_same(
     finally:
         loss.why_unfused.cache_clear()
     assert outcome.execution.cuda_graph
-    assert "the loss has no kernel of its own: Failed to find C compiler" in observer.messages
+    assert (
+        "loss and optimizer have no kernels of their own: Failed to find C compiler"
+        in observer.messages
+    )
 
 
 def test_a_compiler_that_fails_ends_no_run(

@@ -96,9 +96,12 @@ def _left_on(should_stop: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_pickles() -> Iterator[None]:
-    """Let the compiler keep its sources and binaries, but no graphs: those are pickles."""
-    with import_module("torch._inductor.config").patch(fx_graph_cache=False):
+def _settings() -> Iterator[None]:
+    """Let the compiler keep its sources and binaries, but no graphs: those are pickles. Let it
+    make one kernel of small ones that do not wait for each other, as are the casts of all weights.
+    """
+    settings = {"fx_graph_cache": False, "combo_kernels": True}
+    with import_module("torch._inductor.config").patch(settings):
         yield
 
 
@@ -148,7 +151,7 @@ class Compilation:
         self._compiled = torch.compile(self._model.hidden, dynamic=False)
         began = time.monotonic()
         try:
-            with self.in_use(), _without_pickles(), _left_on(should_stop):
+            with self.in_use(), _settings(), _left_on(should_stop):
                 rehearse()
         except _Left:
             self._compiled = None

@@ -198,6 +198,7 @@ class _Attempt:
         spec = self._spec
         accelerator = fresh_accelerator(self._device, self._precision, feed.batches.accumulation)
         model = initial_model(spec, data, self._inputs.base_model).to(accelerator.device)
+        compilation = self._compilation(model, feed.batches)  # first: it says where kernels go
         fp8 = self._precision == "fp8"
         if fp8:
             use_fp8(model)  # pragma: needs cuda
@@ -211,7 +212,7 @@ class _Attempt:
             optimizer=optimizer,
             feed=feed,
             fingerprint=fingerprint(self._device, self._precision, threads),
-            compilation=self._compilation(model, feed.batches),
+            compilation=compilation,
         )
 
     def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:

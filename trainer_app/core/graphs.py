@@ -31,14 +31,17 @@ class RecordedStep:  # pragma: needs cuda
         compute: Callable[[], Tensor],
         *,
         undo: Callable[[], None],
+        recorded: Callable[[], None],
         execution: Execution,
         tell: Callable[[str], None],
     ) -> None:
         """``compute``: loss and norm (2,) of the step that the feed has loaded; ``undo`` takes
-        back what a ``compute`` that was broken off has left.
+        back what a ``compute`` that was broken off has left, ``recorded`` does what one that was
+        recorded has left for later.
         """
         self._compute = compute
         self._undo = undo
+        self._recorded = recorded
         self._execution = execution
         self._tell = tell
         self._aside = torch.Stream(device="cuda")
@@ -88,5 +91,6 @@ class RecordedStep:  # pragma: needs cuda
             self._undo()
             self.go_without(str(error).splitlines()[0])
             return
+        self._recorded()
         self._graph, self._outcome = graph, outcome
         self._execution.cuda_graph = True

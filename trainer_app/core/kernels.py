@@ -14,8 +14,76 @@ import triton.language as tl
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST_BLOCK: Final = 8192  # logits that a program holds at once, in registers
+# Of the loss, measured on an H100: logits that a program reads at once; a row of so many blocks
+# stays in its registers, a longer one is read twice.
+HELD_BLOCK: Final = 4096
+HELD_BLOCKS: Final = 13
+LARGEST_BLOCK: Final = 8192
 LOGITS_PER_WARP: Final = 512
+
+# Of the optimizer: numbers that a program changes, and partial sums that one adds at a time.
+CHUNK: Final = 1024
+CHUNK_WARPS: Final = 4
+SUMS: Final = 4096
+COLUMNS: Final = 5  # of the table: addresses of parameter, gradient and both means; numbers in each
+
+
+@triton.jit
+def _again(x: tl.tensor) -> tl.tensor:
+    """The same bits, but nothing is known of them: what was made of x is not kept for here."""
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
+    )
+
+
+@triton.jit
+def _blocks(
+    read: tl.tuple,
+    logits: tl.tensor,
+    vocab: int,
+    block: tl.constexpr,
+    blocks: tl.constexpr,
+) -> tl.tuple:
+    for i in tl.static_range(blocks):
+        columns = i * block + tl.arange(0, block)
+        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf"))
+        read = read + (x,)  # noqa: RUF005 - Triton knows no other way
+    return read
+
+
+@triton.jit
+def _cross_entropy_held(  # noqa: PLR0917 - a launch passes them so
+    logits: tl.tensor,
+    targets: tl.tensor,
+    losses: tl.tensor,
+    vocab: int,
+    stride: int,
+    with_gradient: tl.constexpr,
+    block: tl.constexpr,
+    blocks: tl.constexpr,
+) -> None:
+    """Of 16 bits: two share a register until each of the three times that they are needed."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    target = tl.load(targets + row)
+    # before the reductions below, which all threads wait for: the gradient overwrites it
+    wanted = tl.load(logits + target).to(tl.float32)
+    held = _blocks((), logits, vocab, block, blocks)
+    top_of_lane = tl.full((block,), float("-inf"), tl.float32)
+    for i in tl.static_range(blocks):
+        top_of_lane = tl.maximum(top_of_lane, held[i].to(tl.float32))
+    top = tl.max(top_of_lane, 0)
+    total_of_lane = tl.full((block,), 0.0, tl.float32)
+    for i in tl.static_range(blocks):
+        total_of_lane += tl.exp(_again(held[i]).to(tl.float32) - top)
+    log_total = top + tl.log(tl.sum(total_of_lane, 0))
+    tl.store(losses + row, log_total - wanted)
+    if with_gradient:
+        for i in tl.static_range(blocks):
+            columns = i * block + tl.arange(0, block)
+            x = _again(held[i]).to(tl.float32)
+            gradient = tl.exp(x - log_total) - tl.where(columns == target, 1.0, 0.0)
+            tl.store(logits + columns, gradient, mask=columns < stride)
 
 
 @triton.jit
@@ -31,8 +99,7 @@ def _cross_entropy(  # noqa: PLR0917 - a launch passes them so
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)
-    # before the reductions below, which all threads wait for: the gradient overwrites it
-    wanted = tl.load(logits + target).to(tl.float32)
+    wanted = tl.load(logits + target).to(tl.float32)  # as above
     top = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
     for start in range(0, vocab, block):
@@ -58,13 +125,187 @@ def cross_entropy_(
 
     ``logits_NP`` is contiguous; of its P columns the first ``vocab`` count. ``with_gradient``
     replaces it by the losses' gradient, softmax - onehot, 0 in the columns beyond: read once from
-    the GPU's memory and written once (the second reading of a row finds it in the cache), where a
-    softmax and its gradient as two operations read twice.
+    the GPU's memory and written once, where a softmax and its gradient as two operations read
+    twice. Float32, and rows of more than 53,248 columns, are read twice too.
     """
     count, stride = logits_NP.shape
     losses_N = logits_NP.new_empty(count, dtype=torch.float32)
+    blocks = triton.cdiv(stride, HELD_BLOCK)
+    if stride > LARGEST_BLOCK and blocks <= HELD_BLOCKS and logits_NP.element_size() == 2:
+        _cross_entropy_held[(count,)](
+            logits_NP,
+            targets_N,
+            losses_N,
+            vocab,
+            stride,
+            with_gradient,
+            HELD_BLOCK,
+            blocks,
+            num_warps=32,
+        )
+        return losses_N
     block = min(LARGEST_BLOCK, triton.next_power_of_2(stride))
     warps = max(1, min(16, block // LOGITS_PER_WARP))
     launch = _cross_entropy[(count,)]
     launch(logits_NP, targets_N, losses_N, vocab, stride, with_gradient, block, num_warps=warps)
     return losses_N
+
+
+@triton.jit
+def _address(table: tl.tensor, entry: tl.tensor, border: tl.constexpr) -> tl.tensor:
+    """Of float32, on a border of so many bytes: as many are read at once there."""
+    return tl.multiple_of(tl.load(table + entry).to(tl.pointer_type(tl.float32)), border)
+
+
+@triton.jit
+def _squares(  # noqa: PLR0917 - a launch passes them so
+    table: tl.tensor,
+    chunks: tl.tensor,
+    sums: tl.tensor,
+    columns: tl.constexpr,
+    chunk: tl.constexpr,
+    border: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    entry = tl.load(chunks + 2 * program) * columns
+    start = tl.load(chunks + 2 * program + 1)
+    count = tl.load(table + entry + 4)
+    gradient = _address(table, entry + 1, border)
+    at = start + tl.arange(0, chunk)
+    if start + chunk <= count:  # without a mask, which would be asked for each number
+        g = tl.load(gradient + at)
+    else:
+        g = tl.load(gradient + at, mask=at < count, other=0.0)
+    tl.store(sums + program, tl.sum(g * g, 0))
+
+
+@triton.jit
+def _prepare(  # noqa: PLR0917 - a launch passes them so
+    sums: tl.tensor,
+    count: int,
+    scalars: tl.tensor,
+    step: tl.tensor,
+    rate: tl.tensor,
+    undone: tl.tensor,
+    max_norm: float,
+    beta1: float,
+    beta2: float,
+    block: tl.constexpr,
+) -> None:
+    lanes = tl.full((block,), 0.0, tl.float32)
+    for start in range(0, count, block):
+        at = start + tl.arange(0, block)
+        lanes += tl.load(sums + at, mask=at < count, other=0.0)
+    norm = tl.sqrt(tl.sum(lanes, 0))
+    share = max_norm / (norm + 1e-6)
+    share = tl.where(share > 1.0, 1.0, share)  # nan stays nan
+    done = tl.load(step) + (1.0 - tl.load(undone))
+    tl.store(step, done)
+    # in float64: near the first steps 1 - beta^step is the difference of near equals
+    power1 = tl.exp(done.to(tl.float64) * tl.log(tl.cast(beta1, tl.float64)))
+    power2 = tl.exp(done.to(tl.float64) * tl.log(tl.cast(beta2, tl.float64)))
+    tl.store(scalars, norm)
+    tl.store(scalars + 1, share)
+    tl.store(scalars + 2, (tl.load(rate) / (1.0 - power1)).to(tl.float32))
+    tl.store(scalars + 3, tl.sqrt(1.0 - power2).to(tl.float32))
+
+
+@triton.jit
+def _change(  # noqa: PLR0917 - Triton's functions take no names
+    addresses: tl.tuple,
+    at: tl.tensor,
+    mask: tl.tensor | None,
+    factors: tl.tuple,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    parameter, gradient, mean, square = addresses
+    decay, share, size, root = factors
+    g = tl.load(gradient + at, mask=mask) * share
+    m = tl.load(mean + at, mask=mask)
+    v = tl.load(square + at, mask=mask)
+    p = tl.load(parameter + at, mask=mask)
+    m = beta1 * m + (1.0 - beta1) * g
+    v = beta2 * v + (1.0 - beta2) * g * g
+    p = p * decay - size * m / (tl.sqrt(v) / root + eps)
+    tl.store(parameter + at, p, mask=mask)
+    tl.store(mean + at, m, mask=mask)
+    tl.store(square + at, v, mask=mask)
+
+
+@triton.jit
+def _adamw(  # noqa: PLR0917 - a launch passes them so
+    table: tl.tensor,
+    chunks: tl.tensor,
+    decays: tl.tensor,
+    scalars: tl.tensor,
+    rate: tl.tensor,
+    undone: tl.tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    columns: tl.constexpr,
+    chunk: tl.constexpr,
+    border: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    tensor = tl.load(chunks + 2 * program)
+    start = tl.load(chunks + 2 * program + 1)
+    entry = tensor * columns
+    addresses = (
+        _address(table, entry, border),
+        _address(table, entry + 1, border),
+        _address(table, entry + 2, border),
+        _address(table, entry + 3, border),
+    )
+    count = tl.load(table + entry + 4)
+    decay = 1.0 - tl.load(rate) * tl.load(decays + tensor)
+    factors = (decay, tl.load(scalars + 1), tl.load(scalars + 2), tl.load(scalars + 3))
+    at = start + tl.arange(0, chunk)
+    if tl.load(undone) < 1.0:
+        if start + chunk <= count:
+            _change(addresses, at, None, factors, beta1, beta2, eps)
+        else:
+            _change(addresses, at, at < count, factors, beta1, beta2, eps)
+
+
+def clipped_adamw_(
+    *,
+    table: Tensor,
+    chunks: Tensor,
+    decays: Tensor,
+    sums: Tensor,
+    scalars: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    undone: Tensor,
+    max_norm: float,
+    betas: tuple[float, float],
+    eps: float,
+    border: int,
+) -> None:
+    """One step of AdamW on clipped gradients, for all parameters in three launches.
+
+    ``table`` (tensors, COLUMNS) and ``chunks`` (programs, 2: tensor, first number) are int64,
+    ``decays`` (tensors,) and ``sums`` (programs,) float32. ``scalars`` (4,) gets the norm of all
+    gradients first. ``undone``: 1 where nothing is to change. All addresses are multiples of
+    ``border`` bytes. Loshchilov and Hutter 2019.
+    """
+    count = len(chunks)
+    _squares[(count,)](table, chunks, sums, COLUMNS, CHUNK, border, num_warps=CHUNK_WARPS)
+    _prepare[(1,)](sums, count, scalars, step, rate, undone, max_norm, *betas, SUMS, num_warps=8)
+    _adamw[(count,)](
+        table,
+        chunks,
+        decays,
+        scalars,
+        rate,
+        undone,
+        *betas,
+        eps,
+        COLUMNS,
+        CHUNK,
+        border,
+        num_warps=CHUNK_WARPS,
+    )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from trainer_app.core.adamw import ClippedAdamW
+from trainer_app.core.loss import why_unfused
 from trainer_app.core.muon import Combined, Muon, hidden_matrices
 from trainer_app.core.spec import TrainSpec
 
@@ -29,12 +31,23 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     groups = _groups(trained, spec)
     rate = _rate(model, spec)
     on_gpu = isinstance(rate, torch.Tensor)
-    # fused: one kernel for all parameters on CUDA, one pass over memory on CPU
     if spec.optimizer == "adamw":
+        if isinstance(rate, torch.Tensor) and why_unfused(rate.dtype) is None:
+            return ClippedAdamW(  # pragma: needs cuda
+                groups, lr=rate, betas=BETAS, max_norm=largest_norm(spec)
+            )
         return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)
+    # fused: one kernel for all parameters on CUDA, one pass over memory on CPU
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rate, betas=BETAS, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, fused=True)
+
+
+def largest_norm(spec: TrainSpec) -> float:
+    """Of all gradients; clipping to an infinite norm changes nothing, and it is reported all the
+    same.
+    """
+    return spec.gradient_clipping or float("inf")
 
 
 def _rate(model: nn.Module, spec: TrainSpec) -> float | torch.Tensor:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from trainer_app.core.adamw import ClippedAdamW
 from trainer_app.core.device import random_states, restore_random_states
 from trainer_app.core.graphs import RecordedStep
 from trainer_app.core.loss import why_unfused
-from trainer_app.core.optim import learning_rate, set_learning_rate
+from trainer_app.core.optim import largest_norm, learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,8 +59,9 @@ class TrainingStep:
         self._feed = feed
         self._spec = spec
         self._total_steps = total_steps
-        # clipping to an infinite norm changes nothing, and the norm is reported all the same
-        self._max_norm = spec.gradient_clipping or float("inf")
+        self._max_norm = largest_norm(spec)
+        own = getattr(optimizer, "optimizer", optimizer)  # Accelerate's holds it
+        self._clipping = own if isinstance(own, ClippedAdamW) else None
         self._compilation = compilation
         self._execution = execution
         self._tell = tell
@@ -68,14 +70,18 @@ class TrainingStep:
         self._recorded: RecordedStep | None = None
         if accelerator.device.type == "cuda":  # pragma: needs cuda
             self._recorded = RecordedStep(
-                self._compute, undo=self._drop_gradients, execution=execution, tell=tell
+                self._compute,
+                undo=self._drop_gradients,
+                recorded=self._after_recording,
+                execution=execution,
+                tell=tell,
             )
             if feed.batches.accumulation > MOST_RECORDED:
                 self._recorded.go_without(
                     f"{feed.batches.accumulation} batches are too many for it"
                 )
             if (why := why_unfused(LOGITS[str(accelerator.mixed_precision)])) is not None:
-                tell(f"the loss has no kernel of its own: {why}")
+                tell(f"loss and optimizer have no kernels of their own: {why}")
 
     def __call__(self, step: int) -> StepResult:
         """Take step number ``step``, from 0."""
@@ -126,6 +132,17 @@ class TrainingStep:
             # may have unscaled what is dropped now, and would refuse to do so twice
             self._accelerator.scaler._per_optimizer_states.clear()  # noqa: SLF001
 
+    def _after_recording(self) -> None:  # pragma: needs cuda
+        if self._clipping is not None:
+            self._clipping.recorded()
+
+    def _clipped(self) -> Tensor:
+        """The norm of all gradients before they are clipped: by the optimizer, if it does that."""
+        if self._clipping is None:
+            return self._accelerator.clip_grad_norm_(self._trained, self._max_norm)
+        self._accelerator.unscale_gradients()  # pragma: needs cuda
+        return self._clipping.norm  # pragma: needs cuda
+
     def _compute(self) -> Tensor:
         """Work on the device alone, the same for every step: loss and norm (2,)."""
         losses, norms = [], []
@@ -134,7 +151,7 @@ class TrainingStep:
                 loss = self._model(*self._feed.micro_batch(micro))
                 self._accelerator.backward(loss)
                 if self._accelerator.sync_gradients:
-                    norms.append(self._accelerator.clip_grad_norm_(self._trained, self._max_norm))
+                    norms.append(self._clipped())
                 self._optimizer.step()
                 self._optimizer.zero_grad()
             losses.append(loss.detach())
