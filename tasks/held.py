@@ -24,6 +24,7 @@ from typing import Final, Self
 import redis
 import structlog
 
+from tasks import process
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -57,6 +58,11 @@ _INTERRUPT: Final = signal.SIGALRM
 _log = structlog.get_logger(__name__)
 
 
+def lasting_clock() -> float:
+    """In seconds, also those that the machine sleeps: Linux's monotonic clock leaves them out."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Held:
     """Holds the lease of one claimed job while its ``with`` block runs.
 
@@ -75,6 +81,7 @@ class Held:
         on_stuck: Callable[[StopReason], object] = lambda _reason: None,
         end_process: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = time.monotonic,
+        lasting_clock: Callable[[], float] = lasting_clock,
     ) -> None:
         """``say`` tells the job's user what happens to its lease.
 
@@ -88,7 +95,8 @@ class Held:
         self._on_stuck = on_stuck
         self._end_process = end_process
         self._clock = clock
-        self._parent = os.getppid()
+        self._lasting_clock = lasting_clock
+        process.remember_the_worker()
         self._ended = threading.Event()
         self._reason: StopReason | None = None
         self._at_work = False
@@ -100,7 +108,8 @@ class Held:
         self._look_at = started
         self._news_at = started
         self._asked_at = started
-        self._awake_at = started  # the last sign of life of this process
+        # the last sign of life of this process, by both clocks
+        self._awake_at = (started, lasting_clock())
         self._slept = False  # for longer than the lease, and does not know yet who has it
         self._away_since: float | None = None  # the database
         self._threads = [
@@ -202,9 +211,12 @@ class Held:
             if now > self._must_end_by:
                 self._end_stuck()
                 return
-            self._look_at_the_worker(now)
-            self._look_at_the_row(now)
-            self._look_at_the_news(now)
+            for look in (self._look_at_the_worker, self._look_at_the_row, self._look_at_the_news):
+                try:
+                    look(now)
+                except Exception:  # without this thread the lease would end, and no stop be heard
+                    _log.exception("a look failed", job_id=self.claim.job_id)
+                    self._ended.wait(_LOOK_SECONDS)
 
     def _end_stuck(self) -> None:
         _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
@@ -215,7 +227,7 @@ class Held:
         self._end_process(1)
 
     def _look_at_the_worker(self, now: float) -> None:
-        if os.getppid() != self._parent:
+        if process.is_orphaned():
             # The worker was killed: hand the job back, and outlive it by little.
             self.stop(StopReason.DRAIN)
         if draining.is_set():
@@ -235,9 +247,11 @@ class Held:
 
     def _notice_sleep(self, now: float) -> None:
         """Notice, in whichever thread runs first, that none did for longer than the lease."""
-        if now - self._awake_at > self._jobs.lease_seconds:
+        signs = (now, self._lasting_clock())
+        silent = max(sign - last for sign, last in zip(signs, self._awake_at, strict=True))
+        if silent > self._jobs.lease_seconds:
             self._slept = True
-        self._awake_at = now
+        self._awake_at = signs
 
     def _look_after_sleep(self) -> None:
         """Ask whether the lease still stands.

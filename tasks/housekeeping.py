@@ -159,6 +159,8 @@ def run(stop: threading.Event) -> None:
                 duty()
             except Unavailable as error:
                 _log.warning("the database is away", error=str(error))
+            except Exception:  # the other duties, and the next pass, are not to suffer by it
+                _log.exception("a duty failed", duty=duty.__name__)
         stop.wait(_PASS_SECONDS)
     slow.join(_SLOW_SECONDS)
 

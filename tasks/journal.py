@@ -135,4 +135,7 @@ def _points(path: Path) -> Iterator[MetricPoint]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with suppress(ValueError, TypeError):  # a line that a full disk has cut
-                yield MetricPoint(**json.loads(line), attempt=_attempt(path))
+                measured = json.loads(line)
+                # a version after this one may have measured more
+                known = {name: measured[name] for name in _MEASURED if name in measured}
+                yield MetricPoint(**known, attempt=_attempt(path))

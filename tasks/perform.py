@@ -66,13 +66,14 @@ class Job:
     log: JobLog
     events: JobEvents
 
-    def renew_lease(self) -> None:
-        """Make sure, before a result is published, that it is still this attempt's to publish.
+    def renew_lease(self) -> bool:
+        """Make sure, before a result is published, that it is still this attempt's to publish;
+        True: it is cancelled.
 
         However long the database is away: the work is done. Raises LeaseLost.
         """
         seconds = process.settings().jobs.lease_seconds
-        _write(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
+        return _write(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
 
 
 Work = Callable[[Job], Done | StopReason]
@@ -88,6 +89,9 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     structlog.contextvars.bind_contextvars(job_id=job_id)
     settings = process.settings()
     holder = owner(hostname)
+    if process.is_orphaned():
+        _log.warning("the worker of this process has died: the job is left to another")
+        return
     _heed_a_cancellation_set_by_hand(job_id)
     claim = lease.claim(
         process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import redis
@@ -11,6 +12,21 @@ from trainer_app.queue import Queue
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
+
+
+@cache
+def _started_by(_pid: int) -> int:
+    return os.getppid()
+
+
+def remember_the_worker() -> None:
+    """The process that has started this one: of a pool's child, its worker."""
+    _started_by(os.getpid())
+
+
+def is_orphaned() -> bool:
+    """Whether that process has died since: another worker is about to take up its jobs."""
+    return os.getppid() != _started_by(os.getpid())
 
 
 @cache

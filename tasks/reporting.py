@@ -138,6 +138,10 @@ class RowReporter(Silent):
                     self._keep_the_newest()
                     self._changed = True
                 return False
+            except Exception:
+                # To try the same again would be in vain. The journal has the points.
+                _log.exception("progress could not be written", job_id=self._claim.job_id)
+                self.has_dropped = True
         return True
 
 

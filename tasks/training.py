@@ -25,6 +25,7 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
+from trainer_app.store import lease
 from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
@@ -54,7 +55,8 @@ def work(job: Job) -> Done | StopReason:
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason
-        _publish(job, spec, outcome, final)
+        if not _publish(job, spec, outcome, final):
+            return StopReason.CANCEL
     # Checkpoints have served: a finished run is its artifact.
     shutil.rmtree(workspace.run, ignore_errors=True)
     return _done(job, final)
@@ -86,9 +88,14 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         # The database is away and lacks the end of the curve, which only the journal has: to
         # publish would be to delete it. The next attempt comes to the same end.
         return Stopped(reason=reason, step=0, checkpoint=None)
-    if (rows.has_dropped or journal.is_behind) and isinstance(outcome, Finished):
-        job.renew_lease()  # waits for the database
-        journal.tell_missing(up_to=outcome.steps)
+    if isinstance(outcome, Finished):
+        if rows.has_dropped or journal.is_behind:
+            job.renew_lease()  # waits for the database
+            journal.tell_missing(up_to=outcome.steps)
+        if job.claim.attempt > 1:
+            # An attempt before may have got further than an early stop of this one.
+            job.renew_lease()
+            lease.cut_curve(database, job.claim, after=outcome.steps)
     return outcome
 
 
@@ -106,8 +113,11 @@ def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     )
 
 
-def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None:
-    """Complete the folder, make sure that the lease still stands, and rename it into place."""
+def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> bool:
+    """Complete the folder, make sure that the lease still stands, and rename it into place.
+
+    False: not of a run that was cancelled meanwhile. One that is cancelled later is completed.
+    """
     settings = process.settings()
     run_id = job.claim.job_id
     folder = finished.directory
@@ -119,13 +129,15 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    job.renew_lease()
+    if job.renew_lease():
+        return False
     artifacts.publish(
         folder,
         final,
         model_manifest(run_id, spec, finished, times),
         known_digests={_WEIGHTS: finished.weights_sha256},
     )
+    return True
 
 
 def _done(job: Job, final: Path) -> Done:

@@ -124,6 +124,8 @@ def _watch(worker: Worker) -> None:
             _log.warning("the database is away", error=str(error))
         except RuntimeError:  # the set changed while it was copied
             _log.debug("no look at the children this time")
+        except Exception:  # nobody else looks: it goes on, whatever this was
+            _log.exception("a look at the children failed")
 
 
 def _busy() -> dict[int, str]:
@@ -160,7 +162,8 @@ def drain(**_: object) -> None:
 
 @worker_process_init.connect
 def prepare_the_child(**_: object) -> None:
-    """Listen for the order to hand back."""
+    """Know the worker, and listen for its order to hand back."""
+    process.remember_the_worker()
     signal.signal(_DRAIN_SIGNAL, _termination.heed_the_worker)
 
 

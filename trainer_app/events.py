@@ -208,4 +208,5 @@ def connect(settings: Settings) -> redis.Redis:
         socket_connect_timeout=settings.redis.timeout_seconds,
         health_check_interval=30,
         decode_responses=True,
+        encoding_errors="replace",  # clients may write what they like
     )

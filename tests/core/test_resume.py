@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from backends.registry import MODEL_FAMILIES
+from tests.training_bench import Recorder
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName
+from trainer_app.core.step import TrainingStep
+from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
-    from tests.training_bench import Bench, Recorder
+    from tests.training_bench import Bench
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 
@@ -232,3 +235,56 @@ def test_no_pickle_is_read_or_written_by_a_run_and_its_resume(bench: Bench) -> N
     assert done.stdout.split() == ["Stopped", "Finished"], done.stderr
     kinds = {path.suffix for path in bench.folder.rglob("*") if path.is_file()}
     assert kinds == {".txt", ".bin", ".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("place", ["step", "evaluation"])
+def test_what_is_interrupted_half_way_is_done_again_from_the_checkpoint_before(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    whole = bench.finish(bench.spec, run="whole")
+    before = bench.fit(bench.spec, recorder(stop_after=3), run="torn")
+    assert isinstance(before, Stopped)
+    compute = TrainingStep._compute
+
+    def torn_step(step: TrainingStep) -> torch.Tensor:
+        compute(step)  # the weights have changed, the count of steps has not
+        raise StopRequested(StopReason.CANCEL)
+
+    def torn_evaluation(*_: object) -> None:
+        raise StopRequested(StopReason.CANCEL)
+
+    with monkeypatch.context() as patched:
+        if place == "step":
+            patched.setattr(TrainingStep, "_compute", torn_step)
+        else:
+            patched.setattr(Recorder, "on_evaluation", torn_evaluation)
+        torn = bench.fit(bench.spec, recorder(), run="torn", attempt=2)
+    assert isinstance(torn, Stopped)
+    assert torn.checkpoint is None
+
+    resumed = bench.finish(bench.spec, run="torn", attempt=3)
+
+    assert weights(resumed) == weights(whole)
+    assert resumed.loss_chain == whole.loss_chain
+    assert resumed.best_val_loss == whole.best_val_loss
+
+
+@pytest.mark.parametrize("reason", [StopReason.CANCEL, StopReason.DRAIN])
+def test_a_run_that_is_cancelled_while_its_model_is_saved_is_not_finished(
+    bench: Bench, recorder: MakeRecorder, reason: StopReason
+) -> None:
+    class Late(Recorder):
+        def should_stop(self) -> StopReason | None:
+            return reason if "saving the model" in self.messages else None
+
+    outcome = bench.fit(bench.spec, Late(), run="late")
+
+    if reason is StopReason.DRAIN:  # the end is nearer than a checkpoint
+        assert isinstance(outcome, Finished)
+        return
+    assert isinstance(outcome, Stopped)
+    assert outcome.checkpoint is not None
+    whole = bench.finish(bench.spec, run="whole")
+    resumed = bench.finish(bench.spec, run="late", attempt=2)
+    assert weights(resumed) == weights(whole)
+    assert resumed.test_loss == whole.test_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -44,6 +45,7 @@ def test_corpora_are_listed_newest_first_a_page_at_a_time(database: Database) ->
     ids = [digit * 64 for digit in "021"]
     for file_id in ids:
         corpora.add(database, file_id, 1, 1)
+        time.sleep(0.002)  # SQLite's clock counts milliseconds
     page = corpora.list_(database, limit=2)
     assert [corpus.file_id for corpus in page.items] == ids[:0:-1]
     rest = corpora.list_(database, limit=2, after=page.next)

@@ -73,7 +73,42 @@ def test_a_transaction_that_fails_writes_nothing(database: Database) -> None:
 
 def test_a_wrong_statement_is_not_blamed_on_the_database(database: Database) -> None:
     with pytest.raises(DBAPIError, match="nonsense"), database.read() as connection:
-        connection.execute(text("SELECT * FROM nonsense"))
+        connection.execute(text("SELECT nonsense FROM jobs"))
+
+
+def test_a_database_without_its_tables_is_away(database: Database) -> None:
+    with pytest.raises(Unavailable), database.read() as connection:
+        connection.execute(text("SELECT * FROM tables_that_are_restored_later"))
+
+
+def test_a_file_that_is_moved_away_is_neither_written_to_nor_made_anew(sqlite_url: str) -> None:
+    with closing(Database(sqlite_url)) as database:
+        path = database.file
+        assert path is not None
+        migrate.upgrade(sqlite_url)
+        database.ping()
+        aside = path.with_suffix(".aside")
+        path.rename(aside)
+        with pytest.raises(Unavailable), database.write() as connection:
+            connection.execute(text("DELETE FROM jobs"))
+        assert not path.exists()
+        aside.rename(path)
+        assert corpora.list_(database).items == []
+
+
+def test_a_file_that_another_has_taken_the_place_of_is_left_for_it(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    restored = f"sqlite:///{tmp_path / 'restored.db'}"
+    for url in (sqlite_url, restored):
+        migrate.upgrade(url)
+    with closing(Database(restored)) as other:
+        corpora.add(other, "a" * 64, 1, 1)
+    with closing(Database(sqlite_url)) as database:
+        assert corpora.list_(database).items == []
+        assert database.file is not None
+        (tmp_path / "restored.db").replace(database.file)
+        assert [one.file_id for one in corpora.list_(database).items] == ["a" * 64]
 
 
 def test_a_value_that_does_not_fit_is_not_blamed_on_the_database(database: Database) -> None:

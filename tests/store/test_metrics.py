@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
+from trainer_app.errors import LeaseLost
 from trainer_app.store import lease, metrics
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim, MetricPoint, Progress
@@ -100,3 +101,27 @@ def test_a_thinned_curve_prefers_evaluations(database: Database, claim: Claim) -
 def test_a_run_without_points_has_an_empty_curve(database: Database, run_id: str) -> None:
     assert metrics.curve(database, run_id) == []
     assert metrics.curve(database, run_id, points=10) == []
+
+
+def test_a_newer_attempt_has_the_say_and_an_older_one_fills_gaps(
+    database: Database, claim: Claim
+) -> None:
+    known = [MetricPoint(step=n, train_loss=1.0, chain=f"{n}", attempt=2) for n in (1, 2)]
+    _record(database, claim, *known, MetricPoint(step=4, val_loss=1.0, attempt=2))
+    offered = [
+        MetricPoint(step=1, train_loss=0.5, chain="other", attempt=1),  # measured again since
+        MetricPoint(step=2, train_loss=0.5, chain="other", attempt=3),
+        MetricPoint(step=3, train_loss=0.5, attempt=1),
+        MetricPoint(step=4, train_loss=0.5, attempt=1),
+        MetricPoint(step=4, val_loss=1.0, attempt=3),  # the same again
+    ]
+    assert metrics.lacking(database, claim.job_id, offered) == offered[1:4]
+
+
+def test_a_curve_is_cut_where_its_run_has_ended(database: Database, claim: Claim) -> None:
+    _record(database, claim, *(MetricPoint(step=n, train_loss=1.0) for n in (1, 2, 3, 4)))
+    lease.cut_curve(database, claim, after=2)
+    assert [point.step for point in metrics.curve(database, claim.job_id)] == [1, 2]
+    lease.hand_back(database, claim, message="")
+    with pytest.raises(LeaseLost):
+        lease.cut_curve(database, claim, after=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks import process
-from tasks.held import Held
+from tasks.held import Held, lasting_clock
 from tasks.housekeeping import Reaper
 from tests.reports import evaluation, step
 from trainer_app.core.observer import (
@@ -80,7 +80,7 @@ class Sleeper:
         return answer
 
     def is_seen_awake(self) -> bool:
-        return self.held._awake_at == self.now
+        return self.held._awake_at[0] == self.now
 
     def _ask(self) -> None:
         self.answers.append(self.held.should_stop())
@@ -280,3 +280,22 @@ def test_a_lease_that_is_over_when_housekeeping_starts_is_ended_at_once(claim: C
     Reaper().one_pass()
 
     assert runs.get(process.database(), claim.job_id).status == "queued"
+
+
+def test_who_slept_with_the_whole_machine_asks_too(claim: Claim) -> None:
+    slept = 0.0
+    jobs = replace(process.settings().jobs, lease_seconds=LEASE_SECONDS)
+    held = Held(
+        process.database(), process.redis_client(), jobs, claim, lasting_clock=lambda: slept
+    )
+    lose(claim)
+
+    slept = 10 * LEASE_SECONDS
+
+    assert held.should_stop() is StopReason.FENCED
+
+
+def test_the_lasting_clock_goes_on() -> None:
+    before = lasting_clock()
+    time.sleep(0.05)
+    assert 0.05 <= lasting_clock() - before < 5

@@ -243,6 +243,25 @@ def test_the_loop_waits_for_a_database_that_is_away(
     assert not loop.is_alive()
 
 
+def test_a_duty_that_fails_costs_the_others_nothing(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    stop, purged = threading.Event(), threading.Event()
+    monkeypatch.setattr(housekeeping, "dispatch", fail)
+    monkeypatch.setattr(housekeeping, "purge", purged.set)
+    loop = threading.Thread(target=housekeeping.run, args=(stop,))
+
+    loop.start()
+    assert purged.wait(10)
+    stop.set()
+    loop.join(20)
+
+    assert not loop.is_alive()
+
+
 def test_the_process_dispatches_and_ends_on_sigterm(worker: Settings, run_id: str) -> None:
     housekeeper = subprocess.Popen(
         [sys.executable, "-m", "tasks.housekeeping"], env=os.environ, stderr=subprocess.DEVNULL

@@ -224,3 +224,36 @@ def test_a_resume_does_not_wait_for_a_database_that_is_away(claim: Claim, tmp_pa
     with closing(Journal(tmp_path, Database("postgresql://nobody@127.0.0.1:1/none"), claim)) as one:
         one.on_start(replace(START, first_step=100))
         assert one.is_behind
+
+
+def test_points_that_cannot_be_written_are_told_by_the_journal(
+    database: Database,
+    claim: Claim,
+    held: Held,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    with closing(attempt(1)) as journal:
+        with monkeypatch.context() as patched:
+            patched.setattr(lease, "progress", fail)
+            rows = RowReporter(database, claim, held)
+            rows.on_start(START)
+            for observer in (journal, rows):
+                observer.on_steps([step(1)])
+            rows.close()
+        assert rows.has_dropped
+        journal.tell_missing(up_to=1)
+    assert list(losses(database, claim)) == [1]
+
+
+def test_what_a_version_after_this_one_measures_costs_no_point(
+    database: Database, claim: Claim, attempt: Callable[[int], Journal], tmp_path: Path
+) -> None:
+    line = {"step": 1, "train_loss": 1.0, "measured_by_nobody_yet": 1.0}
+    (tmp_path / "curve-1.jsonl").write_text(json.dumps(line))
+    with closing(attempt(2)) as journal:
+        journal.on_start(replace(START, first_step=100))
+    assert losses(database, claim) == {1: 1.0}

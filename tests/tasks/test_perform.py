@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -434,3 +435,29 @@ def test_a_request_is_logged_under_its_run(worker: Settings, run_id: str) -> Non
     perform(request.request_id, hostname="infer@here", work=done)
 
     assert logged(worker, request.request_id)[0]["run_id"] == run_id
+
+
+def test_what_is_no_text_under_the_key_of_a_cancellation_is_none(
+    worker: Settings, run_id: str
+) -> None:
+    process.redis_client().set(cancelled_key(run_id), b"\xff\xfe")
+
+    def work(job: Job) -> Done | StopReason:
+        process.redis_client().set(cancelled_key(run_id), b"\xff\xfe")
+        lease.request_cancel(process.database(), run_id)
+        return until_stopped(job)
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+
+
+def test_a_process_whose_worker_has_died_leaves_its_job_to_another(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.remember_the_worker()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+
+    perform(run_id, hostname="train-0@here", work=done)
+
+    assert runs.get(process.database(), run_id).status == "queued"

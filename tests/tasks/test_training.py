@@ -28,10 +28,11 @@ from examples.discord_bot.events import (
     MetricsProgress,
     decode,
 )
-from tasks import process, training
+from tasks import manifest, process, training
 from tasks.held import draining
 from tasks.perform import perform
 from trainer_app import artifacts
+from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
@@ -247,3 +248,34 @@ def _steps(file: Path) -> list[int]:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     return [record["history"]["step"]["num"] for record in records if record["type"] == "history"]
+
+
+def test_a_run_that_is_cancelled_before_its_model_is_published_has_none(
+    start: Start, worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start()
+
+    def cancel_first(run: str, spec: TrainSpec, finished: Finished) -> str:
+        lease.request_cancel(process.database(), run_id)
+        return manifest.model_card(run, spec, finished)
+
+    monkeypatch.setattr("tasks.training.model_card", cancel_first)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert not artifacts.model_directory(worker, run_id).exists()
+
+
+def test_a_curve_ends_where_its_run_does_however_far_an_attempt_before_had_got(
+    start: Start,
+) -> None:
+    run_id = start()
+    first = lease.claim(process.database(), run_id, "train-0@here:1", lease_seconds=60)
+    assert first is not None
+    further = metrics.MetricPoint(step=99, train_loss=1.0)
+    lease.progress(process.database(), first, lease.Progress(), [further])
+    lease.hand_back(process.database(), first, message="")
+
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert metrics.curve(process.database(), run_id)[-1].step == 12

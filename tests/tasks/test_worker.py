@@ -176,6 +176,8 @@ with structlog.testing.capture_logs() as lines:
     wait_for("the database is away")
     state.active_requests = Changing([request])
     wait_for("no look at the children this time")
+    state.active_requests = None
+    wait_for("a look at the children failed")
     worker.drain()
     wait_for("the worker's key was left to expire")
     os._exit(0)  # its threads go on: an end in order would wait for their streams
@@ -276,3 +278,26 @@ def test_a_child_whose_worker_is_gone_hands_its_job_back(worker: Settings) -> No
     run = runs.get(process.database(), run_id)
     assert (run.status, run.crashes) == ("queued", 0), said
     assert (worker.paths.logs / f"{run_id}.jsonl").read_text().count("its worker shuts down") == 1
+
+
+@pytest.mark.parametrize("look", ["_look_at_the_row", "_look_at_the_news"])
+def test_a_look_that_fails_for_no_known_reason_ends_neither_the_lease_nor_the_ear_for_a_stop(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    failed = threading.Event()
+    real = getattr(Held, look)
+
+    def once(held: Held, now: float) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError("nobody thought of this")
+        real(held, now)
+
+    monkeypatch.setattr(Held, look, once)
+    with Held(process.database(), process.redis_client(), process.settings().jobs, claim) as held:
+        assert failed.wait(10)
+        lease.request_cancel(process.database(), claim.job_id)
+        give_up_at = time.monotonic() + 10
+        while held.should_stop() is None and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+    assert held.should_stop() is StopReason.CANCEL

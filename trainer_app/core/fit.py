@@ -107,7 +107,7 @@ class Stopped:
 
     reason: StopReason
     step: int  # optimizer steps done
-    checkpoint: Path | None  # None: nothing was written
+    checkpoint: Path | None  # None: nothing was written, the one before is the newest
 
 
 def fit(
@@ -280,15 +280,23 @@ class _Attempt:
             if len(data.streams.test):
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
+            self._observer.on_message("saving the model")
+            self._heed_a_cancellation()
+            finished = self._finished(loop, place, data, test)
+            self._heed_a_cancellation()
         except StopRequested as stop:
-            fenced = stop.reason is StopReason.FENCED
+            keeps = stop.reason is not StopReason.FENCED and not loop.torn
             return Stopped(
                 reason=stop.reason,
                 step=loop.state.step,
-                checkpoint=None if fenced else loop.checkpoint(),
+                checkpoint=loop.checkpoint() if keeps else None,
             )
-        self._observer.on_message("saving the model")
-        return self._finished(loop, place, data, test)
+        return finished
+
+    def _heed_a_cancellation(self) -> None:
+        """Others who ask to stop are better served by the end, which is near."""
+        if self._observer.should_stop() is StopReason.CANCEL:
+            raise StopRequested(StopReason.CANCEL)
 
     def _finished(self, loop: Loop, place: Place, data: Data, test: Evaluation | None) -> Finished:
         """Write the model that is to be published."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ from trainer_app.core.tensors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from accelerate import Accelerator
     from torch import nn
 
@@ -93,6 +95,7 @@ class Loop:
         self._checkpoint_seconds = checkpoint_seconds
         self._writer = CheckpointWriter(checkpoints.save)
         self._best: Tensors | None = None
+        self.torn = False  # the present state is between two: no checkpoint can be made of it
         self._started = time.monotonic()
         self._step = TrainingStep(
             accelerator=place.accelerator,
@@ -155,9 +158,17 @@ class Loop:
                 self.state.step, self._log.steady_step_seconds, self._observer.should_stop
             ):
                 self._log.restart_clock()
-            result = self._step(self.state.step)
-            self.state.step += 1
-            self._log.add(self.state.step, result, notable=self._evaluation_due())
+            with self._in_one_piece():
+                result = self._step(self.state.step)
+                self.state.step += 1
+                self._log.add(self.state.step, result, notable=self._evaluation_due())
+
+    @contextmanager
+    def _in_one_piece(self) -> Iterator[None]:
+        """What is done only in part, when StopRequested is raised from a signal, is torn."""
+        self.torn = True
+        yield
+        self.torn = False
 
     def performance(self) -> Performance:
         """How fast this attempt was, and what it took."""
@@ -237,7 +248,8 @@ class Loop:
         self.state.training_seconds += time.monotonic() - self._started
         self._started = time.monotonic()
         if self._best is not None:
-            load_model_tensors(self._place.model, self._best)
+            with self._in_one_piece():
+                load_model_tensors(self._place.model, self._best)
 
     def evaluate(self, stream: TokenStream) -> Evaluation:
         """The present weights on a split."""
@@ -265,21 +277,22 @@ class Loop:
     def _evaluate(self) -> None:
         self._read_losses()
         val_loss = self.evaluate(self._data.streams.validation).loss
-        improved = self.state.record_evaluation(
-            val_loss, patience=self._spec.early_stopping_patience
-        )
-        if improved:
-            self._best = copied_to_cpu(model_tensors(self._place.model))
-        self._observer.on_evaluation(
-            EvaluationReport(
-                step=self.state.step,
-                epoch=self.batches.epoch(self.state.step - 1),
-                val_loss=val_loss,
-                best_val_loss=self.state.best_val_loss or 0.0,
-                improved=improved,
-                evaluations_without_improvement=self.state.evaluations_without_improvement,
+        with self._in_one_piece():
+            improved = self.state.record_evaluation(
+                val_loss, patience=self._spec.early_stopping_patience
             )
-        )
+            if improved:
+                self._best = copied_to_cpu(model_tensors(self._place.model))
+            self._observer.on_evaluation(
+                EvaluationReport(
+                    step=self.state.step,
+                    epoch=self.batches.epoch(self.state.step - 1),
+                    val_loss=val_loss,
+                    best_val_loss=self.state.best_val_loss or 0.0,
+                    improved=improved,
+                    evaluations_without_improvement=self.state.evaluations_without_improvement,
+                )
+            )
         continue_prompts(
             self._place.model,
             self._data.tokenizer,
@@ -291,6 +304,7 @@ class Loop:
         self._log.restart_clock()
 
     def _read_losses(self) -> None:
-        self._log.flush()
-        self.state.last_loss = self._log.last_loss
-        self.state.loss_chain = self._log.chain
+        with self._in_one_piece():
+            self._log.flush()
+            self.state.last_loss = self._log.last_loss
+            self.state.loss_chain = self._log.chain

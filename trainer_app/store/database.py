@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import psycopg
 from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
     NotSupportedError,
     ProgrammingError,
@@ -22,6 +25,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -135,14 +139,18 @@ class Database:
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
     """Whether a statement of ours, or its values, are to blame, not the database's condition."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    # A table that is not there: something else has taken the database's place, or it is restored.
+    if isinstance(cause, psycopg.errors.UndefinedTable):
+        return False
     if isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError):
         return True
     # SQLite has one code for all that is wrong with a statement, and an exception that it shares
     # with a locked file and a full disk.
-    cause = error.orig if isinstance(error, DBAPIError) else None
     return (
         isinstance(cause, sqlite3.OperationalError)
         and cause.sqlite_errorcode == sqlite3.SQLITE_ERROR
+        and not str(cause).startswith("no such table")
     )
 
 
@@ -160,16 +168,48 @@ def _parse(url: str) -> URL:
 
 
 def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
+    path = Path(str(url.database)).absolute()
+    opened = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        # Made where there is none, but not again: what was there is somewhere else.
+        mode = "rw" if opened.is_set() else "rwc"
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}", timeout=wait_seconds, check_same_thread=False, uri=True
+        )
+        opened.set()
+        return connection
+
+    def remember_the_file(_connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = _identity(path)
+
+    def leave_another_file(
+        _connection: sqlite3.Connection, record: ConnectionPoolEntry, _proxy: object
+    ) -> None:
+        if record.info["file"] != _identity(path):
+            raise DisconnectionError("the database's file is not where it was")
+
     engine = create_engine(
         url,
-        connect_args={"timeout": wait_seconds},
+        creator=connect,
         pool_size=8,
         max_overflow=8,
         pool_timeout=wait_seconds,
     )
     event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", remember_the_file)
+    event.listen(engine, "checkout", leave_another_file)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of a file, whatever its name is; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

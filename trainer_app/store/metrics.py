@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, delete, func, select
 
 from trainer_app.store.database import NOW, Database, insert
 from trainer_app.store.tables import MetricRow
@@ -78,6 +78,11 @@ def record(
     )
 
 
+def cut(connection: Connection, run_id: str, *, after: int) -> None:
+    """Delete the points beyond a step within the caller's transaction."""
+    connection.execute(delete(MetricRow).where(MetricRow.run_id == run_id, MetricRow.step > after))
+
+
 def curve(
     db: Database, run_id: str, *, points: int | None = None, after_step: int | None = None
 ) -> list[MetricPoint]:
@@ -97,20 +102,29 @@ def curve(
 
 
 def lacking(db: Database, run_id: str, points: Sequence[MetricPoint]) -> list[MetricPoint]:
-    """Those of a few points whose training or validation loss the run's curve does not have."""
+    """Those of a few points that have what the run's curve has not.
+
+    Or has otherwise, from an attempt before theirs: of what more than one has measured, the last
+    is what the run goes on from.
+    """
     steps = {point.step for point in points}
-    statement = select(MetricRow.step, MetricRow.train_loss, MetricRow.val_loss).where(
-        MetricRow.run_id == run_id, MetricRow.step.in_(steps)
-    )
+    names = ("train_loss", "val_loss", "chain")
+    columns = [getattr(MetricRow, name) for name in ("step", "attempt", *names)]
+    statement = select(*columns).where(MetricRow.run_id == run_id, MetricRow.step.in_(steps))
     with db.read() as session:
         known = {row.step: row for row in session.execute(statement)}
-    return [
-        point
-        for point in points
-        if (row := known.get(point.step)) is None
-        or (row.train_loss is None and point.train_loss is not None)
-        or (row.val_loss is None and point.val_loss is not None)
-    ]
+
+    def is_news(point: MetricPoint) -> bool:
+        row = known.get(point.step)
+        if row is None:
+            return True
+        measured = [name for name in names if getattr(point, name) is not None]
+        if any(getattr(row, name) is None for name in measured):
+            return True
+        older = row.attempt < point.attempt
+        return older and any(getattr(row, name) != getattr(point, name) for name in measured)
+
+    return [point for point in points if is_news(point)]
 
 
 def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:
