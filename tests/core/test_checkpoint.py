@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 
 from trainer_app.core import checkpoint
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
-from trainer_app.core.device import fingerprint, random_states
+from trainer_app.core.device import ENGINE, fingerprint, random_states
 from trainer_app.core.files import sha256_file
 from trainer_app.core.run_state import RunState
 from trainer_app.core.tensors import (
@@ -448,3 +449,18 @@ def test_an_optimizer_s_state_survives_by_name() -> None:
     load_optimizer_tensors(model, second, tensors)
     for name, tensor in optimizer_tensors(model, second).items():
         assert torch.equal(tensor, tensors[name])
+
+
+def test_a_checkpoint_of_a_version_that_did_not_number_its_engine_is_of_the_first(
+    checkpoints: Checkpoints,
+) -> None:
+    path = checkpoints.save(snapshot(1))
+
+    def leave_out(state: dict[str, dict[str, object]]) -> None:
+        del state["fingerprint"]["engine"]
+
+    rewrite_state(path, leave_out)
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[0].fingerprint == replace(fingerprint("cpu", "fp32", 1), engine=1)
+    assert found[0].fingerprint.engine < ENGINE

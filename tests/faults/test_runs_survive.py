@@ -93,6 +93,28 @@ def test_a_stack_that_is_stopped_and_started_goes_on_by_itself_at_the_same_step(
         assert run["attempt"] == 2
 
 
+def test_a_worker_that_is_told_to_stop_hands_its_run_back_uncharged_at_the_same_step(
+    victim: Victim,
+) -> None:
+    run_id = victim.start_run()
+    victim.checkpoint(run_id)
+    worker, child = victim.worker(), victim.child()
+
+    worker.terminate()
+    victim.until(run_id, runs_as(attempt=2), seconds=60)
+
+    gone, alive = psutil.wait_procs([worker, child], timeout=30)
+    assert (len(gone), alive) == (2, [])
+    saved = [
+        int(str(one["step"]))
+        for one in victim.log(run_id)
+        if (one["event"], one["attempt"]) == ("checkpoint", 1)
+    ]
+    assert attempts_first_step(victim, run_id, 2) == saved[-1]
+    assert "handed back: its worker shuts down" in victim.events(run_id)
+    assert not any("worker lost" in event for event in victim.events(run_id))
+
+
 # A checkpoint further on would forgive what was before.
 @pytest.mark.parametrize("further_settings", [{"JOBS__CHECKPOINT_SEC": "600"}], indirect=True)
 def test_a_run_that_kills_its_process_each_time_fails_in_the_end(victim: Victim) -> None:

@@ -71,5 +71,11 @@ def test_a_run_of_more_than_one_place_is_marked_and_one_of_a_single_is_not() -> 
 
     assert "fingerprints" not in model_manifest("run-a", spec, finished_on(1), times)
     places = model_manifest("run-a", spec, finished_on(1, 2), times)["fingerprints"]
-    expected = {"device": "cpu", "device_name": "any", "precision": "fp32", "torch": "2.0.0"}
+    expected = {
+        "device": "cpu",
+        "device_name": "any",
+        "precision": "fp32",
+        "torch": "2.0.0",
+        "engine": 1,
+    }
     assert places == [expected | {"threads": 1}, expected | {"threads": 2}]

@@ -210,7 +210,7 @@ def _load(directory: Path, names: frozenset[str]) -> Snapshot:
     # A newer version may have had more to say, an older one less.
     kept = {"loss_chain": None, "fingerprints": [state["fingerprint"]]} | state["state"]
     place, *used = (
-        Fingerprint(**{one.name: place[one.name] for one in fields(Fingerprint)})
+        Fingerprint(**{one.name: ({"engine": 1} | place)[one.name] for one in fields(Fingerprint)})
         for place in (state["fingerprint"], *kept["fingerprints"])
     )
     kept["fingerprints"] = tuple(used)

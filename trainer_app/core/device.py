@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 ResolvedDevice = Literal["cpu", "cuda"]
 ResolvedPrecision = Literal["fp32", "fp16", "bf16", "fp8"]
+# Raised with each change of the engine after which an equal spec may give other bytes.
+ENGINE: Final = 2
 FP8_CAPABILITY: Final = (9, 0)  # Hopper's
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")
@@ -162,6 +164,7 @@ class Fingerprint:
     precision: ResolvedPrecision
     threads: int
     torch: str  # version and build
+    engine: int = 1  # ENGINE of the version that computed; those before 2 did not say
 
 
 def fingerprint(device: ResolvedDevice, precision: ResolvedPrecision, threads: int) -> Fingerprint:
@@ -172,6 +175,7 @@ def fingerprint(device: ResolvedDevice, precision: ResolvedPrecision, threads: i
         precision=precision,
         threads=threads,
         torch=torch.__version__,
+        engine=ENGINE,
     )
 
 
