@@ -16,7 +16,9 @@ from backends.models.transformer import INIT_STD, Design, Shape, Transformer
 from backends.models.transformer_family import TransformerFamily
 from trainer_app.errors import ModelIncompatible
 
-NORM_EPS: Final = 1e-6  # what an absent field means
+# What an absent field means.
+NORM_EPS: Final = 1e-6
+QWEN3_HEAD_WIDTH: Final = 128  # that of others: width / heads
 
 # The values that mean what is computed here; None: an absent field.
 _COMPUTED: Final[Mapping[str, tuple[object, ...]]] = {
@@ -229,11 +231,12 @@ def _parsed_shape(published: Mapping[str, object]) -> Shape:
             f"config.json: num_key_value_heads {kv_heads} does not divide "
             f"num_attention_heads {heads}"
         )
-    head_width = (
-        width // heads
-        if published.get("head_dim") is None
-        else files.integer(published, "head_dim")
-    )
+    if published.get("head_dim") is not None:
+        head_width = files.integer(published, "head_dim")
+    elif published.get("model_type") == "qwen3":
+        head_width = QWEN3_HEAD_WIDTH
+    else:
+        head_width = width // heads
     if head_width % 2:
         raise ModelIncompatible(f"config.json: head_dim {head_width} is odd: nothing to rotate")
     rope_theta, scaling = rope_config.parsed(published)

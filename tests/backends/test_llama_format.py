@@ -288,6 +288,16 @@ def test_files_of_older_versions_are_read(theirs: PreTrainedModel, tmp_path: Pat
     assert_same_logits(load_model(tmp_path), theirs)
 
 
+def test_a_qwen3_that_does_not_say_how_wide_its_heads_are_has_those_of_the_published_ones(
+    tmp_path: Path,
+) -> None:
+    model = transformers_model(small(Qwen3Config))
+    assert model.config.head_dim == 128
+    model.save_pretrained(tmp_path)
+    change_config(tmp_path, {}, "head_dim")
+    assert_same_logits(load_model(tmp_path), model)
+
+
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
 def test_scaled_positions_in_files_of_older_versions_are_read(
     kind: str, theirs: PreTrainedModel, tmp_path: Path
