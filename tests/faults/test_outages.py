@@ -182,5 +182,34 @@ def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_locked_for_many
     assert_one_at_a_time(victim.log(run_id))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("sqlite", "10")], indirect=True)
+def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_moved_away(
+    victim: Victim, tmp_path: Path
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+    goes_on(victim, run_id)
+    root = victim.stack.data_root
+
+    for file in root.glob("trainer.db*"):
+        file.rename(tmp_path / file.name)
+    with httpx.Client(base_url=victim.stack.api_url, timeout=30) as http:
+        becomes(http, "/readyz", 503, seconds=10)
+        refuses(lambda: http.get(f"/runs/{run_id}"))
+        time.sleep(25)
+        assert not list(root.glob("trainer.db*"))
+        for file in tmp_path.glob("trainer.db*"):
+            file.rename(root / file.name)
+        becomes(http, "/readyz", 200, seconds=60)
+
+    victim.until(run_id, lambda _run: "the database is back" in said(victim, run_id), seconds=60)
+    goes_on(victim, run_id)
+    victim.client.cancel_run(run_id)
+    run = victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
+    assert run["attempt"] == 1
+    assert_one_at_a_time(victim.log(run_id))
+
+
 def said(victim: Victim, run_id: str) -> str:
     return "\n".join(victim.events(run_id))
