@@ -25,7 +25,7 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
-from trainer_app.store import lease
+from trainer_app.store import metrics
 from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
@@ -95,7 +95,7 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         if job.claim.attempt > 1:
             # An attempt before may have got further than an early stop of this one.
             job.renew_lease()
-            lease.cut_curve(database, job.claim, after=outcome.steps)
+            metrics.cut(database, job.claim, after=outcome.steps)
     return outcome
 
 

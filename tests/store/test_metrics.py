@@ -120,8 +120,8 @@ def test_a_newer_attempt_has_the_say_and_an_older_one_fills_gaps(
 
 def test_a_curve_is_cut_where_its_run_has_ended(database: Database, claim: Claim) -> None:
     _record(database, claim, *(MetricPoint(step=n, train_loss=1.0) for n in (1, 2, 3, 4)))
-    lease.cut_curve(database, claim, after=2)
+    metrics.cut(database, claim, after=2)
     assert [point.step for point in metrics.curve(database, claim.job_id)] == [1, 2]
     lease.hand_back(database, claim, message="")
     with pytest.raises(LeaseLost):
-        lease.cut_curve(database, claim, after=1)
+        metrics.cut(database, claim, after=1)

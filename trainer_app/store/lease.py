@@ -207,13 +207,6 @@ def progress(
         metrics.record(connection, claim.job_id, claim.attempt, points)
 
 
-def cut_curve(db: Database, claim: Claim, *, after: int) -> None:
-    """Take the points beyond a step off the curve: the run has ended there. Raises LeaseLost."""
-    with db.write() as connection:
-        hold(connection, claim, {"heartbeat_at": NOW})
-        metrics.cut(connection, claim.job_id, after=after)
-
-
 def finish(
     db: Database,
     claim: Claim,

@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, case, delete, func, select
 
+from trainer_app.store.claims import Claim, hold
 from trainer_app.store.database import NOW, Database, insert
 from trainer_app.store.tables import MetricRow
 
@@ -78,9 +79,13 @@ def record(
     )
 
 
-def cut(connection: Connection, run_id: str, *, after: int) -> None:
-    """Delete the points beyond a step within the caller's transaction."""
-    connection.execute(delete(MetricRow).where(MetricRow.run_id == run_id, MetricRow.step > after))
+def cut(db: Database, claim: Claim, *, after: int) -> None:
+    """Take the points beyond a step off a curve: its run has ended there. Raises LeaseLost."""
+    with db.write() as connection:
+        hold(connection, claim, {"heartbeat_at": NOW})
+        connection.execute(
+            delete(MetricRow).where(MetricRow.run_id == claim.job_id, MetricRow.step > after)
+        )
 
 
 def curve(
