@@ -24,7 +24,6 @@ from typing import Final, Self
 import redis
 import structlog
 
-from tasks import process
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -96,7 +95,7 @@ class Held:
         self._end_process = end_process
         self._clock = clock
         self._lasting_clock = lasting_clock
-        process.remember_the_worker()
+        self._parent = os.getppid()
         self._ended = threading.Event()
         self._reason: StopReason | None = None
         self._at_work = False
@@ -227,7 +226,7 @@ class Held:
         self._end_process(1)
 
     def _look_at_the_worker(self, now: float) -> None:
-        if process.is_orphaned():
+        if os.getppid() != self._parent:
             # The worker was killed: hand the job back, and outlive it by little.
             self.stop(StopReason.DRAIN)
         if draining.is_set():

@@ -66,15 +66,26 @@ class Job:
     log: JobLog
     events: JobEvents
 
-    def renew_lease(self) -> bool:
-        """Make sure, before a result is published, that it is still this attempt's to publish;
-        True: it is cancelled.
+    def renew_lease(self) -> None:
+        """Make sure, before a result is published, that it is still this attempt's to publish.
 
         However long the database is away: the work is done. Raises LeaseLost.
         """
         seconds = process.settings().jobs.lease_seconds
-        return _write(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
+        insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
 
+
+# A run fails with a code of the contract's list. What was there when it was posted, and is not any
+# more, has changed; half precision without a GPU is all that a run's fields can still be wrong in.
+_RUN_CODES: Final = {
+    "CORPUS_NOT_FOUND": "CORPUS_CHANGED",
+    "TOKENIZER_NOT_FOUND": "MODEL_INCOMPATIBLE",
+    "RUN_NOT_FOUND": "MODEL_INCOMPATIBLE",
+    "NOT_READY": "MODEL_INCOMPATIBLE",
+    "CONFLICT": "MODEL_INCOMPATIBLE",
+    "INVALID_INPUT": "CUDA_NOT_AVAILABLE",
+    "UNAVAILABLE": "INTERNAL_ERROR",
+}
 
 Work = Callable[[Job], Done | StopReason]
 
@@ -189,7 +200,7 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.DRAIN:
             _hand_back(job, "handed back: its worker shuts down", cause="its worker shut down")
         case StopReason.PAUSE:
-            run = _write(lambda: runs.get(process.database(), job.claim.job_id))
+            run = insist(lambda: runs.get(process.database(), job.claim.job_id))
             _hand_back(job, f"paused at step {run.checkpoint_step or 0}")
         case StopReason.CANCEL:
             _fail(job, Status.CANCELLED, None, "cancelled", "user")
@@ -204,7 +215,7 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
 
 
 def _complete(job: Job, done: Done) -> None:
-    _write(
+    insist(
         lambda: lease.finish(
             process.database(),
             job.claim,
@@ -222,7 +233,7 @@ def _complete(job: Job, done: Done) -> None:
 
 
 def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
-    status = _write(
+    status = insist(
         lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause)
     )
     if status is Status.CANCELLED:
@@ -235,7 +246,9 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
 
 
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:
-    _write(
+    if job.claim.kind is JobKind.TRAIN and code is not None:
+        code = _RUN_CODES.get(code, code)
+    insist(
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
         )
@@ -246,7 +259,7 @@ def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorK
 
 def _retry_or_fail(job: Job, error: TrainerError) -> None:
     jobs = process.settings().jobs
-    retries = _write(lambda: lease.retries(process.database(), job.claim))
+    retries = insist(lambda: lease.retries(process.database(), job.claim))
     if retries >= jobs.retry_max:
         _fail(job, Status.FAILED, error.code, error.message, "system")
         return
@@ -255,7 +268,7 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     if job.claim.kind in _WAITED_FOR:
         delay = min(delay, _SHORT_WAIT_SECONDS)
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
-    status = _write(
+    status = insist(
         lambda: lease.retry_later(
             process.database(),
             job.claim,
@@ -274,7 +287,7 @@ def _tell_of_cancellation(job: Job) -> None:
     job.events.failed("user", "cancelled")
 
 
-def _write(change: Callable[[], Written]) -> Written:
+def insist(change: Callable[[], Written]) -> Written:
     """Make a change at the end, however long the database is away: the work is done, keep it."""
     give_up_at = time.monotonic() + _PATIENCE_SECONDS
     pause = 0.1

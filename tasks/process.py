@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Final
 
 import redis
 
@@ -13,20 +14,17 @@ from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
 
-
-@cache
-def _started_by(_pid: int) -> int:
-    return os.getppid()
+_worker: Final[list[int]] = []  # of this process
 
 
 def remember_the_worker() -> None:
-    """The process that has started this one: of a pool's child, its worker."""
-    _started_by(os.getpid())
+    """The process that has started this one, a child of its pool, is its worker."""
+    _worker[:] = [os.getppid()]
 
 
 def is_orphaned() -> bool:
-    """Whether that process has died since: another worker is about to take up its jobs."""
-    return os.getppid() != _started_by(os.getpid())
+    """Whether the worker has died: another one is about to take up its jobs."""
+    return bool(_worker) and os.getppid() not in _worker
 
 
 @cache

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from tasks import process
 from tasks.fetched import corpus_of, finished_tokenizer, whole_model
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
-from tasks.perform import Done, Job
+from tasks.perform import Done, Job, insist
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep
 from trainer_app import artifacts
@@ -22,10 +23,11 @@ from trainer_app.core.files import end_replacements, remove_directory, write_ato
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import Unavailable
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
-from trainer_app.store import metrics
+from trainer_app.store import lease, metrics
 from trainer_app.tracking import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
@@ -43,6 +45,7 @@ def work(job: Job) -> Done | StopReason:
         checkpoint_seconds=settings.jobs.checkpoint_seconds,
         max_threads=settings.threads,
         confirm=job.held.confirm,
+        is_cancelled=partial(_is_cancelled, job),
     )
     for staging in workspace.run.glob("staging-*"):
         # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
@@ -55,8 +58,7 @@ def work(job: Job) -> Done | StopReason:
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason
-        if not _publish(job, spec, outcome, final):
-            return StopReason.CANCEL
+        _publish(job, spec, outcome, final)
     # Checkpoints have served: a finished run is its artifact.
     shutil.rmtree(workspace.run, ignore_errors=True)
     return _done(job, final)
@@ -89,14 +91,21 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         # publish would be to delete it. The next attempt comes to the same end.
         return Stopped(reason=reason, step=0, checkpoint=None)
     if isinstance(outcome, Finished):
+        steps = outcome.steps
         if rows.has_dropped or journal.is_behind:
-            job.renew_lease()  # waits for the database
-            journal.tell_missing(up_to=outcome.steps)
+            insist(lambda: journal.tell_missing(up_to=steps))
         if job.claim.attempt > 1:
             # An attempt before may have got further than an early stop of this one.
-            job.renew_lease()
-            metrics.cut(database, job.claim, after=outcome.steps)
+            insist(lambda: metrics.cut(database, job.claim, after=steps))
     return outcome
+
+
+def _is_cancelled(job: Job) -> bool:
+    """Whether the row says so now; where the database is away, nobody has told it."""
+    try:
+        return lease.cancel_requested(process.database(), job.claim)
+    except Unavailable:
+        return False
 
 
 def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
@@ -113,10 +122,10 @@ def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     )
 
 
-def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> bool:
+def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None:
     """Complete the folder, make sure that the lease still stands, and rename it into place.
 
-    False: not of a run that was cancelled meanwhile. One that is cancelled later is completed.
+    It is too late for a cancellation, which the engine has looked for when all was written.
     """
     settings = process.settings()
     run_id = job.claim.job_id
@@ -129,15 +138,13 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> bool
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    if job.renew_lease():
-        return False
+    job.renew_lease()
     artifacts.publish(
         folder,
         final,
         model_manifest(run_id, spec, finished, times),
         known_digests={_WEIGHTS: finished.weights_sha256},
     )
-    return True
 
 
 def _done(job: Job, final: Path) -> Done:

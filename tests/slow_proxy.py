@@ -12,7 +12,7 @@ _AT_ONCE = 1 << 16
 
 
 class SlowProxy:
-    """Passes on what comes to a port of this host, each piece ``delay`` seconds later."""
+    """Passes on what comes to a port of this host; each piece takes ``delay`` seconds."""
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self.delay = 0.0
@@ -56,5 +56,7 @@ class SlowProxy:
 def slow_proxy(connect: Callable[[], socket.socket]) -> Iterator[SlowProxy]:
     """One before the server that ``connect`` reaches."""
     proxy = SlowProxy(connect)
-    yield proxy
-    proxy.close()
+    try:
+        yield proxy
+    finally:
+        proxy.close()

@@ -109,6 +109,17 @@ def test_without_keys_everybody_on_this_machine_gets_in(client: FlaskClient) -> 
     assert client.get("/runs").status_code == 200
 
 
+def test_without_keys_nobody_gets_in_from_another_machine_whatever_address_was_bound(
+    client: FlaskClient, settings: Settings, make_client: Make
+) -> None:
+    outside = {"REMOTE_ADDR": "192.0.2.9"}
+    for method, path in DOORS:
+        answer = client.open(path, method=method, environ_overrides=outside)
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "FORBIDDEN")
+    opened = make_client(with_host(settings, "0.0.0.0"))
+    assert opened.get("/runs", environ_overrides=outside).status_code == 200
+
+
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:1", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:8000"]
 )

@@ -28,7 +28,9 @@ from trainer_app.core.compilation import (
 )
 from trainer_app.core.evaluate import evaluate
 from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import CompileChoice
+from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
     from tests.training_bench import Bench, Recorder
@@ -250,3 +252,11 @@ def test_an_evaluation_for_which_there_is_no_room_beside_a_recorded_step_is_trie
     observer = recorder()
     assert isinstance(bench.fit(bench.spec, observer, run="short of memory"), Finished)
     assert len(tries) > len(observer.evaluations) > 0
+
+
+def test_an_interruption_while_it_compiles_is_no_failure_of_the_compiler() -> None:
+    def interrupted() -> None:
+        raise StopRequested(StopReason.CANCEL)
+
+    with pytest.raises(StopRequested):
+        compilation("on").compile(interrupted, never)

@@ -258,9 +258,11 @@ def test_what_is_interrupted_half_way_is_done_again_from_the_checkpoint_before(
             patched.setattr(TrainingStep, "_compute", torn_step)
         else:
             patched.setattr(Recorder, "on_evaluation", torn_evaluation)
-        torn = bench.fit(bench.spec, recorder(), run="torn", attempt=2)
+        observer = recorder()
+        torn = bench.fit(bench.spec, observer, run="torn", attempt=2)
     assert isinstance(torn, Stopped)
     assert torn.checkpoint is None
+    assert observer.messages[-1].startswith(f"interrupted within step {torn.step + 1}")
 
     resumed = bench.finish(bench.spec, run="torn", attempt=3)
 

@@ -32,6 +32,13 @@ def test_tokens_come_as_often_as_they_are_likely(top_k: int) -> None:
     assert drawn(GenerateSpec(top_k=top_k, seed=1)) == pytest.approx(expected, abs=0.04)
 
 
+def test_a_top_k_of_0_is_no_limit_and_not_taken_for_the_usual_50() -> None:
+    equal_BV = torch.zeros(4_000, 204)
+    for top_k, most in ((0, 200), (50, 50)):
+        ids_B = Sampler(GenerateSpec(top_k=top_k, seed=1), "cpu").choose(equal_BV.clone())
+        assert len(set(ids_B.tolist())) == pytest.approx(most, rel=0.03)
+
+
 def test_temperature_sharpens_and_flattens() -> None:
     squared = {3: 1 / 30, 4: 16 / 30, 5: 4 / 30, 6: 9 / 30}
     assert drawn(GenerateSpec(temperature=0.5, seed=1)) == pytest.approx(squared, abs=0.04)

@@ -29,7 +29,10 @@ class AnotherRun(Protocol):
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database without any table."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'new' / 'folder' / 'trainer.db'}"
+        path = tmp_path / "new" / "folder" / "trainer.db"
+        path.parent.mkdir(parents=True)
+        path.touch()  # SQLite's own way to be empty
+        return f"sqlite:///{path}"
     url: str = request.getfixturevalue("bare_postgres_url")
     return url
 

@@ -96,7 +96,7 @@ def test_a_file_that_is_moved_away_is_neither_written_to_nor_made_anew(sqlite_ur
         assert corpora.list_(database).items == []
 
 
-def test_a_file_that_another_has_taken_the_place_of_is_left_for_it(
+def test_a_file_that_another_has_taken_the_place_of_is_left_alone(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     restored = f"sqlite:///{tmp_path / 'restored.db'}"
@@ -105,10 +105,24 @@ def test_a_file_that_another_has_taken_the_place_of_is_left_for_it(
     with closing(Database(restored)) as other:
         corpora.add(other, "a" * 64, 1, 1)
     with closing(Database(sqlite_url)) as database:
-        assert corpora.list_(database).items == []
+        corpora.add(database, "b" * 64, 1, 1)  # in the log beside the file, not yet in it
         assert database.file is not None
+        database.file.rename(tmp_path / "aside.db")
         (tmp_path / "restored.db").replace(database.file)
-        assert [one.file_id for one in corpora.list_(database).items] == ["a" * 64]
+        with pytest.raises(Unavailable):
+            corpora.list_(database)
+        database.file.replace(tmp_path / "restored.db")
+        (tmp_path / "aside.db").rename(database.file)
+        assert [one.file_id for one in corpora.list_(database).items] == ["b" * 64]
+    with closing(Database(restored)) as other:
+        assert [one.file_id for one in corpora.list_(other).items] == ["a" * 64]
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "trainer.db"
+    with closing(Database(f"sqlite:///{path}")) as database, pytest.raises(Unavailable):
+        database.ping()
+    assert not path.exists()
 
 
 def test_a_value_that_does_not_fit_is_not_blamed_on_the_database(database: Database) -> None:
@@ -275,7 +289,8 @@ def test_a_statement_that_takes_its_time_is_not_taken_for_a_frozen_server(
             session.scalar(select(func.pg_sleep(2)))  # longer than a ping may
         with _unavailable(within=6), database.read() as session:
             session.scalar(select(func.pg_sleep(20)))
-        database.ping()
+        with database.read() as session:
+            assert session.scalar(select(1)) == 1
 
 
 def test_a_host_that_nobody_answers_is_an_unavailable_database() -> None:

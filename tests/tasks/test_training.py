@@ -28,14 +28,17 @@ from examples.discord_bot.events import (
     MetricsProgress,
     decode,
 )
-from tasks import manifest, process, training
+from tasks import process, training
 from tasks.held import draining
 from tasks.perform import perform
 from trainer_app import artifacts
-from trainer_app.core.fit import Finished
+from trainer_app.core import files
 from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim
 
 
 class Start(Protocol):
@@ -250,20 +253,43 @@ def _steps(file: Path) -> list[int]:
     return [record["history"]["step"]["num"] for record in records if record["type"] == "history"]
 
 
-def test_a_run_that_is_cancelled_before_its_model_is_published_has_none(
+def test_a_run_that_is_cancelled_while_its_model_is_written_keeps_a_checkpoint_and_no_model(
     start: Start, worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = start()
 
-    def cancel_first(run: str, spec: TrainSpec, finished: Finished) -> str:
+    def cancel_first(folder: Path) -> None:
         lease.request_cancel(process.database(), run_id)
-        return manifest.model_card(run, spec, finished)
+        files.fsync_tree(folder)
 
-    monkeypatch.setattr("tasks.training.model_card", cancel_first)
+    monkeypatch.setattr("trainer_app.core.fit.fsync_tree", cancel_first)
     perform(run_id, hostname="train-0@here", work=training.work)
 
-    assert runs.get(process.database(), run_id).status == "cancelled"
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.step, run.checkpoint_step) == ("cancelled", 12, 12)
     assert not artifacts.model_directory(worker, run_id).exists()
+    assert not list(worker.paths.runs.rglob("model"))
+
+
+def test_a_database_that_is_away_when_a_curve_is_cut_is_waited_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start()
+    first = lease.claim(process.database(), run_id, "train-0@here:1", lease_seconds=60)
+    assert first is not None
+    lease.hand_back(process.database(), first, message="")
+    cut, away = metrics.cut, [Unavailable("the database is away or busy")] * 2
+
+    def cut_later(database: Database, claim: Claim, *, after: int) -> None:
+        if away:
+            raise away.pop()
+        cut(database, claim, after=after)
+
+    monkeypatch.setattr(metrics, "cut", cut_later)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt) == ("completed", 2)
 
 
 def test_a_curve_ends_where_its_run_does_however_far_an_attempt_before_had_got(

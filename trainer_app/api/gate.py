@@ -64,9 +64,18 @@ def is_open(path: str) -> bool:
 
 def _check() -> None:
     settings = current.settings()
+    _check_reach(settings)
     _check_names(settings)
     if settings.security.api_keys and not is_open(request.path):
         _check_key(settings.security.api_keys)
+
+
+def _check_reach(settings: Settings) -> None:
+    """Whatever address another starter has bound: without a key nobody comes in from outside."""
+    if settings.security.api_keys or settings.security.allow_open:
+        return
+    if request.remote_addr and not is_loopback(request.remote_addr):  # none: a socket's file
+        raise Forbidden("without SECURITY__API_KEY this server answers to its own machine alone")
 
 
 def _check_names(settings: Settings) -> None:

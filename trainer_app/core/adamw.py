@@ -21,7 +21,7 @@ Group = dict[str, object]
 class ClippedAdamW(torch.optim.AdamW):  # pragma: needs cuda
     """torch's AdamW, in state and in what it computes, on gradients clipped to ``max_norm``.
 
-    All parameters are float32 and on one GPU, and all have gradients at each step.
+    All parameters are contiguous, float32 and on one GPU, and all have gradients at each step.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from trainer_app.core.files import write_atomically
+from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,6 +157,8 @@ class Compilation:
         except _Left:
             self._compiled = None
             return "was to stop while it compiled"
+        except StopRequested:  # an interruption, no failure
+            raise
         except Exception as error:  # whatever a compiler may raise
             self._compiled = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -69,6 +69,7 @@ class Workspace:
     compiled: Path | None = None  # cache shared by all runs: code for GPUs; None: not kept
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
+    is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,22 +282,27 @@ class _Attempt:
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
             self._observer.on_message("saving the model")
-            self._heed_a_cancellation()
+            # Others who ask to stop are better served by the end, which is near.
+            _heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
             finished = self._finished(loop, place, data, test)
-            self._heed_a_cancellation()
+            _heed(cancelled=self._workspace.is_cancelled())
         except StopRequested as stop:
-            keeps = stop.reason is not StopReason.FENCED and not loop.torn
-            return Stopped(
-                reason=stop.reason,
-                step=loop.state.step,
-                checkpoint=loop.checkpoint() if keeps else None,
-            )
+            return self._stopped(loop, stop.reason)
         return finished
 
-    def _heed_a_cancellation(self) -> None:
-        """Others who ask to stop are better served by the end, which is near."""
-        if self._observer.should_stop() is StopReason.CANCEL:
-            raise StopRequested(StopReason.CANCEL)
+    def _stopped(self, loop: Loop, reason: StopReason) -> Stopped:
+        """Keep what there is, where it is whole and still this attempt's."""
+        checkpoint = None
+        if reason is not StopReason.FENCED:
+            shutil.rmtree(self._staging / "model", ignore_errors=True)
+            if loop.torn:
+                step = loop.state.step + 1
+                self._observer.on_message(
+                    f"interrupted within step {step}: the checkpoint before it counts"
+                )
+            else:
+                checkpoint = loop.checkpoint()
+        return Stopped(reason=reason, step=loop.state.step, checkpoint=checkpoint)
 
     def _finished(self, loop: Loop, place: Place, data: Data, test: Evaluation | None) -> Finished:
         """Write the model that is to be published."""
@@ -334,3 +340,8 @@ class _Attempt:
             execution=loop.execution,
             performance=loop.performance(),
         )
+
+
+def _heed(*, cancelled: bool) -> None:
+    if cancelled:
+        raise StopRequested(StopReason.CANCEL)

@@ -154,9 +154,11 @@ class Loop:
             if time.monotonic() >= next_checkpoint and self.state.step:
                 self._checkpoint_beside()
                 next_checkpoint = time.monotonic() + self._checkpoint_seconds
-            if self._step.compile_if_due(
-                self.state.step, self._log.steady_step_seconds, self._observer.should_stop
-            ):
+            with self._in_one_piece():  # it draws random numbers, and takes them back
+                compiled = self._step.compile_if_due(
+                    self.state.step, self._log.steady_step_seconds, self._observer.should_stop
+                )
+            if compiled:
                 self._log.restart_clock()
             with self._in_one_piece():
                 result = self._step(self.state.step)

@@ -32,7 +32,8 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     rate = _rate(model, spec)
     on_gpu = isinstance(rate, torch.Tensor)
     if spec.optimizer == "adamw":
-        if isinstance(rate, torch.Tensor) and why_unfused(rate.dtype) is None:
+        flat = all(p.is_contiguous() and p.dtype == torch.float32 for p in trained)
+        if isinstance(rate, torch.Tensor) and flat and why_unfused(rate.dtype) is None:
             return ClippedAdamW(  # pragma: needs cuda
                 groups, lr=rate, betas=BETAS, max_norm=largest_norm(spec)
             )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import psycopg
-from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, select
+from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
@@ -25,7 +24,6 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -101,9 +99,9 @@ class Database:
             yield connection
 
     def ping(self) -> None:
-        """Raises Unavailable unless the database answers."""
+        """Raises Unavailable unless the database answers, and has its tables."""
         with self.read() as connection:
-            connection.scalar(select(1))
+            connection.scalar(text("SELECT version_num FROM alembic_version"))
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
@@ -169,24 +167,25 @@ def _parse(url: str) -> URL:
 
 def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     path = Path(str(url.database)).absolute()
-    opened = threading.Event()
+    first: list[tuple[int, int]] = []
 
     def connect() -> sqlite3.Connection:
-        # Made where there is none, but not again: what was there is somewhere else.
-        mode = "rw" if opened.is_set() else "rwc"
+        # Never made here: what was there may be somewhere else (migrate makes a new one). Never
+        # another than the first: SQLite would put what the first has left in its log into it.
+        before = _identity(path)
         connection = sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}", timeout=wait_seconds, check_same_thread=False, uri=True
+            f"{path.as_uri()}?mode=rw", timeout=wait_seconds, check_same_thread=False, uri=True
         )
-        opened.set()
+        if before is None or _identity(path) != (first or [before])[0]:
+            connection.close()
+            raise sqlite3.DatabaseError("the database's file is another one than before")
+        first[:] = [before]
         return connection
 
-    def remember_the_file(_connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
-        record.info["file"] = _identity(path)
-
-    def leave_another_file(
-        _connection: sqlite3.Connection, record: ConnectionPoolEntry, _proxy: object
+    def leave_a_file_that_was_moved(
+        _connection: sqlite3.Connection, _record: object, _proxy: object
     ) -> None:
-        if record.info["file"] != _identity(path):
+        if first != [_identity(path)]:
             raise DisconnectionError("the database's file is not where it was")
 
     engine = create_engine(
@@ -197,8 +196,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
         pool_timeout=wait_seconds,
     )
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "connect", remember_the_file)
-    event.listen(engine, "checkout", leave_another_file)
+    event.listen(engine, "checkout", leave_a_file_that_was_moved)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 

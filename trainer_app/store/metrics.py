@@ -69,11 +69,18 @@ def record(
         return
     statement = insert(connection, MetricRow).values(at=NOW)
     new = statement.excluded
-    changed = {name: func.coalesce(new[name], getattr(MetricRow, name)) for name in _MEASURES}
+    is_older = new.attempt < MetricRow.attempt  # it fills gaps, no more
+    changed = {}
+    for name in _MEASURES:
+        there = getattr(MetricRow, name)
+        changed[name] = case(
+            (is_older, func.coalesce(there, new[name])), else_=func.coalesce(new[name], there)
+        )
+    newest = case((is_older, MetricRow.attempt), else_=new.attempt)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[MetricRow.run_id, MetricRow.step],
-            set_={"epoch": new.epoch, "attempt": new.attempt, "at": new.at, **changed},
+            set_={"epoch": new.epoch, "attempt": newest, "at": new.at, **changed},
         ),
         list(rows.values()),
     )
