@@ -120,7 +120,7 @@ class Database:
             if _is_fault_of_the_statement(error):
                 raise
             # The driver's words name hosts, users and files: they are for the log, as the cause.
-            raise Unavailable("the database is away or busy") from error
+            raise Unavailable(_condition(error)) from error
 
     def _engine(self) -> Engine:
         engine = self._engines.get(os.getpid())
@@ -137,19 +137,32 @@ class Database:
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
     """Whether a statement of ours, or its values, are to blame, not the database's condition."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    # A table that is not there: something else has taken the database's place, or it is restored.
-    if isinstance(cause, psycopg.errors.UndefinedTable):
+    if _lacks_tables(error):
         return False
     if isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError):
         return True
     # SQLite has one code for all that is wrong with a statement, and an exception that it shares
     # with a locked file and a full disk.
-    return (
-        isinstance(cause, sqlite3.OperationalError)
-        and cause.sqlite_errorcode == sqlite3.SQLITE_ERROR
-        and not str(cause).startswith("no such table")
-    )
+    return _sqlite_code(error) == sqlite3.SQLITE_ERROR
+
+
+def _lacks_tables(error: DBAPIError | PoolTimeout) -> bool:
+    """Nobody has made them, something else has taken the database's place, or it is restored."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    if isinstance(cause, psycopg.errors.UndefinedTable):
+        return True
+    return _sqlite_code(error) == sqlite3.SQLITE_ERROR and str(cause).startswith("no such table")
+
+
+def _sqlite_code(error: DBAPIError | PoolTimeout) -> int | None:
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return cause.sqlite_errorcode if isinstance(cause, sqlite3.OperationalError) else None
+
+
+def _condition(error: DBAPIError | PoolTimeout) -> str:
+    if _lacks_tables(error) or _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:
+        return "the database is not there, or has no tables yet: `trainer db upgrade` makes them"
+    return "the database is away or busy"
 
 
 def _parse(url: str) -> URL:
