@@ -52,6 +52,16 @@ def test_corpora_are_listed_newest_first_a_page_at_a_time(database: Database) ->
     assert [corpus.file_id for corpus in rest.items] == ids[:1]
 
 
+def test_a_cursor_leads_on_when_its_item_was_deleted(database: Database) -> None:
+    for digit in "abc":
+        corpora.add(database, digit * 64, 1, 1)
+        time.sleep(0.002)
+    page = corpora.list_(database, limit=1)
+    corpora.delete(database, page.items[0].file_id)
+    rest = corpora.list_(database, after=page.next)
+    assert [corpus.file_id[0] for corpus in rest.items] == ["b", "a"]
+
+
 def test_a_corpus_that_a_run_will_read_cannot_be_deleted(
     database: Database, another_run: AnotherRun
 ) -> None:

@@ -135,7 +135,7 @@ def test_tokenizers_are_listed_newest_first_a_page_at_a_time(database: Database)
         _create(database, replace(_SPEC, tokenizer_id=name))
     page = tokenizers.list_(database, limit=2)
     assert [tokenizer.tokenizer_id for tokenizer in page.items] == ["c", "b"]
-    assert (page.has_more, page.next) == (True, "b")
+    assert page.has_more
     rest = tokenizers.list_(database, limit=2, after=page.next)
     assert [tokenizer.tokenizer_id for tokenizer in rest.items] == ["a"]
 

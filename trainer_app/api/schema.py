@@ -10,8 +10,8 @@ from marshmallow import RAISE, Schema, fields
 from marshmallow.schema import Schema as AnySchema
 
 from trainer_app.api.errors import STATUSES, Detail
-from trainer_app.api.fields import QueryInteger, StrictString, about, between, length, shown
-from trainer_app.api.ids import DOCUMENTED
+from trainer_app.api.fields import QueryInteger, StrictString, about, between, shown
+from trainer_app.store.pages import CURSOR
 from trainer_app.store.tables import Status
 
 _MAX_DETAILS: Final = 20  # a body of a million unknown keys is answered briefly
@@ -42,8 +42,7 @@ class PageQuerySchema(StrictSchema):
     )
     after = StrictString(
         load_default=None,
-        validate=length(1, 128),
-        metadata=about("The `next` of the page before.") | DOCUMENTED,
+        metadata=about("The `next` of the page before.") | {"pattern": f"^{CURSOR}$"},
     )
 
 

@@ -58,22 +58,16 @@ def get(db: Database, file_id: str) -> Corpus:
 
 
 def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Corpus]:
-    """All corpora, newest first. Raises FieldError on an unknown cursor."""
+    """All corpora, newest first. Raises FieldError on a bad cursor."""
     with db.read() as connection:
-        older = pages.older_than(
-            connection,
-            after,
-            times=select(CorpusRow.created_at),
-            time=CorpusRow.created_at,
-            name=CorpusRow.file_id,
-        )
+        older = pages.older_than(after, time=CorpusRow.created_at, name=CorpusRow.file_id)
         rows = connection.execute(
             _CORPORA.where(*older)
             .order_by(CorpusRow.created_at.desc(), CorpusRow.file_id.desc())
             .limit(limit + 1)
         )
         found = [_corpus(row) for row in rows]
-    return pages.cut(found, limit, lambda corpus: corpus.file_id)
+    return pages.cut(found, limit, lambda corpus: (corpus.created_at, corpus.file_id))
 
 
 def delete(db: Database, file_id: str) -> None:

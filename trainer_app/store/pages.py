@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, literal, tuple_
+from sqlalchemy import ColumnElement, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from trainer_app.errors import FieldError
+from trainer_app.safe_paths import ID_PATTERN
 
 T = TypeVar("T")
+
+# When the last item of a page was created, bit for bit, and its name: so a cursor leads on after
+# that item was deleted.
+CURSOR: Final = rf"[0-9a-f]{{16}}~{ID_PATTERN}"
+_CURSOR: Final = re.compile(CURSOR)
+_TIME: Final = struct.Struct(">d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,28 +34,36 @@ class Page(Generic[T]):
 
 
 def older_than(
-    connection: Connection,
-    after: str | None,
-    *,
-    times: Select[float],
-    time: InstrumentedAttribute[float],
-    name: InstrumentedAttribute[str],
+    after: str | None, *, time: InstrumentedAttribute[float], name: InstrumentedAttribute[str]
 ) -> list[ColumnElement[bool]]:
-    """What rows after the cursor fulfil; stable while new rows come in at the front.
+    """What rows after the cursor fulfil; stable while rows come in at the front, and go.
 
-    The cursor is the name of the last item seen; ``times`` selects when each was created.
-    Raises FieldError when nothing has that name.
+    Raises FieldError where ``after`` is no cursor.
     """
     if after is None:
         return []
-    at = connection.scalar(times.where(name == after))
-    if at is None:
-        raise FieldError("after", f"{after!r} is not an item of this list")
-    return [tuple_(time, name) < tuple_(literal(at), literal(after))]
+    last, last_name = _read(after)
+    return [tuple_(time, name) < tuple_(literal(last), literal(last_name))]
 
 
-def cut(items: Sequence[T], limit: int, name: Callable[[T], str]) -> Page[T]:
-    """The page of the first ``limit`` items of ``limit + 1`` that were looked for."""
+def cut(items: Sequence[T], limit: int, key: Callable[[T], tuple[float, str]]) -> Page[T]:
+    """The page of the first ``limit`` items of ``limit + 1`` that were looked for.
+
+    ``key`` tells when an item was created, in unix seconds, and its name.
+    """
     kept = items[:limit]
     more = len(items) > limit
-    return Page(items=kept, has_more=more, next=name(kept[-1]) if more else None)
+    return Page(items=kept, has_more=more, next=_cursor(*key(kept[-1])) if more else None)
+
+
+def _cursor(time: float, name: str) -> str:
+    return f"{_TIME.pack(time).hex()}~{name}"
+
+
+def _read(cursor: str) -> tuple[float, str]:
+    if _CURSOR.fullmatch(cursor) is not None:
+        bits, _, name = cursor.partition("~")
+        time = _TIME.unpack(bytes.fromhex(bits))[0]
+        if math.isfinite(time):
+            return time, name
+    raise FieldError("after", f"{cursor!r} is not the next of a page")

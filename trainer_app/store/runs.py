@@ -119,7 +119,7 @@ def list_(
     limit: int = 50,
     after: str | None = None,
 ) -> Page[Run]:
-    """The runs that fit all that is given, newest first. Raises FieldError on an unknown cursor."""
+    """The runs that fit all that is given, newest first. Raises FieldError on a bad cursor."""
     statement = (
         _runs(_numbered.c.position)
         .outerjoin(_numbered, _numbered.c.id == JobRow.id)
@@ -135,16 +135,10 @@ def list_(
         tagged = select(RunTagRow.run_id).where(RunTagRow.tag == tag)
         statement = statement.where(RunRow.id.in_(tagged))
     with db.read() as connection:
-        older = pages.older_than(
-            connection,
-            after,
-            times=select(JobRow.created_at).where(JobRow.kind == JobKind.TRAIN),
-            time=JobRow.created_at,
-            name=JobRow.id,
-        )
+        older = pages.older_than(after, time=JobRow.created_at, name=JobRow.id)
         statement = statement.where(*older).order_by(JobRow.created_at.desc(), JobRow.id.desc())
         runs = [_run(row) for row in connection.execute(statement.limit(limit + 1)).mappings()]
-    return pages.cut(runs, limit, lambda run: run.run_id)
+    return pages.cut(runs, limit, lambda run: (run.created_at, run.run_id))
 
 
 # The position of one job: those ahead of it are counted, and only while it is queued.

@@ -99,15 +99,9 @@ def get(db: Database, tokenizer_id: str) -> Tokenizer:
 
 
 def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[Tokenizer]:
-    """All tokenizers, newest first. Raises FieldError on an unknown cursor."""
+    """All tokenizers, newest first. Raises FieldError on a bad cursor."""
     with db.read() as connection:
-        older = pages.older_than(
-            connection,
-            after,
-            times=select(JobRow.created_at).join(TokenizerRow, TokenizerRow.job_id == JobRow.id),
-            time=JobRow.created_at,
-            name=TokenizerRow.id,
-        )
+        older = pages.older_than(after, time=JobRow.created_at, name=TokenizerRow.id)
         statement = (
             _tokenizers()
             .where(*older)
@@ -115,7 +109,7 @@ def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[To
             .limit(limit + 1)
         )
         found = [_tokenizer(row) for row in connection.execute(statement).mappings()]
-    return pages.cut(found, limit, lambda tokenizer: tokenizer.tokenizer_id)
+    return pages.cut(found, limit, lambda one: (one.created_at, one.tokenizer_id))
 
 
 def _take_name(connection: Connection, tokenizer_id: str, job_id: str, method: str) -> None:
