@@ -1,7 +1,8 @@
 """The loop that keeps jobs moving: ``python -m tasks.housekeeping``.
 
-Ends the attempts whose lease is over, and publishes again what no worker has taken. Each pass is
-idempotent: any number of such processes may run.
+Ends the attempts whose lease is over, cancels queued runs whose cancellation was set in Redis, and
+publishes again what no worker has taken. Each pass is idempotent: any number of such processes may
+run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 import redis
 import structlog
 
-from tasks import process
+from tasks import by_hand, process
 from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
@@ -154,7 +155,7 @@ def run(stop: threading.Event) -> None:
     slow.start()
     reaper = Reaper()
     while not stop.is_set():
-        for duty in (reaper.one_pass, dispatch, purge):
+        for duty in (reaper.one_pass, by_hand.heed_queued, dispatch, purge):
             try:
                 duty()
             except Unavailable as error:

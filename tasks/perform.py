@@ -8,17 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-import redis
 import structlog
 
-from tasks import process
+from tasks import by_hand, process
 from tasks.held import Held
 from tasks.owner import owner
 from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
-    AlreadyFinished,
     Conflict,
     FieldError,
     LeaseLost,
@@ -30,7 +28,6 @@ from trainer_app.errors import (
 )
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
-from trainer_app.queue import cancelled_key
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Artifact, Claim, JobKind, Status
 
@@ -103,7 +100,7 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     if process.is_orphaned():
         _log.warning("the worker of this process has died: the job is left to another")
         return
-    _heed_a_cancellation_set_by_hand(job_id)
+    by_hand.heed([job_id])  # a run that is cancelled in Redis never starts
     claim = lease.claim(
         process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds
     )
@@ -133,28 +130,6 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         job = Job(claim=claim, held=held, log=log, events=events)
         _end_held(job, _outcome(job, work))
     log.close()
-
-
-def _heed_a_cancellation_set_by_hand(job_id: str) -> None:
-    """A client may ask in Redis as well as in the API: a run that is queued then never starts."""
-    try:
-        if process.redis_client().get(cancelled_key(job_id)) != "1":
-            return
-    except (redis.RedisError, OSError):
-        return  # the lease's thread looks again, and again
-    try:
-        run = runs.get(process.database(), job_id)
-    except NotFound:
-        return  # another kind of job: its lease's thread looks
-    events = process.job_events(
-        JobKind.TRAIN, job_id=job_id, user_id=run.user_id, queue_name=run.queue
-    )
-    with suppress(AlreadyFinished):
-        lease.request_cancel(
-            process.database(), job_id, on_cancelled=lambda: events.failed("user", "cancelled")
-        )
-    with suppress(redis.RedisError, OSError):
-        process.redis_client().delete(cancelled_key(job_id))  # a client's own has no end
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:

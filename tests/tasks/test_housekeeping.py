@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks import housekeeping, process
+from tasks import by_hand, housekeeping, process
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DataNotFound
+from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs
+from trainer_app.store import lease, pauses, requests, runs
 from trainer_app.store.lease import JobKind, Wakeup
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -63,6 +64,36 @@ def test_all_queued_runs_are_published_again_when_redis_was_wiped(
     housekeeping.dispatch()
 
     assert waiting("trainer") == 1
+
+
+def test_a_queued_run_whose_cancellation_is_set_in_redis_is_cancelled_before_its_turn(
+    worker: Settings, run_id: str, sent_events: Sent
+) -> None:
+    other = runs.create(process.database(), SPEC, queue="trainer").run_id
+    process.redis_client().set(cancelled_key(run_id), "1")
+    process.redis_client().set(cancelled_key(other), "0")
+
+    for _ in range(2):
+        by_hand.heed_queued()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.message) == ("cancelled", "cancelled before it started")
+    assert runs.get(process.database(), other).status == "queued"
+    assert process.redis_client().get(cancelled_key(run_id)) is None
+    [event] = sent_events()
+    assert (event["job_id"], event["error_kind"], event["message"]) == (run_id, "user", "cancelled")
+
+
+def test_a_paused_run_whose_cancellation_is_set_in_redis_is_cancelled(
+    worker: Settings, run_id: str
+) -> None:
+    pauses.pause(process.database(), run_id)
+    process.redis_client().set(cancelled_key(run_id), "1")
+
+    by_hand.heed_queued()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.paused) == ("cancelled", False)
 
 
 def test_nothing_is_marked_as_published_while_redis_is_away(

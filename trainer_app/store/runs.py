@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,6 +108,15 @@ def get(db: Database, run_id: str) -> Run:
     if row is None:
         raise RunNotFound(f"{run_id}: there is no such run")
     return _run(row)
+
+
+def queued(db: Database) -> Sequence[str]:
+    """The ids of the runs that no worker has yet, paused ones among them."""
+    statement = select(JobRow.id).where(
+        JobRow.kind == JobKind.TRAIN, JobRow.status == Status.QUEUED
+    )
+    with db.read() as connection:
+        return connection.scalars(statement).all()
 
 
 def list_(
