@@ -102,7 +102,7 @@ def test_the_same_bytes_give_the_same_corpus(client: FlaskClient, settings: Sett
     assert files(settings) == [f"{SHA256}.txt"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b" \n\t\r\n "])
+@pytest.mark.parametrize("data", [b"", b"\n", b" \n\t\r\n ", b"\xef\xbb\xbf", b"\xef\xbb\xbf \n"])
 def test_a_corpus_without_text_is_refused(
     client: FlaskClient, settings: Settings, data: bytes
 ) -> None:
@@ -138,6 +138,14 @@ def test_a_character_may_lie_across_two_blocks() -> None:
         scan.update(bytes([byte]))
     text = scan.finish()
     assert (text.bytes, text.lines) == (7, 1)
+
+
+def test_a_byte_order_mark_across_two_blocks_is_no_text() -> None:
+    scan = TextScan()
+    for byte in "\ufeff\n".encode():
+        scan.update(bytes([byte]))
+    with pytest.raises(CorpusEmpty):
+        scan.finish()
 
 
 def test_the_offset_counts_what_an_earlier_block_left_over() -> None:

@@ -64,13 +64,14 @@ BAD_PATHS = {
     "a variable": "$HOME/outside.txt",
     "a newline": "tale.txt\n",
     "a name of 300 characters": "x" * 300,
-    "a missing file": "missing.txt",
+    "a name of 5,000 characters": "x" * 5_000,
+    "a folder of 5,000 characters": "x/" * 2_500 + "x",
 }
 IMPOSSIBLE_PATHS = {
     "empty": "",
     "NUL": "tale.txt\0.jpg",
     "half a surrogate": "\ud800",
-    "5,000 characters": "x" * 5_000,
+    "10,000 characters": "x" * 10_000,
     "a number": 1,
     "a list": ["tale.txt"],
 }
@@ -115,23 +116,25 @@ def rows(client: FlaskClient) -> list[object]:
     return [*client.get("/runs").get_json()["data"], *client.get("/tokenizers").get_json()["data"]]
 
 
+@pytest.mark.parametrize("path", BAD_PATHS.values(), ids=BAD_PATHS)
 @pytest.mark.parametrize("address", PATH_FIELDS)
-def test_no_path_leads_out_and_all_get_the_answer_of_a_missing_one(
-    client: FlaskClient, trap: Path, run_id: str, address: str
+def test_no_path_leads_out_and_each_gets_the_answer_of_a_missing_one(
+    client: FlaskClient, trap: Path, run_id: str, address: str, path: str
 ) -> None:
     before = rows(client)
     field = PATH_FIELDS[address]
     kept = {"method", "vocab_size", "model_family", "model_size"}
     base = {name: value for name, value in BODIES[address].items() if name in kept}
-    answers = {}
-    for name, path in BAD_PATHS.items():
+
+    def asked_for(path: str) -> tuple[int, str, str]:
         answer = client.post(address.format(run=run_id), json={**base, field: path})
         assert SECRET not in answer.text
         assert os.environ["PATH"] not in answer.text
-        found = answer.get_json()
-        answers[name] = (answer.status_code, found["code"], found["message"])
-    assert set(answers.values()) == {answers["a missing file"]}
-    assert answers["a missing file"][0] == 404
+        return answer.status_code, answer.get_json()["code"], answer.get_json()["message"]
+
+    missing = asked_for("missing.txt")
+    assert missing[0] == 404
+    assert asked_for(path) == missing
     assert rows(client) == before
 
 

@@ -6,10 +6,9 @@ from typing import TypedDict
 
 from marshmallow import fields, post_load
 
-from trainer_app.api.fields import StrictString, about, length, one_of
+from trainer_app.api.fields import LONGEST_PATH, StrictString, about, length, one_of
 from trainer_app.api.schema import RequestSchema, StrictSchema
 from trainer_app.core.evaluate_spec import EVALUATED_SPLITS, EvaluateSpec
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 
 
 def _split() -> StrictString:
@@ -27,7 +26,7 @@ class EvaluateSchema(StrictSchema):
     path_override = StrictString(
         load_default=None,
         allow_none=True,
-        validate=length(1, MAX_NAME_LENGTH),
+        validate=length(1, LONGEST_PATH),
         metadata=about(
             "A text under the corpus root to evaluate on, all of it, instead of the split; what "
             "comes of it is kept under the split's name."

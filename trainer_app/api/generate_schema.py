@@ -10,6 +10,7 @@ from marshmallow import fields, post_load, validates_schema
 
 from trainer_app.api import job_fields, sampling_fields
 from trainer_app.api.fields import (
+    LONGEST_PATH,
     LONGEST_TEXT,
     StrictBoolean,
     StrictInteger,
@@ -21,7 +22,6 @@ from trainer_app.api.fields import (
 )
 from trainer_app.api.schema import RequestSchema, StrictSchema
 from trainer_app.core.generation_spec import MAX_RETURN_SEQUENCES, GenerateSpec
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 
 _DEFAULTS: Final = asdict(GenerateSpec(prompt_text=""))
 
@@ -36,7 +36,7 @@ class GenerateSchema(StrictSchema):
     )
     prompt_path = StrictString(
         load_default=None,
-        validate=length(1, MAX_NAME_LENGTH),
+        validate=length(1, LONGEST_PATH),
         metadata=about("A file under the corpus root; this or prompt_text.", "prompts/tale.txt"),
     )
     max_new_tokens = sampling_fields.max_new_tokens(_DEFAULTS["max_new_tokens"])

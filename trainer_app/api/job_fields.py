@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from trainer_app.api.fields import (
     INT64_MAX,
+    LONGEST_PATH,
     UINT32_MAX,
     StrictInteger,
     StrictNumber,
@@ -15,7 +16,6 @@ from trainer_app.api.fields import (
     length,
 )
 from trainer_app.api.ids import DOCUMENTED
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 
 
 def corpus_file_id() -> StrictString:
@@ -31,7 +31,7 @@ def corpus_path() -> StrictString:
     """What to learn from: a file that is there."""
     return StrictString(
         load_default=None,
-        validate=length(1, MAX_NAME_LENGTH),
+        validate=length(1, LONGEST_PATH),
         metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
     )
 

@@ -9,6 +9,7 @@ from marshmallow import Schema, fields, post_load, validates_schema
 
 from trainer_app.api import job_fields
 from trainer_app.api.fields import (
+    LONGEST_PATH,
     LONGEST_TEXT,
     StrictInteger,
     StrictString,
@@ -26,7 +27,6 @@ from trainer_app.core.score_spec import (
     MAX_TOP_K,
     ScoreSpec,
 )
-from trainer_app.safe_paths import MAX_NAME_LENGTH
 
 _PREDICTED: Final = "Entry i is about token i + 2 of the text, counted from 1."
 
@@ -41,7 +41,7 @@ class ScoreSchema(StrictSchema):
     )
     path = StrictString(
         load_default=None,
-        validate=length(1, MAX_NAME_LENGTH),
+        validate=length(1, LONGEST_PATH),
         metadata=about("A file under the corpus root; this or text.", "tales/king.txt"),
     )
     detail_level = StrictString(

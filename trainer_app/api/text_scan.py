@@ -5,8 +5,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 from dataclasses import dataclass
+from typing import Final
 
 from trainer_app.errors import CorpusEmpty, CorpusNotText
+
+BYTE_ORDER_MARK: Final = "\ufeff"  # at the start of a file: no part of its text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,7 @@ class TextScan:
         self._bytes = 0
         self._newlines = 0
         self._last = b""
+        self._at_start = True
         self._has_text = False
 
     def update(self, block: bytes) -> None:
@@ -35,6 +39,9 @@ class TextScan:
         if nul >= 0:
             raise CorpusNotText(f"the corpus is not text: NUL at byte {self._bytes + nul}")
         text = self._decode(block, final=False)
+        if self._at_start and text:
+            text = text.removeprefix(BYTE_ORDER_MARK)
+            self._at_start = False
         self._has_text = self._has_text or (not text.isspace() and text != "")
         self._hash.update(block)
         self._bytes += len(block)

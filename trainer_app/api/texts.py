@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer_app.api import current
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.fields import LONGEST_TEXT
+from trainer_app.api.text_scan import BYTE_ORDER_MARK
 from trainer_app.errors import DataNotFound
 from trainer_app.safe_paths import open_beneath
 
@@ -24,7 +25,7 @@ def read_text(field: str, name: str) -> str:
     if len(data) > LONGEST_TEXT:
         raise InvalidInput([Detail(field, f"the file is larger than {LONGEST_TEXT} bytes")])
     try:
-        text = data.decode().removeprefix("\ufeff")  # the byte order mark, as of a corpus
+        text = data.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         reason = f"the file is not UTF-8 text: bad byte at byte {error.start}"
         raise InvalidInput([Detail(field, reason)]) from None
