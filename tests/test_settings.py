@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from trainer_app.errors import SettingsError
-from trainer_app.settings import load_settings
+from trainer_app.settings import Others, load_settings
 from trainer_app.store.database import Database
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
-READ_BY_OTHERS = "# --- read by others"
 JOB_SETTINGS = {
     "QUEUE_NAME": "night",
     "JOB_TIMEOUT_SEC": "61",
@@ -38,6 +37,10 @@ BAD_VALUES = [
     ("SECURITY__RATE_LIMIT", "10/minute;"),
     ("SECURITY__RATE_LIMIT", "10/minute 5/second"),
     ("SECURITY__RATE_LIMIT", "10/minute\n"),
+    ("API__HOST", ""),
+    ("API__HOST", "two words"),
+    ("API__HOST", "http://localhost"),
+    ("API__HOST", "localhost\n"),
     ("API__PORT", "65536"),
     ("API__PORT", "-1"),
     ("API__PORT", "http"),
@@ -102,10 +105,14 @@ BAD_VALUES = [
     ("WANDB__PROJECT", ""),
     ("WANDB__PROJECT", "team/project"),
     ("WANDB__PROJECT", "p" * 129),
+    ("FLOWER__HOST", "a/b"),
     ("FLOWER__PORT", "65536"),
     ("FLOWER__BASIC_AUTH", "secret"),
     ("FLOWER__BASIC_AUTH", "user:"),
     ("FLOWER__BASIC_AUTH", "one:secret,"),
+    ("TORCH_INDEX", "pypi"),
+    ("TORCH_INDEX", "https://one https://two"),
+    ("HF_HOME", __file__),
     ("RQ__QUEUE_NAME", "a b"),
     ("RQ__RETRY_MAX", "none"),
     ("RQ__RETRY_INTERVALS_SEC", "soon"),
@@ -118,10 +125,11 @@ FREE_TEXT = {
     "APP__RUNS_ROOT",
     "APP__LOGS_ROOT",
     "APP__CORPUS_ROOT",
-    "API__HOST",
     "WANDB_DIR",
-    "FLOWER__HOST",
 }
+
+# Settings whose names have no part that says whose they are.
+OTHER_NAMES = {"APP_ENV", "API_GATEWAY_URL", "GIT_COMMIT", "HF_HOME", "TORCH_INDEX", "WANDB_DIR"}
 
 
 class RecordingEnviron(dict[str, str]):
@@ -140,7 +148,7 @@ class RecordingEnviron(dict[str, str]):
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine that runs the tests reaches them."""
     for name in os.environ:
-        if "__" in name or name in {"APP_ENV", "API_GATEWAY_URL"}:
+        if "__" in name or name in OTHER_NAMES:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -156,7 +164,7 @@ def names_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def example_values() -> dict[str, str]:
     """NAME=default of each line of .env.example that is about a setting."""
-    text = EXAMPLE.read_text("utf-8").partition(READ_BY_OTHERS)[0]
+    text = EXAMPLE.read_text("utf-8")
     return dict(re.findall(r"^#([A-Z][A-Z_]*)=(.*)$", text, flags=re.MULTILINE))
 
 
@@ -233,6 +241,30 @@ def test_a_refused_password_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_refused_package_index_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_INDEX", "ftp://user:hunter2@index")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0.0.0.0", "::1", "::", "fe80::1%eth0", "localhost", "a-b.example"]
+)
+def test_any_name_or_address_is_a_host(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API__HOST", host)
+    assert load_settings().api.host == host
+
+
+def test_what_others_read_is_read_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load_settings().others == Others(torch_index="", hugging_face_home=None)
+    monkeypatch.setenv("TORCH_INDEX", "https://index.example/whl/cpu")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "not-there-yet"))
+    assert load_settings().others == Others(
+        torch_index="https://index.example/whl/cpu", hugging_face_home=tmp_path / "not-there-yet"
+    )
 
 
 def test_tracking_keeps_its_files_with_the_data_unless_its_own_variable_says_where(
