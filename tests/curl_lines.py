@@ -8,11 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 ADDRESS = re.compile(r"(?:http://)?(?:localhost|127\.0\.0\.1):8000(/[^\s\"']*)?")
+FLOWER = re.compile(r"http://127\.0\.0\.1:5555(/[^\s\"']*)")
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def commands(page: Path) -> list[str]:
-    """Each curl command of a page that asks our API, in order, with all of its lines."""
+def commands(page: Path, address: re.Pattern[str] = ADDRESS) -> list[str]:
+    """Each curl command of a page that asks the address, in order, with all of its lines."""
     found = [""]
     for block in _BLOCK.findall(page.read_text("utf-8")):
         for line in block.splitlines():
@@ -20,7 +21,7 @@ def commands(page: Path) -> list[str]:
                 found[-1] += f"\n{line}"
             else:
                 found.append(line)
-    return [line for line in found if line.startswith("curl ") and ADDRESS.search(line)]
+    return [line for line in found if line.startswith("curl ") and address.search(line)]
 
 
 def request_of(command: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.curl_lines import PAGES, ROOT, commands, request_of
+from tests.curl_lines import FLOWER, PAGES, ROOT, commands, request_of
 from trainer_app.api.errors import STATUSES
 from trainer_app.factory import create_app
 from trainer_app.settings import Settings
@@ -26,6 +26,14 @@ def operations(settings: Settings) -> dict[tuple[str, re.Pattern[str]], str]:
         for method in methods
         if method != "parameters"
     }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_curl_command_is_one_that_a_test_runs(page: Path) -> None:
+    """tests/e2e/test_docs.py runs those of the API, tests/stack/test_flower.py that of Flower."""
+    blocks = re.findall(r"^```.*?^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    shown = sum(len(re.findall(r"\bcurl\s", block)) for block in blocks)
+    assert shown == len(commands(page)) + len(commands(page, FLOWER))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

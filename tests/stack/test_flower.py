@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.curl_lines import FLOWER, PAGES, commands
 from trainer_app.errors import SettingsError
 from trainer_app.settings import Settings
 from trainer_app.stack import flower
@@ -91,6 +93,26 @@ def test_its_api_lists_our_workers_with_their_queues(
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (found := queues_by_worker(client, auth)) != expected:
         assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_documentation_lists_the_workers(
+    stack: RunningStack, client: httpx.Client
+) -> None:
+    [command] = [line for page in PAGES for line in commands(page, FLOWER)]
+    url = str(client.base_url).rstrip("/")
+    command = FLOWER.sub(lambda match: url + match[1], command)
+    command = command.replace("data/run", f"{stack.data_root}/run")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False
+        )
+        workers = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        if {name.partition("@")[0] for name in workers} == {"train-0", "infer", "light"}:
+            return
+        assert time.monotonic() < deadline, (done.stdout, done.stderr)
         time.sleep(0.5)
 
 
