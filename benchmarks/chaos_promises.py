@@ -31,7 +31,7 @@ ASIDE: Final = (
     "files",
     "git_commit",
 )
-_SAME_FILES: Final = ("README.md", "logs.jsonl")  # of the folder: named after the run, or its log
+_OWN_FILE: Final = "logs.jsonl"  # of a run's folder: its log
 _LEAVE_SECONDS: Final = 30.0
 
 
@@ -170,7 +170,7 @@ def _outcome(arena: Arena, client: Client, run_id: str) -> dict[str, object]:
     for name, entry in files.items():
         digest = sha256_file(folder / name)
         assert digest == entry["sha256"], f"{run_id}: {name} is not what its manifest says"
-        if name not in _SAME_FILES:
+        if name != _OWN_FILE:
             kept[f"file {name}"] = digest
     return kept
 

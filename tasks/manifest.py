@@ -108,8 +108,9 @@ def tokenizer_manifest(
     }
 
 
-def model_card(run_id: str, spec: TrainSpec, finished: Finished) -> str:
-    """The README.md of a model, in the form that model hubs read."""
+def model_card(spec: TrainSpec, finished: Finished) -> str:
+    """The README.md of a model, in the form that model hubs read; the same for equal runs."""
+    library = "transformers" if finished.loads_in_transformers else "model-trainer"
     loader = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\n'
@@ -125,14 +126,14 @@ def model_card(run_id: str, spec: TrainSpec, finished: Finished) -> str:
         if value is not None
     )
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [{spec.model_family}, model-trainer]
 ---
 
-# {run_id}
+# {spec.model_family} {spec.model_size}
 
-A {spec.model_family} model of size {spec.model_size}, trained on the corpus with sha256
+A language model trained on the corpus with sha256
 `{finished.corpus_sha256}` for {finished.steps} steps of {spec.batch_size} sequences of
 {spec.max_seq_len} tokens. `manifest.json` holds all that it takes to train it again.
 

@@ -132,7 +132,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     folder = finished.directory
     (folder / "eval").mkdir(exist_ok=True)
     write_atomically(folder / "eval" / "metrics.json", metrics_file(finished).encode())
-    write_atomically(folder / "README.md", model_card(run_id, spec, finished).encode())
+    write_atomically(folder / "README.md", model_card(spec, finished).encode())
     if (log := job_log_path(settings, run_id)).exists():  # a disk that took no line has none
         shutil.copyfile(log, folder / "logs.jsonl")
     times = Times(

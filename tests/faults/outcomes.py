@@ -13,7 +13,7 @@ _ASIDE = (
     "completed_at",
     "training_time_seconds",
     "performance",
-    "files",  # README.md names the run, logs.jsonl its times
+    "files",  # told below, without the log
     "git_commit",  # of a checkout in which somebody may work meanwhile
 )
 
@@ -25,7 +25,11 @@ def outcome(victim: Victim, run_id: str) -> dict[str, object]:
     assert check_curve(points, manifest).ok
     kept = {name: value for name, value in manifest.items() if name not in _ASIDE}
     curve = [(point["step"], point["train_loss"], point["val_loss"]) for point in points]
-    return kept | {"curve": curve}
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    assert {"README.md", "config.json", "model.safetensors"} < files.keys()
+    same = {name: entry for name, entry in files.items() if name != "logs.jsonl"}
+    return kept | {"curve": curve, "files": same}
 
 
 def has_completed(run: Run) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tasks.manifest import Times, git_commit, model_manifest
+from tasks.manifest import Times, git_commit, model_card, model_manifest
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TrainSpec
@@ -79,3 +80,16 @@ def test_a_run_of_more_than_one_place_is_marked_and_one_of_a_single_is_not() -> 
         "engine": 1,
     }
     assert places == [expected | {"threads": 1}, expected | {"threads": 2}]
+
+
+@pytest.mark.parametrize(
+    ("in_transformers", "library"), [(True, "transformers"), (False, "model-trainer")]
+)
+def test_a_card_names_what_loads_its_model_and_not_the_run(
+    in_transformers: bool, library: str
+) -> None:
+    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64, model_size="tiny")
+    card = model_card(spec, replace(finished_on(1), loads_in_transformers=in_transformers))
+    assert f"library_name: {library}\n" in card
+    assert "\n# gpt2 tiny\n" in card
+    assert "| final loss | 1.0 |" in card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -18,8 +17,8 @@ from trainer_app.safe_paths import ID_PATTERN
 T = TypeVar("T")
 
 # When the last item of a page was created, bit for bit, and its name: so a cursor leads on after
-# that item was deleted.
-CURSOR: Final = rf"[0-9a-f]{{16}}~{ID_PATTERN}"
+# that item was deleted. What begins with a 4 is 2.0 or more, and finite.
+CURSOR: Final = rf"4[0-9a-f]{{15}}~{ID_PATTERN}"
 _CURSOR: Final = re.compile(CURSOR)
 _TIME: Final = struct.Struct(">d")
 
@@ -61,9 +60,7 @@ def _cursor(time: float, name: str) -> str:
 
 
 def _read(cursor: str) -> tuple[float, str]:
-    if _CURSOR.fullmatch(cursor) is not None:
-        bits, _, name = cursor.partition("~")
-        time = _TIME.unpack(bytes.fromhex(bits))[0]
-        if math.isfinite(time):
-            return time, name
-    raise FieldError("after", f"{cursor!r} is not the next of a page")
+    if _CURSOR.fullmatch(cursor) is None:
+        raise FieldError("after", f"{cursor!r} is not the next of a page")
+    bits, _, name = cursor.partition("~")
+    return _TIME.unpack(bytes.fromhex(bits))[0], name
