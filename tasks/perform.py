@@ -13,6 +13,7 @@ import structlog
 from tasks import by_hand, process
 from tasks.held import Held
 from tasks.owner import owner
+from tasks.specs import leave_to_newer
 from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
@@ -101,6 +102,9 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         _log.warning("the worker of this process has died: the job is left to another")
         return
     by_hand.heed([job_id])  # a run that is cancelled in Redis never starts
+    if (reason := leave_to_newer(process.database(), job_id)) is not None:
+        _log.warning(reason)
+        return
     claim = lease.claim(
         process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds
     )

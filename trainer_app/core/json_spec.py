@@ -29,6 +29,17 @@ class JsonSpec:
         )
 
     @classmethod
+    def asked_beyond(cls, text: str) -> list[str]:
+        """The fields of a later version that ask for something: a worker of this one cannot do it.
+
+        A field that comes new is null, false, 0 or empty where all is to be as before.
+        """
+        known = {field.name for field in fields(cls)}
+        return sorted(
+            name for name, value in json.loads(text).items() if value and name not in known
+        )
+
+    @classmethod
     def from_fields(cls, values: Mapping[str, object]) -> Self:
         """The spec of these values, which the API's schema has checked."""
         return cls.from_json(json.dumps(dict(values)))

@@ -4,9 +4,10 @@ TrainingArguments; the API's schema, the manifest and the database hold the same
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
+
+from trainer_app.core.json_spec import JsonSpec
 
 RequestedDevice = Literal["cpu", "cuda", "auto"]
 RequestedPrecision = Literal["fp32", "fp16", "bf16", "fp8", "auto"]
@@ -23,7 +24,7 @@ COMPILE_CHOICES: Final[tuple[str, ...]] = get_args(CompileChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSpec:
+class TrainSpec(JsonSpec):
     """One run, as resolved: parsed once at the edge, never validated again."""
 
     model_family: str = "gpt2"
@@ -71,22 +72,9 @@ class TrainSpec:
             return self.learning_rate
         return min(self.learning_rate, self.finetune_lr_cap)
 
-    def to_json(self) -> str:
-        """A JSON object that ``from_json`` reads back to an equal spec."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainSpec:
-        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in json.loads(text).items() if name in known}
-        for name in ("sample_prompts", "tags"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerSpec:
+class TokenizerSpec(JsonSpec):
     """One tokenizer to train, as resolved."""
 
     method: str  # of backends.registry.TOKENIZER_KINDS
@@ -99,13 +87,3 @@ class TokenizerSpec:
     seed: int = 42  # of the split
     tokenizer_id: str | None = None  # its name; None: the job's
     user_id: int = 0
-
-    def to_json(self) -> str:
-        """A JSON object that ``from_json`` reads back to an equal spec."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> TokenizerSpec:
-        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(text).items() if name in known})

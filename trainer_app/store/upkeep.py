@@ -217,6 +217,32 @@ def take_back(db: Database, job_ids: Sequence[str]) -> None:
             )
 
 
+def queued_spec(db: Database, job_id: str) -> tuple[JobKind, str] | None:
+    """What a job is that waits for a worker, and its spec; None where it does not."""
+    statement = select(JobRow.kind, JobRow.spec).where(
+        JobRow.id == job_id, JobRow.status == Status.QUEUED, ~JobRow.paused
+    )
+    with db.read() as connection:
+        row = connection.execute(statement).one_or_none()
+    return None if row is None else (JobKind(row.kind), row.spec)
+
+
+def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> None:
+    """Let a queued job wait before it is due again, and say why."""
+    with db.write() as connection:
+        connection.execute(
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.status == Status.QUEUED)
+            .values(
+                message=clean(message),
+                not_before=NOW + delay_seconds,
+                heartbeat_at=NOW,  # by the clock that the delay was given by
+                dispatched_at=None,
+                dispatches=0,
+            )
+        )
+
+
 def mark_dispatched(db: Database, job_id: str) -> None:
     """Count a wake-up call that was sent by other means than ``due``."""
     with db.write() as connection:
