@@ -110,6 +110,7 @@ class Held:
         # the last sign of life of this process, by both clocks
         self._awake_at = (started, lasting_clock())
         self._slept = False  # for longer than the lease, and does not know yet who has it
+        self._renewed_at = started  # the lease; that the database is away is no reason to doubt it
         self._away_since: float | None = None  # the database
         self._threads = [
             threading.Thread(target=self._watch, name="lease", daemon=True),
@@ -215,7 +216,13 @@ class Held:
                     look(now)
                 except Exception:  # without this thread the lease would end, and no stop be heard
                     _log.exception("a look failed", job_id=self.claim.job_id)
+                    self._doubt_the_lease()
                     self._ended.wait(_LOOK_SECONDS)
+
+    def _doubt_the_lease(self) -> None:
+        """For a reason that nobody knows the lease is not renewed: once it is over, ask."""
+        if self._clock() - self._renewed_at > self._jobs.lease_seconds:
+            self._slept = True
 
     def _end_stuck(self) -> None:
         _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
@@ -283,6 +290,7 @@ class Held:
                     self._database, self.claim, lease_seconds=self._jobs.lease_seconds
                 )
                 self._beat_at = now + self._jobs.beat_seconds
+                self._renewed_at = now
             else:
                 cancelled = lease.cancel_requested(self._database, self.claim)
             paused = pauses.pause_requested(self._database, self.claim)
@@ -291,6 +299,7 @@ class Held:
         except Unavailable as error:
             # Whoever writes next finds out whether the lease still stands: work goes on.
             _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
+            self._renewed_at = now
             # Who slept is silent: the job's log may be another attempt's by now.
             if self._away_since is None and not self._slept:
                 self._away_since = now

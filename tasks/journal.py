@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from tasks.reporting import points_of
 from trainer_app.core.files import fsync_directory
 from trainer_app.core.observer import (
@@ -24,7 +26,7 @@ from trainer_app.core.observer import (
     StartReport,
     StepReport,
 )
-from trainer_app.errors import Unavailable
+from trainer_app.errors import LeaseLost, Unavailable
 from trainer_app.store import lease, metrics
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim, Progress
@@ -43,6 +45,8 @@ _MEASURED: Final = (
     "chain",
 )
 _AT_ONCE: Final = 500  # points in memory
+
+_log = structlog.get_logger(__name__)
 
 
 class Journal(Silent):
@@ -88,6 +92,7 @@ class Journal(Silent):
     def tell_missing(self, *, up_to: int) -> None:
         """Give the database the points up to a step that it does not have.
 
+        One that cannot be written at all is left out, and the log says so: the model is worth more.
         Raises LeaseLost and Unavailable.
         """
         self._write()
@@ -97,7 +102,21 @@ class Journal(Silent):
             while some := list(islice(points, _AT_ONCE)):
                 lacking = metrics.lacking(self._database, self._claim.job_id, some)
                 if lacking:
-                    lease.progress(self._database, self._claim, Progress(), lacking)
+                    self._tell(lacking)
+
+    def _tell(self, points: Sequence[MetricPoint]) -> None:
+        try:
+            lease.progress(self._database, self._claim, Progress(), points)
+        except (LeaseLost, Unavailable):
+            raise
+        except Exception:
+            if len(points) > 1:
+                for point in points:
+                    self._tell([point])
+            else:
+                _log.exception(
+                    "a point was left out", job_id=self._claim.job_id, step=points[0].step
+                )
 
     def _append(self, points: Iterable[MetricPoint]) -> None:
         lines = [json.dumps({name: getattr(point, name) for name in _MEASURED}) for point in points]

@@ -31,6 +31,9 @@ from trainer_app.core.free_memory import free_memory
 
 _COMMAND: Final = "from tasks.spare import main; main({})"
 _MOST_FILES: Final = 64  # that a child is given; billiard's pool gives it less than ten
+# After a child was replaced: those that crash once are likely to again, and its run is going on
+# by then.
+_NEXT_SECONDS: Final = 5.0
 # torch and what it imports take 0.4 GB: whoever is short of them needs them for training.
 _BYTES: Final = 2 * 2**30  # that must be free for a spare to be started
 _log = structlog.get_logger(__name__)
@@ -55,19 +58,25 @@ class Spares:
         self._lock = threading.Lock()
         self._spare: Spare | None = None
         self._changed_at = clock()  # when one was started or taken
+        self._has_child = False
+        self._replaced = False  # a child was, and no spare was started since
 
     def keep(self, *, after_seconds: float) -> None:
         """Start a spare if there is none; to be called about once a second.
 
         Not sooner after the last one was started or taken: what starts is not to be held up, nor
-        a machine that can start none to be kept busy. Not where memory is short.
+        a machine that can start none to be kept busy. A little sooner once a child was replaced.
+        Not where memory is short.
         """
+        if self._replaced:
+            after_seconds = min(after_seconds, _NEXT_SECONDS)
         with self._lock:
             if self._spare is not None and self._spare.process.poll() is None:
                 return
             if self._clock() - self._changed_at < after_seconds or self._free_bytes() < _BYTES:
                 return
             self._changed_at = self._clock()
+            self._replaced = False
             if self._spare is not None:
                 self._spare.end()
                 self._spare = None
@@ -78,6 +87,7 @@ class Spares:
         with self._lock:
             taken, self._spare = self._spare, None
             self._changed_at = self._clock()
+            self._replaced, self._has_child = self._has_child, True
         if taken is not None and taken.is_stopped():
             taken.end()
             taken = None

@@ -23,7 +23,7 @@ CAUSES = {
     "machine": ("worker lost at step",),
     "user": ("cancelled",),
 }
-_CASES = [(family, "sqlite") for family in MODEL_FAMILIES] + [("gpt2", "postgresql")]
+_CASES = [(family, database) for database in ("sqlite", "postgresql") for family in MODEL_FAMILIES]
 
 
 @pytest.fixture(params=_CASES, ids=["-".join(case) for case in _CASES])

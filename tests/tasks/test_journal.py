@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import Database
-from trainer_app.store.lease import Claim
+from trainer_app.store.lease import Claim, Progress
 from trainer_app.verify import check_curve
 
 
@@ -247,6 +247,29 @@ def test_points_that_cannot_be_written_are_told_by_the_journal(
         assert rows.has_dropped
         journal.tell_missing(up_to=1)
     assert list(losses(database, claim)) == [1]
+
+
+def test_a_point_that_cannot_be_written_at_all_costs_no_other(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = lease.progress
+
+    def refuse_the_third(
+        db: Database, claim: Claim, update: Progress, points: Sequence[lease.MetricPoint]
+    ) -> None:
+        if any(point.step == 3 for point in points):
+            raise ZeroDivisionError("nobody thought of this")
+        real(db, claim, update, points)
+
+    monkeypatch.setattr(lease, "progress", refuse_the_third)
+    with closing(attempt(1)) as journal:
+        for number in range(1, 6):
+            journal.on_steps([step(number)])
+        journal.tell_missing(up_to=5)
+    assert list(losses(database, claim)) == [1, 2, 4, 5]
 
 
 def test_what_a_version_after_this_one_measures_costs_no_point(

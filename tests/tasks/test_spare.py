@@ -87,6 +87,21 @@ def test_a_spare_that_has_died_is_replaced_and_not_at_once(kept: Spares, clock: 
     assert other != pid
 
 
+def test_the_spare_after_one_that_took_over_comes_sooner(kept: Spares, clock: Clock) -> None:
+    first = kept.take()
+    second = kept.take()
+    clock.now += 4.0
+    kept.keep(after_seconds=20.0)
+    assert set(waiting()) == {first.process.pid, second.process.pid}
+
+    clock.now += 1.0
+    kept.keep(after_seconds=20.0)
+    assert len(waiting()) == 3
+
+    for taken in (first, second):
+        taken.end()
+
+
 def test_a_spare_that_a_signal_has_stopped_is_not_handed_out(kept: Spares, clock: Clock) -> None:
     clock.now += 20.0
     kept.keep(after_seconds=20.0)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from redis.client import Pipeline
@@ -301,3 +302,21 @@ def test_a_look_that_fails_for_no_known_reason_ends_neither_the_lease_nor_the_ea
         while held.should_stop() is None and time.monotonic() < give_up_at:
             time.sleep(0.05)
     assert held.should_stop() is StopReason.CANCEL
+
+
+def test_who_cannot_renew_the_lease_for_no_known_reason_asks_whether_it_still_stands(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_held: Held, _now: float) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(Held, "_look_at_the_row", fail)
+    jobs = replace(process.settings().jobs, lease_seconds=2.0)
+    with Held(process.database(), process.redis_client(), jobs, claim) as held:
+        assert held.should_stop() is None
+        lease.expire(process.database(), claim.job_id, owner_prefix=claim.owner)
+        assert lease.reap(process.database(), max_crashes=3)
+        give_up_at = time.monotonic() + 20
+        while held.should_stop() is None and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+    assert held.should_stop() is StopReason.FENCED
