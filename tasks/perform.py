@@ -18,6 +18,7 @@ from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
+    RUN_CODES,
     Conflict,
     FieldError,
     LeaseLost,
@@ -73,16 +74,15 @@ class Job:
         insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
 
 
-# A run fails with a code of the contract's list. What was there when it was posted, and is not any
-# more, has changed; half precision without a GPU is all that a run's fields can still be wrong in.
-_RUN_CODES: Final = {
+# A run fails with a code of RUN_CODES. What was there when it was posted, and is not any more, has
+# changed; half precision without a GPU is all that a run's fields can still be wrong in.
+_RUN_CODE_OF: Final = {
     "CORPUS_NOT_FOUND": "CORPUS_CHANGED",
     "TOKENIZER_NOT_FOUND": "MODEL_INCOMPATIBLE",
     "RUN_NOT_FOUND": "MODEL_INCOMPATIBLE",
     "NOT_READY": "MODEL_INCOMPATIBLE",
     "CONFLICT": "MODEL_INCOMPATIBLE",
     "INVALID_INPUT": "CUDA_NOT_AVAILABLE",
-    "UNAVAILABLE": "INTERNAL_ERROR",
 }
 
 Work = Callable[[Job], Done | StopReason]
@@ -226,7 +226,7 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
 
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:
     if job.claim.kind is JobKind.TRAIN and code is not None:
-        code = _RUN_CODES.get(code, code)
+        code = run_code(code)
     insist(
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
@@ -234,6 +234,12 @@ def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorK
     )
     job.log.error(message, status=status, error_code=code)
     job.events.failed(kind, message)
+
+
+def run_code(code: str) -> str:
+    """The code of RUN_CODES that a run fails with, for that of the error it met."""
+    code = _RUN_CODE_OF.get(code, code)
+    return code if code in RUN_CODES else TrainerError.code
 
 
 def _retry_or_fail(job: Job, error: TrainerError) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.curl_lines import FLOWER, PAGES, ROOT, commands, request_of
 from trainer_app.api.errors import STATUSES
+from trainer_app.errors import RUN_CODES
 from trainer_app.factory import create_app
 from trainer_app.settings import Settings
 
@@ -68,6 +69,12 @@ def test_every_code_of_an_error_is_on_the_page_of_the_api() -> None:
 
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert {code for code in STATUSES if f"`{code}`" not in text} == set()
+
+
+def test_every_code_of_a_run_is_on_the_page_of_the_api_with_its_meaning() -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    rows = [f"| `{code}` | {meaning} |" for code, meaning in RUN_CODES.items()]
+    assert "\n".join(rows) in text
 
 
 def test_each_promise_names_the_tests_that_hold_it() -> None:

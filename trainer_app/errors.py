@@ -6,7 +6,8 @@ codes to statuses.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 
 class TrainerError(Exception):
@@ -188,3 +189,24 @@ class TimedOut(TrainerError):
     """The job ran for longer than CELERY__JOB_TIMEOUT_SEC."""
 
     code = "TIMED_OUT"
+
+
+# What a run can fail with, and what that means. ARTIFACT_UPLOAD_FAILED alone is that of a completed
+# one; whatever has no code of this list is INTERNAL_ERROR.
+RUN_CODES: Final[Mapping[str, str]] = {
+    CorpusEmpty.code: "The corpus holds no text.",
+    CorpusNotText.code: "The corpus is not UTF-8 text.",
+    CorpusTooShort.code: "The corpus is too short for what was asked: the message has both sizes.",
+    CorpusChanged.code: "The corpus is gone, or no longer the text that the run was posted with.",
+    TokenizerTrainFailed.code: "The run's own tokenizer cannot be trained from this corpus.",
+    ModelIncompatible.code: "Model, tokenizer or base run do not fit together, or one is gone.",
+    CudaNotAvailable.code: "CUDA, or a precision that needs it, was asked for and cannot be used.",
+    OutOfMemory.code: "The model and its batch do not fit into memory.",
+    LossNotFinite.code: "The loss became NaN or infinite.",
+    ArtifactUploadFailed.code: "The run completed; its model is here, but not in the data bank.",
+    DataBankUnavailable.code: "The data bank did not answer, or not as it must.",
+    DiskFull.code: "A file could not be written for want of space.",
+    WorkerLost.code: "Its worker died as often as a run may lose one.",
+    TimedOut.code: "It ran for longer than CELERY__JOB_TIMEOUT_SEC.",
+    TrainerError.code: "A bug, or a service that stayed away; the log tells more.",
+}

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,18 @@ import structlog
 
 from tasks import process
 from tasks.held import draining
-from tasks.perform import Done, Job, perform
+from tasks.perform import Done, Job, perform, run_code
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
-from trainer_app.errors import CorpusEmpty, DiskFull, LeaseLost, Unavailable
+from trainer_app.errors import (
+    RUN_CODES,
+    CorpusEmpty,
+    DiskFull,
+    LeaseLost,
+    TrainerError,
+    Unavailable,
+)
 from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
@@ -142,6 +149,19 @@ def test_a_failure_of_the_system_is_retried_later_and_then_fails(
     assert first.message.startswith("attempt 1 failed: ")
     assert second.error_code == code
     assert sent_events()[-1]["error_kind"] == "system"
+
+
+def test_whatever_stops_a_run_it_fails_with_a_code_of_the_list() -> None:
+    codes = {error.code for error in errors_of(TrainerError)}
+    assert set(RUN_CODES) <= codes
+    assert {run_code(code) for code in codes} == set(RUN_CODES)
+
+
+def errors_of(kind: type[TrainerError]) -> Iterator[type[TrainerError]]:
+    """The class and all that are derived from it."""
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from errors_of(derived)
 
 
 def test_failures_of_the_system_far_apart_fail_no_run_that_gets_further_between_them(
