@@ -83,7 +83,8 @@ def test_every_answer_is_a_documented_one(
     for result in document.get_all_operations():
         assert isinstance(result, Ok)
         operation = result.ok()
-        can_be_wrong = operation.body or operation.query or operation.headers
+        # X-Request-ID, which all take, is not: the server makes another of what it does not like.
+        can_be_wrong = operation.body or operation.query or operation.path_parameters
         if mode is GenerationMode.NEGATIVE and not can_be_wrong:
             continue
 

@@ -26,13 +26,20 @@ KEY_PARAMETER: Final = {
     "required": False,
     "description": "A repeat with the same key and body gets the first answer, and starts nothing.",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "example": "tale-1",
 }
-LOCATION: Final = {
-    "Location": {
-        "description": "Where to see what became of it.",
-        "schema": {"type": "string", "format": "uri-reference"},
+
+
+def location_header(example: str) -> dict[str, object]:
+    """What the OpenAPI document says of the header of a POST that leads to its GET."""
+    return {
+        "Location": {
+            "description": "Where to see what became of it.",
+            "required": True,
+            "schema": {"type": "string", "format": "uri-reference"},
+            "example": example,
+        }
     }
-}
 
 
 def require_services() -> None:

@@ -15,9 +15,10 @@ from werkzeug.exceptions import PreconditionFailed
 from werkzeug.wsgi import wrap_file
 
 from trainer_app import artifacts
-from trainer_app.api import current
+from trainer_app.api import current, download_headers
 from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.examples import RUN_ID
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
@@ -53,7 +54,11 @@ def get_artifact(run_id: str) -> Pointer:
 
 @blueprint.route("/runs/<id:run_id>/artifact.tar.gz")
 @blueprint.response(
-    200, _BINARY, content_type="application/gzip", description="All files, as a tar.gz"
+    200,
+    _BINARY,
+    content_type="application/gzip",
+    description="All files, as a tar.gz",
+    headers=download_headers.attachment(f"{RUN_ID}.tar.gz"),
 )
 @blueprint.doc(operationId="downloadArtifact")
 @blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE")
@@ -68,19 +73,33 @@ def download_artifact(run_id: str) -> Response:
     return response
 
 
-@blueprint.route("/runs/<id:run_id>/artifact/<path:name>")
+@blueprint.route("/runs/<id:run_id>/artifact/<path:name>", parameters=download_headers.CONDITIONS)
 @blueprint.response(
-    200, _BINARY, content_type="application/octet-stream", description="The file's bytes"
+    200,
+    _BINARY,
+    content_type="application/octet-stream",
+    description="The file's bytes",
+    headers=download_headers.WHOLE,
 )
 @blueprint.alt_response(
     206,
     schema=_BINARY,
     content_type="application/octet-stream",
     description="The part that Range asks for",
+    headers=download_headers.PART,
 )
-@blueprint.alt_response(304, description="If-None-Match names the file that there is")
+@blueprint.alt_response(
+    304,
+    description="If-None-Match or If-Modified-Since names the file that there is",
+    headers=download_headers.UNCHANGED,
+)
 @blueprint.alt_response(412, schema=ErrorSchema, description="If-Match names another file")
-@blueprint.alt_response(416, schema=ErrorSchema, description="Range lies behind the end")
+@blueprint.alt_response(
+    416,
+    schema=ErrorSchema,
+    description="Range lies behind the end",
+    headers=download_headers.BEHIND_THE_END,
+)
 @blueprint.doc(operationId="downloadArtifactFile")
 @blueprint.fails_with(
     "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from flask import Response
 
 from trainer_app.api import current
-from trainer_app.api.accept import KEY_PARAMETER, LOCATION
+from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.chat_schema import (
     ASSISTANT,
@@ -18,6 +18,7 @@ from trainer_app.api.chat_schema import (
     ChatReplySchema,
     ChatSchema,
 )
+from trainer_app.api.examples import RUN_ID, SESSION_ID, TURN_ID
 from trainer_app.api.run_requests import ask, find, shown
 from trainer_app.chat_sessions import ChatSession, ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
@@ -37,19 +38,21 @@ blueprint = Blueprint("chat", __name__, description="Talk with finished models."
 
 @blueprint.route("/runs/<id:run_id>/chat", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(ChatSchema)
-@blueprint.response(202, ChatReplySchema, headers=LOCATION)
-@blueprint.doc(operationId="chat")
-@blueprint.leads_to(
-    "getChatReply",
-    run_id="$request.path.run_id",
-    session_id="$response.body#/session_id",
-    request_id="$response.body#/request_id",
+@blueprint.response(
+    202, ChatReplySchema, headers=location_header(f"/runs/{RUN_ID}/chat/{SESSION_ID}/{TURN_ID}")
 )
+@blueprint.doc(operationId="chat")
 @blueprint.leads_to(
     "getChat",
     "deleteChat",
     run_id="$request.path.run_id",
     session_id="$response.body#/session_id",
+)
+@blueprint.leads_to(
+    "getChatReply",
+    run_id="$request.path.run_id",
+    session_id="$response.body#/session_id",
+    request_id="$response.body#/request_id",
 )
 @blueprint.fails_with(
     "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "CONFLICT", "UNAVAILABLE"

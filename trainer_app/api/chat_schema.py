@@ -7,10 +7,10 @@ from typing import Final
 
 from marshmallow import Schema, fields, post_load
 
-from trainer_app.api import job_fields, sampling_fields
+from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import StrictString, about, length, one_of
 from trainer_app.api.ids import PATTERN
-from trainer_app.api.schema import RequestSchema, StrictSchema
+from trainer_app.api.schema import RequestSchema, StrictSchema, id_of_request
 from trainer_app.core.chat_spec import LONGEST_MESSAGE, ChatSpec
 
 USER: Final = "user"
@@ -24,7 +24,7 @@ class ChatSchema(StrictSchema):
     message = StrictString(
         required=True,
         validate=length(1, LONGEST_MESSAGE),
-        metadata=about("What to say.", "What did the king do?"),
+        metadata=about("What to say.", examples.QUESTION),
     )
     session_id = StrictString(
         load_default=None,
@@ -47,9 +47,10 @@ class ChatSchema(StrictSchema):
 class ChatReplySchema(RequestSchema):
     """A turn of a chat; the response is null until it is completed."""
 
-    session_id = fields.String(required=True, metadata=about("The chat's id."))
+    request_id = id_of_request(examples.TURN_ID)
+    session_id = fields.String(required=True, metadata=about("The chat's id.", examples.SESSION_ID))
     response = fields.String(
-        required=True, allow_none=True, metadata=about("The answer.", "He had three daughters.")
+        required=True, allow_none=True, metadata=about("The answer.", examples.ANSWER)
     )
 
 
@@ -59,17 +60,29 @@ class ChatMessageSchema(Schema):
     role = fields.String(
         required=True,
         validate=one_of((USER, ASSISTANT)),
-        metadata=about("Who said it."),
+        metadata=about("Who said it.", USER),
     )
-    content = fields.String(required=True, metadata=about("What was said."))
+    content = fields.String(required=True, metadata=about("What was said.", examples.QUESTION))
 
 
 class ChatHistorySchema(Schema):
-    """A chat."""
+    """A chat and what was said in it so far."""
 
-    session_id = fields.String(required=True, metadata=about("The chat's id."))
-    run_id = fields.String(required=True, metadata=about("The run whose model answers."))
-    messages = fields.List(
-        fields.Nested(ChatMessageSchema), required=True, metadata=about("Oldest first.")
+    session_id = fields.String(required=True, metadata=about("The chat's id.", examples.SESSION_ID))
+    run_id = fields.String(
+        required=True, metadata=about("The run whose model answers.", examples.RUN_ID)
     )
-    created_at = fields.Float(required=True, metadata=about("Unix seconds."))
+    messages = fields.List(
+        fields.Nested(ChatMessageSchema),
+        required=True,
+        metadata=about(
+            "Oldest first.",
+            [
+                {"role": USER, "content": examples.QUESTION},
+                {"role": ASSISTANT, "content": examples.ANSWER},
+            ],
+        ),
+    )
+    created_at = fields.Float(
+        required=True, metadata=about("When it was begun, in unix seconds.", examples.COMPLETED_AT)
+    )

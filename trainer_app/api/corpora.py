@@ -5,9 +5,10 @@ from __future__ import annotations
 from flask import Response, request
 
 from trainer_app.api import current, uploads
-from trainer_app.api.accept import KEY_PARAMETER, idempotency_key
+from trainer_app.api.accept import KEY_PARAMETER, idempotency_key, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpora_schema import CorpusPageSchema, CorpusSchema
+from trainer_app.api.examples import CORPUS_ID
 from trainer_app.api.schema import PageQuery, PageQuerySchema
 from trainer_app.api.text_scan import Text
 from trainer_app.store import corpora
@@ -20,7 +21,7 @@ _TEXT = {"type": "string", "format": "binary"}
 _BODY = {
     "required": True,
     "content": {
-        "text/plain": {"schema": _TEXT},
+        "text/plain": {"schema": _TEXT, "example": "Once upon a time there was a king.\n"},
         "application/octet-stream": {"schema": _TEXT},
         "multipart/form-data": {
             "schema": {
@@ -35,7 +36,7 @@ _BODY = {
 
 
 @blueprint.route("/corpora", methods=["POST"])
-@blueprint.response(201, CorpusSchema, headers={"Location": {"schema": {"type": "string"}}})
+@blueprint.response(201, CorpusSchema, headers=location_header(f"/corpora/{CORPUS_ID}"))
 # Not at the route, whose parameters are those of GET as well.
 @blueprint.doc(operationId="uploadCorpus", requestBody=_BODY, parameters=[KEY_PARAMETER])
 @blueprint.leads_to("getCorpus", "deleteCorpus", file_id="$response.body#/file_id")

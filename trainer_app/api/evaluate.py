@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainer_app import artifacts
 from trainer_app.api import current
-from trainer_app.api.accept import KEY_PARAMETER, LOCATION
+from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpus_choice import corpus_sha256
 from trainer_app.api.errors import Detail, InvalidInput
@@ -17,6 +17,7 @@ from trainer_app.api.evaluate_schema import (
     EvaluationQuerySchema,
     EvaluationSchema,
 )
+from trainer_app.api.examples import RUN_ID
 from trainer_app.api.run_requests import ask, shown
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.errors import EvalNotFound
@@ -33,7 +34,9 @@ blueprint = Blueprint("evaluate", __name__, description="Evaluate finished model
 
 @blueprint.route("/runs/<id:run_id>/evaluate", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(EvaluateSchema)
-@blueprint.response(202, EvaluationSchema, headers=LOCATION)
+@blueprint.response(
+    202, EvaluationSchema, headers=location_header(f"/runs/{RUN_ID}/eval?split=test")
+)
 @blueprint.doc(operationId="evaluate")
 @blueprint.leads_to("getEvaluation", run_id="$request.path.run_id")
 @blueprint.fails_with(

@@ -6,8 +6,9 @@ from typing import TypedDict
 
 from marshmallow import fields, post_load
 
+from trainer_app.api import examples
 from trainer_app.api.fields import LONGEST_PATH, StrictString, about, length, one_of
-from trainer_app.api.schema import RequestSchema, StrictSchema
+from trainer_app.api.schema import RequestSchema, StrictSchema, id_of_request
 from trainer_app.core.evaluate_spec import EVALUATED_SPLITS, EvaluateSpec
 
 
@@ -15,7 +16,7 @@ def _split() -> StrictString:
     return StrictString(
         load_default="validation",
         validate=one_of(EVALUATED_SPLITS),
-        metadata=about("A split of the run's own corpus."),
+        metadata=about("A split of the run's own corpus.", "test"),
     )
 
 
@@ -54,25 +55,33 @@ class EvaluationQuery(TypedDict):
 class EvaluationSchema(RequestSchema):
     """An evaluation; what it gave is null until it is completed."""
 
-    run_id = fields.String(required=True, metadata=about("The run's id."))
+    request_id = id_of_request(examples.EVALUATE_ID)
+    run_id = fields.String(required=True, metadata=about("The run's id.", examples.RUN_ID))
     split = fields.String(
         required=True,
-        metadata=about("What it is kept under.") | {"enum": list(EVALUATED_SPLITS)},
+        metadata=about("What it is kept under.", "test") | {"enum": list(EVALUATED_SPLITS)},
     )
     path_override = fields.String(
-        required=True, allow_none=True, metadata=about("The text that stood for the split.")
+        required=True,
+        allow_none=True,
+        metadata=about("The text that stood for the split; null: none."),
     )
     loss = fields.Float(
-        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 2.5)
+        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 3.705)
     )
     perplexity = fields.Float(
-        required=True, allow_none=True, metadata=about("The exponential of the loss.", 12.2)
+        required=True, allow_none=True, metadata=about("The exponential of the loss.", 40.65)
     )
     bits_per_byte = fields.Float(
         required=True,
         allow_none=True,
-        metadata=about("Bits per byte of UTF-8 text, comparable across tokenizers.", 1.4),
+        metadata=about("Bits per byte of UTF-8 text, comparable across tokenizers.", 1.33),
     )
     artifact_path = fields.String(
-        required=True, allow_none=True, metadata=about("The file with these figures.")
+        required=True,
+        allow_none=True,
+        metadata=about(
+            "The file with these figures, on the server.",
+            f"{examples.ARTIFACTS}/evaluations/{examples.RUN_ID}/test.json",
+        ),
     )

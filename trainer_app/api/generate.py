@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trainer_app.api.accept import KEY_PARAMETER, LOCATION
+from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.examples import GENERATE_ID, RUN_ID
 from trainer_app.api.generate_schema import GenerateSchema, GenerationSchema
 from trainer_app.api.run_requests import ask, find, shown
 from trainer_app.api.texts import read_text
@@ -23,7 +24,9 @@ blueprint = Blueprint("generate", __name__, description="Use finished models.")
 
 @blueprint.route("/runs/<id:run_id>/generate", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(GenerateSchema)
-@blueprint.response(202, GenerationSchema, headers=LOCATION)
+@blueprint.response(
+    202, GenerationSchema, headers=location_header(f"/runs/{RUN_ID}/generate/{GENERATE_ID}")
+)
 @blueprint.doc(operationId="generate")
 @blueprint.leads_to(
     "getGeneration", run_id="$request.path.run_id", request_id="$response.body#/request_id"

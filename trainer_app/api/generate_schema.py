@@ -8,7 +8,7 @@ from typing import Final
 
 from marshmallow import fields, post_load, validates_schema
 
-from trainer_app.api import job_fields, sampling_fields
+from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
@@ -32,7 +32,7 @@ class GenerateSchema(StrictSchema):
     prompt_text = StrictString(
         load_default=None,
         validate=length(0, LONGEST_TEXT),
-        metadata=about("What to continue; this or prompt_path.", "Once upon a time"),
+        metadata=about("What to continue; this or prompt_path.", examples.PROMPT),
     )
     prompt_path = StrictString(
         load_default=None,
@@ -81,10 +81,10 @@ class GenerationSchema(RequestSchema):
         allow_none=True,
         metadata=about("The continuations, without the prompt.", [" there was a king."]),
     )
-    steps = fields.Integer(required=True, allow_none=True, metadata=about("New tokens in all."))
+    steps = fields.Integer(required=True, allow_none=True, metadata=about("New tokens in all.", 6))
     eos_terminated = fields.List(
         fields.Boolean(),
         required=True,
         allow_none=True,
-        metadata=about("For each continuation, whether the model ended it."),
+        metadata=about("For each continuation, whether the model ended it.", [True]),
     )

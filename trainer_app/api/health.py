@@ -21,7 +21,12 @@ def get_health() -> dict[str, str]:
 
 @blueprint.route("/readyz")
 @blueprint.response(200, ReadinessSchema)
-@blueprint.alt_response(503, schema=ReadinessSchema, description="Something is missing")
+@blueprint.alt_response(
+    503,
+    schema=ReadinessSchema,
+    description="Something is missing",
+    example={"status": "degraded", "reason": "no-worker"},
+)
 @blueprint.doc(operationId="getReadiness")
 def get_readiness() -> tuple[dict[str, str | None], int]:
     """Tell whether Redis, the database and a training worker are there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from flask import Response
 
@@ -11,6 +11,8 @@ from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.logs_schema import FollowSchema, TailSchema
 from trainer_app.api.streams import (
     LAST_EVENT_ID,
+    RETRY,
+    STREAM_HEADERS,
     Events,
     Followers,
     event,
@@ -22,6 +24,12 @@ from trainer_app.log import job_log_path
 from trainer_app.store import runs
 
 blueprint = Blueprint("logs", __name__, description="What runs tell while they work.")
+
+
+_LINE: Final = (
+    '{"ts": "2026-01-01T00:05:12.480+00:00", "level": "info", "event": "step", "step": 114, '
+    '"total_steps": 171, "epoch": 1, "train_loss": 3.8712}'
+)
 
 
 class Tail(TypedDict):
@@ -39,7 +47,11 @@ class Follow(Tail):
 @blueprint.route("/runs/<id:run_id>/logs")
 @blueprint.arguments(TailSchema, location="query")
 @blueprint.response(
-    200, {"type": "string"}, content_type="text/plain", description="JSON lines, oldest first"
+    200,
+    {"type": "string"},
+    content_type="text/plain",
+    description="JSON lines, oldest first",
+    example=f"{_LINE}\n",
 )
 @blueprint.doc(operationId="getLogs")
 @blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")
@@ -57,6 +69,8 @@ def get_logs(query: Tail, run_id: str) -> Response:
     {"type": "string"},
     content_type="text/event-stream",
     description="An event a line: its data is the line, its id the offset behind it",
+    example=RETRY + event(4_096, _LINE),
+    headers=STREAM_HEADERS,
 )
 @blueprint.doc(operationId="streamLogs")
 @blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")

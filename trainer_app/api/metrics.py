@@ -16,6 +16,8 @@ from trainer_app.api.metrics_schema import (
 from trainer_app.api.schema import EmptySchema
 from trainer_app.api.streams import (
     LAST_EVENT_ID,
+    RETRY,
+    STREAM_HEADERS,
     Events,
     Followers,
     event,
@@ -29,6 +31,7 @@ blueprint = Blueprint("metrics", __name__, description="The curves of runs.")
 
 _POLL_SECONDS: Final = 1.0
 _POINT: Final = PointSchema()
+_EXAMPLE: Final = {name: field.metadata["example"] for name, field in _POINT.fields.items()}
 
 
 class CurveQuery(TypedDict):
@@ -56,7 +59,9 @@ def get_metrics(query: CurveQuery, run_id: str) -> dict[str, object]:
     200,
     {"type": "string"},
     content_type="text/event-stream",
-    description="An event a point: its data is the point as JSON, its id the step",
+    description="An event a point: its data is the Point as JSON, its id the step",
+    example=RETRY + event(114, json.dumps(_EXAMPLE)),
+    headers=STREAM_HEADERS,
 )
 @blueprint.doc(operationId="streamMetrics")
 @blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields
 
+from trainer_app.api import examples
 from trainer_app.api.fields import QueryInteger, about, between
 from trainer_app.api.schema import StrictSchema
 
@@ -21,41 +22,53 @@ class CurveQuerySchema(StrictSchema):
 class PointSchema(Schema):
     """One step of the curve; null: not measured there."""
 
-    step = fields.Integer(required=True, metadata=about("Optimizer steps done."))
-    epoch = fields.Integer(required=True, metadata=about("From 0."))
+    step = fields.Integer(required=True, metadata=about("Optimizer steps done.", 114))
+    epoch = fields.Integer(required=True, metadata=about("From 0.", 1))
     train_loss = fields.Float(
-        required=True, allow_none=True, metadata=about("Nats per predicted token.")
+        required=True, allow_none=True, metadata=about("Nats per predicted token.", 3.8712)
     )
     val_loss = fields.Float(
-        required=True, allow_none=True, metadata=about("Nats per predicted token.")
+        required=True,
+        allow_none=True,
+        metadata=about("Nats per predicted token, where an evaluation was.", 3.9021),
     )
-    learning_rate = fields.Float(required=True, allow_none=True)
+    learning_rate = fields.Float(
+        required=True, allow_none=True, metadata=about("As the schedule had it.", 0.000141)
+    )
     grad_norm = fields.Float(
         required=True,
         allow_none=True,
-        metadata=about("Before clipping; null: fp16 overflowed and skipped the step."),
+        metadata=about("Before clipping; null: fp16 overflowed and skipped the step.", 0.7315),
     )
-    tokens_per_sec = fields.Float(required=True, allow_none=True)
+    tokens_per_sec = fields.Float(
+        required=True, allow_none=True, metadata=about("Tokens trained on in a second.", 18_253.0)
+    )
     step_ms = fields.Float(
-        required=True, allow_none=True, metadata=about("Milliseconds that a step took.")
+        required=True, allow_none=True, metadata=about("Milliseconds that a step took.", 224.4)
     )
     mfu = fields.Float(
         required=True,
         allow_none=True,
         metadata=about(
-            "Model FLOPs utilisation, 0 to 1; null: on a CPU, or a GPU whose peak is not known."
+            "Model FLOPs utilisation, 0 to 1; null: on a CPU, or a GPU whose peak is not known.",
+            0.31,
         ),
     )
-    attempt = fields.Integer(required=True, metadata=about("Which attempt measured it."))
+    attempt = fields.Integer(required=True, metadata=about("Which attempt measured it, from 1.", 1))
     chain = fields.String(
         required=True,
         allow_none=True,
-        metadata=about("SHA-256 over the one before, this step and its training loss."),
+        metadata=about(
+            "SHA-256 over the one before, this step and its training loss.",
+            "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+        ),
     )
 
 
 class CurveSchema(Schema):
     """A run's curve, in order of steps."""
 
-    run_id = fields.String(required=True, metadata=about("The run's id."))
-    points = fields.List(fields.Nested(PointSchema), required=True)
+    run_id = fields.String(required=True, metadata=about("The run's id.", examples.RUN_ID))
+    points = fields.List(
+        fields.Nested(PointSchema), required=True, metadata=about("In order of steps.")
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -11,10 +11,9 @@ from typing import Final
 from flask import Blueprint, Flask, Response, send_from_directory
 from flask_smorest import Api
 
-from trainer_app.api import gate, rate_limit, request_id
-from trainer_app.api.errors import RETRY_AFTER_SECONDS, STATUSES
 from trainer_app.api.headers import DOCS_POLICY
 from trainer_app.api.ids import PATTERN, IdConverter
+from trainer_app.api.openapi_document import complete
 from trainer_app.api.schema import ErrorSchema
 
 TITLE: Final = "Model Trainer"
@@ -27,13 +26,30 @@ _ASSET_NAMES: Final = (
     "initializer.js",
     "favicon-32x32.png",
 )
-_DESCRIPTION: Final = (
-    "Train, evaluate and use small language models on your own machines.\n\n"
-    "Every error has the same body; `code` says what happened. A POST that starts work answers "
-    "202 with `Location`: follow it. Send `Idempotency-Key` to repeat any POST safely.\n\n"
-    "Any address also answers 400, 414, 417 and 431, to what is no well-formed HTTP, or too long."
-)
-_Document = dict[str, object]
+_DESCRIPTION: Final = """\
+Train, evaluate and use small language models on your own machines.
+
+A POST that starts work answers 202 with `Location`: follow it. Send `Idempotency-Key` to repeat \
+any POST safely.
+
+**Errors** have one body, `Error`; its `code` says what happened. What an operation answers stands \
+with it. Beside that
+
+- an address that is none of these answers 404 `NOT_FOUND`, and one of these to another method 405 \
+`METHOD_NOT_ALLOWED` with `Allow`: the responses `NotFound` and `MethodNotAllowed` of the \
+components;
+- any address answers 400, 414, 417 and 431 to what is no well-formed HTTP, or too long.
+
+Every GET can be sent as HEAD, for its headers alone, and OPTIONS is answered with `Allow`.
+
+**Every answer** has `X-Request-ID`, `X-Content-Type-Options: nosniff`, \
+`Referrer-Policy: no-referrer` and a `Content-Security-Policy`, and `Cache-Control: no-store` \
+where it names no other. Rate limits are off unless the server is started with \
+SECURITY__RATE_LIMIT: then every answer but those of the probes has `X-RateLimit-Limit`, \
+`X-RateLimit-Remaining` and `X-RateLimit-Reset`.
+
+**Times** are unix seconds, losses mean nats per predicted token.
+"""
 
 
 class DocumentedApi(Api):
@@ -42,12 +58,24 @@ class DocumentedApi(Api):
     ERROR_SCHEMA = ErrorSchema
     DEFAULT_ERROR_RESPONSE_NAME = None  # every status is listed instead
 
+    def _register_pagination_header(self) -> None:
+        """None: a list has its page in its body, and a header's schema would be nobody's."""
+
 
 def install(app: Flask) -> Api:
     """The Api to register blueprints with."""
     app.config.update(API_TITLE=TITLE, API_VERSION=VERSION, OPENAPI_VERSION="3.1.0")
     app.url_map.converters["id"] = IdConverter
-    api = DocumentedApi(app, spec_kwargs={"info": {"description": _DESCRIPTION}})
+    api = DocumentedApi(
+        app,
+        spec_kwargs={
+            "info": {
+                "description": _DESCRIPTION,
+                "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
+            },
+            "servers": [{"url": "/", "description": "The server that this document is from."}],
+        },
+    )
     api.register_converter(
         IdConverter, lambda _: {"type": "string", "pattern": f"^{PATTERN}$", "maxLength": 128}
     )
@@ -56,7 +84,13 @@ def install(app: Flask) -> Api:
 
 def publish(app: Flask, api: Api) -> None:
     """Serve the finished document at /openapi.json, and the page at /docs."""
-    text = json.dumps(complete(api.spec.to_dict()))
+    converter = api.ma_plugin.converter
+    assert converter is not None
+    meanings = {
+        name: inspect.cleandoc(schema.__doc__ or "")
+        for (schema, *_), name in converter.refs.items()
+    }
+    text = json.dumps(complete(api.spec.to_dict(), meanings))
     pages = Blueprint("docs", __name__)
 
     @pages.get("/openapi.json")
@@ -78,89 +112,3 @@ def _file(name: str) -> Response:
     response = send_from_directory(_ASSETS, name, max_age=3_600)
     response.headers["Content-Security-Policy"] = DOCS_POLICY
     return response
-
-
-def complete(document: _Document) -> _Document:
-    """Add to the generated document what all operations share: errors, headers, the key."""
-    components = _object(document, "components")
-    components["securitySchemes"] = {
-        "ApiKey": {
-            "type": "apiKey",
-            "in": "header",
-            "name": gate.KEY_HEADER,
-            "description": "Needed where the server is started with SECURITY__API_KEY.",
-        }
-    }
-    components["headers"] = {
-        request_id.HEADER: {
-            "description": "The request's id, also in its error body and log lines.",
-            "schema": {"type": "string", "pattern": f"^{request_id.PATTERN}$"},
-        }
-    }
-    for path, operation in _operations(document):
-        _complete_operation(path, operation)
-    return document
-
-
-def _operations(document: _Document) -> Iterator[tuple[str, _Document]]:
-    for path, methods in _object(document, "paths").items():
-        assert isinstance(methods, dict)
-        for operation in methods.values():
-            if isinstance(operation, dict):  # beside them stands the list of path parameters
-                yield path, operation
-
-
-def _complete_operation(path: str, operation: _Document) -> None:
-    codes = operation.pop("errors", [])
-    assert isinstance(codes, list)
-    codes = [*codes, "FORBIDDEN", "INTERNAL_ERROR"]
-    if not gate.is_open(path):
-        codes += ["UNAUTHORIZED", "RATE_LIMITED"]
-        # An empty requirement beside the key: a server may run without keys.
-        operation["security"] = [{"ApiKey": []}, {}]
-    if "parameters" in operation or "requestBody" in operation:
-        codes.append("INVALID_INPUT")
-    responses = _object(operation, "responses")
-    if "requestBody" in operation:
-        for status in ("400", "408", "413", "415"):
-            responses[status] = _error(status, ["INVALID_INPUT"])
-    for status in sorted({str(STATUSES[code]) for code in codes}):
-        responses[status] = _error(status, [c for c in codes if str(STATUSES[c]) == status])
-    links = operation.pop("links", None)
-    for status, response in responses.items():
-        assert isinstance(response, dict)
-        headers = _object(response, "headers")
-        headers[request_id.HEADER] = {"$ref": f"#/components/headers/{request_id.HEADER}"}
-        if links and status.startswith("2"):
-            response["links"] = links
-
-
-def _error(status: str, codes: list[str]) -> _Document:
-    examples = {
-        code: {"value": {"code": code, "message": "...", "request_id": "5f3c9a2e"}}
-        for code in sorted(codes)
-    }
-    headers: _Document = {}
-    if status in {"429", "503"}:
-        headers["Retry-After"] = {
-            "description": "Seconds after which to try again.",
-            "schema": {"type": "integer", "example": RETRY_AFTER_SECONDS},
-        }
-    if status == "429":
-        headers |= rate_limit.DOCUMENTED
-    return {
-        "description": ", ".join(sorted(codes)),
-        "headers": headers,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/Error"},
-                "examples": examples,
-            }
-        },
-    }
-
-
-def _object(parent: _Document, name: str) -> _Document:
-    found = parent.setdefault(name, {})
-    assert isinstance(found, dict)
-    return found

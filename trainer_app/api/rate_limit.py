@@ -20,14 +20,18 @@ from trainer_app.settings import Settings
 # The request itself may have to find out that Redis is away, too, and has 5 s in all.
 _REDIS_SECONDS: Final = 0.5
 _KEEPS_RETRY_AFTER: Final = frozenset({429, 503})
-# What every answer has where a limit is set.
+# What every answer has where a limit is set, for the OpenAPI document.
 DOCUMENTED: Final[dict[str, object]] = {
-    f"X-RateLimit-{name}": {"description": description, "schema": {"type": "integer"}}
-    for name, description in {
-        "Limit": "How many requests one client may send.",
-        "Remaining": "How many of them are left.",
-        "Reset": "When all are there again, in unix seconds.",
-    }.items()
+    f"X-RateLimit-{name}": {
+        "description": f"{description} Only where SECURITY__RATE_LIMIT is set.",
+        "schema": {"type": "integer"},
+        "example": example,
+    }
+    for name, description, example in (
+        ("Limit", "How many requests one client may send.", 100),
+        ("Remaining", "How many of them are left.", 99),
+        ("Reset", "When all are there again, in unix seconds.", 1_767_225_960),
+    )
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import (
     KEY_PARAMETER,
-    LOCATION,
     idempotency_key,
+    location_header,
     require_services,
     wake,
 )
 from trainer_app.api.blueprint import Blueprint
+from trainer_app.api.examples import RUN_ID
 from trainer_app.api.run_checks import queue_for, resolve
 from trainer_app.api.runs_schema import (
     CancelSchema,
@@ -43,7 +44,7 @@ class RunQuery(PageQuery):
 
 @blueprint.route("/runs/train", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(TrainSchema)
-@blueprint.response(202, RunAcceptedSchema, headers=LOCATION)
+@blueprint.response(202, RunAcceptedSchema, headers=location_header(f"/runs/{RUN_ID}"))
 @blueprint.doc(operationId="trainRun")
 @blueprint.leads_to("getRun", "cancelRun", "getLogs", "getMetrics", run_id="$response.body#/run_id")
 @blueprint.fails_with(
@@ -138,7 +139,7 @@ def pause_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
 
 @blueprint.route("/runs/<id:run_id>/resume", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(EmptySchema, required=False)
-@blueprint.response(202, MovedSchema, headers=LOCATION)
+@blueprint.response(202, MovedSchema, headers=location_header(f"/runs/{RUN_ID}"))
 @blueprint.doc(operationId="resumeRun")
 @blueprint.leads_to("getRun", "cancelRun", run_id="$request.path.run_id")
 @blueprint.fails_with("RUN_NOT_FOUND", "CONFLICT", "ALREADY_FINISHED", "UNAVAILABLE")

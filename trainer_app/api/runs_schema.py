@@ -5,6 +5,7 @@ from __future__ import annotations
 from marshmallow import Schema, fields
 
 from backends.registry import MODEL_FAMILIES
+from trainer_app.api import examples
 from trainer_app.api.fields import (
     INT64_MAX,
     QueryInteger,
@@ -16,6 +17,7 @@ from trainer_app.api.fields import (
 )
 from trainer_app.api.schema import PageQuerySchema, page_of
 from trainer_app.api.train_schema import TrainSchema
+from trainer_app.errors import RUN_CODES
 from trainer_app.store.tables import Status
 
 
@@ -23,60 +25,88 @@ class ResolvedSpecSchema(TrainSchema):
     """The whole request as resolved."""
 
     corpus_sha256 = fields.String(
-        required=True, metadata=about("Of the corpus as it was when the run was posted.")
+        required=True,
+        metadata=about("Of the corpus as it was when the run was posted.", examples.CORPUS_ID),
     )
 
 
 class RunAcceptedSchema(Schema):
     """A run that is queued."""
 
-    run_id = fields.String(required=True, metadata=about("The run's id."))
-    job_id = fields.String(required=True, metadata=about("The same id, as events name it."))
+    run_id = fields.String(required=True, metadata=about("The run's id.", examples.RUN_ID))
+    job_id = fields.String(
+        required=True, metadata=about("The same id, as events name it.", examples.RUN_ID)
+    )
 
 
 class RunSchema(Schema):
     """Where a run stands. Times are unix seconds, losses mean nats per predicted token."""
 
-    run_id = fields.String(required=True, metadata=about("The run's id."))
+    run_id = fields.String(required=True, metadata=about("The run's id.", examples.RUN_ID))
     status = fields.String(
-        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+        required=True,
+        metadata=about("Where it stands.", "completed") | {"enum": [str(word) for word in Status]},
     )
     last_heartbeat_ts = fields.Float(
-        required=True, allow_none=True, metadata=about("Its worker's last sign of life.")
+        required=True,
+        allow_none=True,
+        metadata=about("Its worker's last sign of life.", examples.COMPLETED_AT),
     )
-    message = fields.String(required=True, metadata=about("What it does, or why it ended."))
+    message = fields.String(
+        required=True,
+        metadata=about("What it does, or why it ended; empty: nothing to add.", ""),
+    )
     paused = fields.Boolean(
-        required=True, metadata=about("Held back until it is resumed; queued once it has stopped.")
+        required=True,
+        metadata=about("Held back until it is resumed; queued once it has stopped.", False),
     )
     attempt = fields.Integer(
-        required=True, metadata=about("How often a worker has started or resumed it.")
+        required=True, metadata=about("How often a worker has started or resumed it.", 1)
     )
-    progress = fields.Integer(required=True, metadata=about("Percent: 0 to 100."))
-    epoch = fields.Integer(required=True, metadata=about("The present epoch, from 0."))
-    step = fields.Integer(required=True, metadata=about("Optimizer steps done."))
+    progress = fields.Integer(
+        required=True, metadata=about("Percent.", 100) | {"minimum": 0, "maximum": 100}
+    )
+    epoch = fields.Integer(required=True, metadata=about("The present epoch, from 0.", 2))
+    step = fields.Integer(required=True, metadata=about("Optimizer steps done.", examples.STEPS))
     total_steps = fields.Integer(
-        required=True, allow_none=True, metadata=about("Steps in all, once known.")
+        required=True,
+        allow_none=True,
+        metadata=about("Steps in all, once known.", examples.STEPS),
     )
-    train_loss = fields.Float(required=True, allow_none=True, metadata=about("The last one."))
-    val_loss = fields.Float(required=True, allow_none=True, metadata=about("The last one."))
-    tokens_per_sec = fields.Float(required=True, allow_none=True, metadata=about("Its speed."))
+    train_loss = fields.Float(
+        required=True, allow_none=True, metadata=about("The last one.", 3.6124)
+    )
+    val_loss = fields.Float(required=True, allow_none=True, metadata=about("The last one.", 3.6987))
+    tokens_per_sec = fields.Float(
+        required=True, allow_none=True, metadata=about("Its speed.", 18_253.0)
+    )
     eta_sec = fields.Float(
         required=True, allow_none=True, metadata=about("Seconds until it should be done.")
     )
     queue_position = fields.Integer(
         required=True, allow_none=True, metadata=about("How many start before it; null: none wait.")
     )
-    created_at = fields.Float(required=True, metadata=about("When it was posted."))
+    created_at = fields.Float(
+        required=True, metadata=about("When it was posted.", examples.POSTED_AT)
+    )
     started_at = fields.Float(
-        required=True, allow_none=True, metadata=about("When a worker first took it.")
+        required=True,
+        allow_none=True,
+        metadata=about("When a worker first took it.", examples.STARTED_AT),
     )
     completed_at = fields.Float(
-        required=True, allow_none=True, metadata=about("When it reached its final status.")
+        required=True,
+        allow_none=True,
+        metadata=about("When it reached its final status.", examples.COMPLETED_AT),
     )
     error_code = fields.String(
         required=True,
         allow_none=True,
-        metadata=about("Why it failed; of a completed run: not uploaded."),
+        metadata=about(
+            "Why it failed; of a completed run: not uploaded. "
+            + " ".join(f"{code}: {meaning}" for code, meaning in RUN_CODES.items())
+        )
+        | {"enum": [*RUN_CODES, None]},
     )
     spec = fields.Nested(ResolvedSpecSchema, required=True)
 
@@ -110,10 +140,12 @@ class RunQuerySchema(PageQuerySchema):
 class MovedSchema(Schema):
     """A run that was paused or resumed."""
 
-    run_id = fields.String(required=True, metadata=about("The run's id."))
+    run_id = fields.String(required=True, metadata=about("The run's id.", examples.RUN_ID))
     status = fields.String(
         required=True,
-        metadata=about("Where it stands now: a running one that is paused stops at its next step.")
+        metadata=about(
+            "Where it stands now: a running one that is paused stops at its next step.", "queued"
+        )
         | {"enum": [str(Status.QUEUED), str(Status.RUNNING)]},
     )
 
@@ -121,4 +153,8 @@ class MovedSchema(Schema):
 class CancelSchema(Schema):
     """A cancellation that has been asked for."""
 
-    status = fields.String(required=True, metadata={"enum": ["cancellation-requested"]})
+    status = fields.String(
+        required=True,
+        metadata=about("That it has been asked for.", "cancellation-requested")
+        | {"enum": ["cancellation-requested"]},
+    )

@@ -9,6 +9,7 @@ from typing import Final, TypedDict
 from marshmallow import RAISE, Schema, fields
 from marshmallow.schema import Schema as AnySchema
 
+from trainer_app.api import examples
 from trainer_app.api.errors import STATUSES, Detail
 from trainer_app.api.fields import QueryInteger, StrictString, about, between, shown
 from trainer_app.store.pages import CURSOR
@@ -55,11 +56,16 @@ class PageQuery(TypedDict):
 
 def page_of(item: type[Schema]) -> type[Schema]:
     """The schema of one page of a list of such items."""
-    return Schema.from_dict(
+    page = Schema.from_dict(
         {
-            "data": fields.List(fields.Nested(item), required=True, attribute="items"),
+            "data": fields.List(
+                fields.Nested(item),
+                required=True,
+                attribute="items",
+                metadata=about("Its items, newest first."),
+            ),
             "has_more": fields.Boolean(
-                required=True, metadata=about("Whether another page follows.")
+                required=True, metadata=about("Whether another page follows.", False)
             ),
             "next": fields.String(
                 required=True,
@@ -69,16 +75,28 @@ def page_of(item: type[Schema]) -> type[Schema]:
         },
         name=item.__name__.removesuffix("Schema") + "PageSchema",
     )
+    page.__doc__ = "One page of a list."
+    return page
+
+
+def id_of_request(example: str) -> fields.String:
+    """The id of a request to a finished run."""
+    return fields.String(required=True, metadata=about("The request's id.", example))
 
 
 class RequestSchema(Schema):
     """What the requests to a finished run answer, beside what they give."""
 
-    request_id = fields.String(required=True, metadata=about("The request's id."))
+    request_id = id_of_request(examples.GENERATE_ID)
     status = fields.String(
-        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+        required=True,
+        metadata=about("Where it stands.", "completed") | {"enum": [str(word) for word in Status]},
     )
-    error = fields.String(required=True, allow_none=True, metadata=about("Why it failed."))
+    error = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=about("Why it failed: a code and a sentence; null: it has not."),
+    )
 
 
 class DetailSchema(Schema):
@@ -101,7 +119,7 @@ class ErrorSchema(Schema):
         required=True, metadata=about("What happened, for people.", "no run has this id")
     )
     request_id = fields.String(
-        required=True, metadata=about("The request's id, as in the log.", "5f3c9a2e")
+        required=True, metadata=about("The request's id, as in the log.", examples.HTTP_REQUEST_ID)
     )
     details = fields.List(
         fields.Nested(DetailSchema), metadata=about("One entry for each bad field.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trainer_app.api.accept import KEY_PARAMETER, LOCATION
+from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.examples import RUN_ID, SCORE_ID
 from trainer_app.api.run_requests import ask, find, shown
 from trainer_app.api.score_schema import ScoreSchema, ScoringSchema
 from trainer_app.api.texts import read_text
@@ -24,7 +25,7 @@ blueprint = Blueprint("score", __name__, description="Score texts with finished 
 
 @blueprint.route("/runs/<id:run_id>/score", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(ScoreSchema)
-@blueprint.response(202, ScoringSchema, headers=LOCATION)
+@blueprint.response(202, ScoringSchema, headers=location_header(f"/runs/{RUN_ID}/score/{SCORE_ID}"))
 @blueprint.doc(operationId="score")
 @blueprint.leads_to(
     "getScore", run_id="$request.path.run_id", request_id="$response.body#/request_id"

@@ -7,7 +7,7 @@ from typing import Final
 
 from marshmallow import Schema, fields, post_load, validates_schema
 
-from trainer_app.api import job_fields
+from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
@@ -19,7 +19,7 @@ from trainer_app.api.fields import (
     one_of,
     require_one,
 )
-from trainer_app.api.schema import RequestSchema, StrictSchema
+from trainer_app.api.schema import RequestSchema, StrictSchema, id_of_request
 from trainer_app.core.score_spec import (
     DETAIL_LEVELS,
     MAX_CANDIDATES,
@@ -37,7 +37,7 @@ class ScoreSchema(StrictSchema):
     text = StrictString(
         load_default=None,
         validate=length(1, LONGEST_TEXT),
-        metadata=about("What to score; this or path.", "Once upon a time there was a king."),
+        metadata=about("What to score; this or path.", examples.PROMPT),
     )
     path = StrictString(
         load_default=None,
@@ -49,7 +49,8 @@ class ScoreSchema(StrictSchema):
         validate=one_of(DETAIL_LEVELS),
         metadata=about(
             "per_char: also each token and its surprisal, for a text of at most "
-            f"{MAX_DETAILED_TOKENS} tokens."
+            f"{MAX_DETAILED_TOKENS} tokens.",
+            "per_char",
         ),
     )
     top_k = StrictInteger(
@@ -58,7 +59,8 @@ class ScoreSchema(StrictSchema):
         validate=between(1, MAX_TOP_K),
         metadata=about(
             "Tell so many of the likeliest tokens at each place; null: none. At most "
-            f"{MAX_CANDIDATES} in all."
+            f"{MAX_CANDIDATES} in all.",
+            1,
         ),
     )
     seed = job_fields.seed("Taken and of no effect: a score draws no random number.")
@@ -79,32 +81,42 @@ class ScoreSchema(StrictSchema):
 class CandidateSchema(Schema):
     """One of the likeliest tokens at a place."""
 
-    token = fields.String(required=True, metadata=about("As a person would read it.", " king"))
-    token_id = fields.Integer(required=True, metadata=about("Its id."))
-    probability = fields.Float(required=True, metadata=about("Its probability.", 0.25))
-    bits = fields.Float(required=True, metadata=about("Its surprisal.", 2.0))
+    token = fields.String(required=True, metadata=about("As a person would read it.", " time"))
+    token_id = fields.Integer(required=True, metadata=about("Its id.", 402))
+    probability = fields.Float(required=True, metadata=about("Its probability.", 0.66))
+    bits = fields.Float(required=True, metadata=about("Its surprisal.", 0.6))
 
 
 class ScoringSchema(RequestSchema):
     """A request to score; what it gave is null until it is completed."""
 
+    request_id = id_of_request(examples.SCORE_ID)
     loss = fields.Float(
-        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 2.5)
+        required=True, allow_none=True, metadata=about("Mean nats per predicted token.", 1.317)
     )
     perplexity = fields.Float(
-        required=True, allow_none=True, metadata=about("The exponential of the loss.", 12.2)
+        required=True, allow_none=True, metadata=about("The exponential of the loss.", 3.732)
     )
     surprisal = fields.List(
         fields.Float(),
         required=True,
         allow_none=True,
-        metadata=about(f"Bits of each predicted token; with per_char alone. {_PREDICTED}"),
+        metadata=about(
+            f"Bits of each predicted token; with per_char alone. {_PREDICTED}", [3.9, 1.2, 0.6]
+        ),
     )
     topk = fields.List(
         fields.List(fields.Nested(CandidateSchema)),
         required=True,
         allow_none=True,
-        metadata=about(f"The likeliest tokens, with top_k alone. {_PREDICTED}"),
+        metadata=about(
+            f"The likeliest tokens, with top_k alone. {_PREDICTED}",
+            [
+                [{"token": ",", "token_id": 15, "probability": 0.11, "bits": 3.18}],
+                [{"token": " a", "token_id": 263, "probability": 0.435, "bits": 1.2}],
+                [{"token": " time", "token_id": 402, "probability": 0.66, "bits": 0.6}],
+            ],
+        ),
     )
     tokens = fields.List(
         fields.String(),
@@ -112,6 +124,7 @@ class ScoringSchema(RequestSchema):
         allow_none=True,
         metadata=about(
             "All tokens of the text, with per_char alone; bytes that are part of a character "
-            "as \\xe2."
+            "as \\xe2.",
+            ["Once", " upon", " a", " time"],
         ),
     )

@@ -29,18 +29,29 @@ COMMENT_SECONDS: Final = 15.0  # between signs of life: finds out that a network
 # For the client's machine to say that it has what was sent: with the comment, 27 s after it is
 # gone. Without a limit the kernel tries for a quarter of an hour.
 RECEIPT_SECONDS: Final = 12.0
-_RETRY_MILLISECONDS: Final = 2_000  # after which a browser connects again
 _STATUS_SECONDS: Final = 1.0
 _QUIET_SECONDS: Final = 0.5  # a run's last lines follow its final status closely
 _THREADS_KEPT: Final = 8  # for requests that are not streams
 _EVENT_ID: Final = re.compile(r"[0-9]{1,18}")
 
+RETRY: Final = "retry: 2000\n\n"  # milliseconds after which a browser connects again
+_UNBUFFERED: Final = {"X-Accel-Buffering": "no"}  # nginx would keep events back
+STREAM_HEADERS: Final = {
+    name: {
+        "description": "Asks proxies to pass events on at once.",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": value,
+    }
+    for name, value in _UNBUFFERED.items()
+}
 LAST_EVENT_ID: Final = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
     "description": "The id of the last event that was received: goes on behind it.",
     "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    "example": "114",
 }
 
 Events = Iterator[str]
@@ -62,7 +73,7 @@ class Followers:
         slot = ExitStack()  # gives back once, however often the answer is closed
         slot.callback(self._slots.release)
         response = Response(events, mimetype="text/event-stream")
-        response.headers["X-Accel-Buffering"] = "no"  # nginx would keep events back
+        response.headers.update(_UNBUFFERED)
         response.call_on_close(slot.close)
         return response
 
@@ -114,7 +125,7 @@ class Followers:
         poll_seconds: float,
         client: socket.socket | None,
     ) -> Events:
-        yield f"retry: {_RETRY_MILLISECONDS}\n\n"  # at once, so that the client has its headers
+        yield RETRY  # at once, so that the client has its headers
         over = was_over = self.is_over(run_id)
         spoke_at = quiet_since = time.monotonic()
         while True:

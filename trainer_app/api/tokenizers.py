@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import (
     KEY_PARAMETER,
-    LOCATION,
     idempotency_key,
+    location_header,
     require_services,
     wake,
 )
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.examples import TOKENIZER_ID
 from trainer_app.api.schema import PageQuery, PageQuerySchema
 from trainer_app.api.tokenizers_schema import (
     TokenizerAcceptedSchema,
@@ -36,7 +37,9 @@ blueprint = Blueprint("tokenizers", __name__, description="Tokenizers.")
 
 @blueprint.route("/tokenizers/train", methods=["POST"], parameters=[KEY_PARAMETER])
 @blueprint.arguments(TokenizerTrainSchema)
-@blueprint.response(202, TokenizerAcceptedSchema, headers=LOCATION)
+@blueprint.response(
+    202, TokenizerAcceptedSchema, headers=location_header(f"/tokenizers/{TOKENIZER_ID}")
+)
 @blueprint.doc(operationId="trainTokenizer")
 @blueprint.leads_to("getTokenizer", tokenizer_id="$response.body#/tokenizer_id")
 @blueprint.fails_with(

@@ -10,7 +10,7 @@ from typing import Final
 from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
 
 from backends.registry import TOKENIZER_KINDS, TOKENIZER_MIN_VOCAB
-from trainer_app.api import job_fields
+from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     StrictInteger,
     StrictString,
@@ -24,6 +24,7 @@ from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.store.tables import Status
 
+_FOLDER: Final = f"{examples.ARTIFACTS}/tokenizers/{examples.TOKENIZER_ID}"
 # One source for the defaults: the spec's own.
 _DEFAULTS: Final = asdict(TokenizerSpec(method="", vocab_size=0, corpus_sha256=""))
 
@@ -60,7 +61,8 @@ class TokenizerTrainSchema(StrictSchema):
     tokenizer_id = StrictString(
         load_default=None,
         validate=length(1, 64),
-        metadata=about("A name of your own; null: one is made.", "english-8k") | DOCUMENTED,
+        metadata=about("A name of your own; null: one is made.", examples.TOKENIZER_ID)
+        | DOCUMENTED,
     )
     user_id = job_fields.user_id(_DEFAULTS["user_id"], "Whose tokenizer it is; a label.")
 
@@ -89,9 +91,9 @@ class TokenizerTrainSchema(StrictSchema):
 class TokenizerAcceptedSchema(Schema):
     """A tokenizer whose training is queued."""
 
-    tokenizer_id = fields.String(required=True, metadata=about("Its id."))
+    tokenizer_id = fields.String(required=True, metadata=about("Its id.", examples.TOKENIZER_ID))
     artifact_path = fields.String(
-        required=True, metadata=about("Where its files will lie on the server.")
+        required=True, metadata=about("Where its files will lie on the server.", _FOLDER)
     )
     coverage = fields.Float(required=True, allow_none=True, metadata=about("Not known yet."))
     oov_rate = fields.Float(required=True, allow_none=True, metadata=about("Not known yet."))
@@ -100,33 +102,44 @@ class TokenizerAcceptedSchema(Schema):
 class TokenizerSchema(Schema):
     """A tokenizer and what was measured on the held-out part of its corpus."""
 
-    tokenizer_id = fields.String(required=True, metadata=about("Its id."))
+    tokenizer_id = fields.String(required=True, metadata=about("Its id.", examples.TOKENIZER_ID))
     artifact_path = fields.String(
-        required=True, metadata=about("Where its files lie on the server.")
+        required=True, metadata=about("Where its files lie on the server.", _FOLDER)
     )
     status = fields.String(
-        required=True, metadata=about("Where it stands.") | {"enum": [str(word) for word in Status]}
+        required=True,
+        metadata=about("Where it stands.", "completed") | {"enum": [str(word) for word in Status]},
     )
-    method = fields.String(required=True, metadata=about("Its kind."))
+    method = fields.String(
+        required=True, metadata=about("Its kind.", "bpe") | {"enum": list(TOKENIZER_KINDS)}
+    )
     vocab_size = fields.Integer(
-        required=True, allow_none=True, metadata=about("Its entries, as trained.")
+        required=True, allow_none=True, metadata=about("Its entries, as trained.", 8_000)
     )
     coverage = fields.Float(
-        required=True, allow_none=True, metadata=about("Of the tokens, how many are known.")
+        required=True, allow_none=True, metadata=about("Of the tokens, how many are known.", 1.0)
     )
     oov_rate = fields.Float(
-        required=True, allow_none=True, metadata=about("Of the tokens, how many are [UNK].")
+        required=True, allow_none=True, metadata=about("Of the tokens, how many are [UNK].", 0.0)
     )
     token_count = fields.Integer(
-        required=True, allow_none=True, metadata=about("Tokens of the held-out part.")
+        required=True, allow_none=True, metadata=about("Tokens of the held-out part.", 2_774)
     )
     char_coverage = fields.Float(
-        required=True, allow_none=True, metadata=about("Of the characters, how many are known.")
+        required=True,
+        allow_none=True,
+        metadata=about("Of the characters, how many are known.", 1.0),
     )
     bytes_per_token = fields.Float(
-        required=True, allow_none=True, metadata=about("Bytes of text that a token stands for.")
+        required=True,
+        allow_none=True,
+        metadata=about("Bytes of text that a token stands for.", 4.02),
     )
-    error = fields.String(required=True, allow_none=True, metadata=about("Why it failed."))
+    error = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=about("Why it failed: a code and a sentence; null: it has not."),
+    )
 
 
 TokenizerPageSchema = page_of(TokenizerSchema)

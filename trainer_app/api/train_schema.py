@@ -10,7 +10,7 @@ from typing import Final
 from marshmallow import ValidationError, fields, post_load, validates_schema
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
-from trainer_app.api import job_fields
+from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     StrictBoolean,
     StrictInteger,
@@ -118,7 +118,8 @@ class TrainSchema(StrictSchema):
         validate=length(1, 128),
         metadata=about(
             "A finished tokenizer. Families that train their own where there is none: "
-            + ", ".join(OWN_TOKENIZERS)
+            + ", ".join(OWN_TOKENIZERS),
+            examples.TOKENIZER_ID,
         )
         | DOCUMENTED,
     )
