@@ -18,7 +18,7 @@ from trainer_app.errors import CorpusNotFound
 
 MAX_NAME_LENGTH: Final = 1_024  # characters of a whole relative name
 
-ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+ID_PATTERN: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
 _ID: Final = re.compile(ID_PATTERN)
 # Names that no folder on Windows can hold: whatever is made here may be copied there.
 _RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.DOTALL)

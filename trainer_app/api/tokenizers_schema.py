@@ -75,7 +75,7 @@ class TokenizerTrainSchema(StrictSchema):
         if isinstance(size, int) and size < least:
             wrong["vocab_size"] = [f"{size} is not at least {least}, which {data['method']} needs"]
         if data["tokenizer_id"] is not None and not is_id(str(data["tokenizer_id"])):
-            reason = f"must match {PATTERN}, contain no '..', end in no '.', be no device's name"
+            reason = f"must match {PATTERN}, contain no '..', and be no device's name"
             wrong["tokenizer_id"] = [reason]
         if data["tokenizer_id"] == RESERVED:
             wrong["tokenizer_id"] = [f"{RESERVED!r} is an address of its own: choose another name"]
