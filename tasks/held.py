@@ -322,7 +322,7 @@ class Held:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 pipe.set(
-                    heartbeat_key(job_id), f"{time.time():.3f}", ex=int(self._jobs.lease_seconds)
+                    heartbeat_key(job_id), str(int(time.time())), ex=int(self._jobs.lease_seconds)
                 )
                 pipe.get(cancelled_key(job_id))
                 asked = pipe.execute()[1] == "1"

@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.install(app)  # after flask-smorest's own handler, which it replaces
     for resource in _RESOURCES:
         api.register_blueprint(resource.blueprint)
-    openapi.publish(app, api)
+    openapi.publish(app, api, keyed=bool(settings.security.api_keys))
     app.add_url_rule("/", view_func=_home)
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -18,7 +19,9 @@ from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from sqlalchemy import delete
 
-from trainer_app.settings import Settings
+from trainer_app.api import gate
+from trainer_app.factory import create_app
+from trainer_app.settings import Security, Settings
 from trainer_app.store.tables import Status, Table
 
 if TYPE_CHECKING:
@@ -47,6 +50,17 @@ JOURNEYS: dict[str, tuple[JsonValue | bytes, str]] = {
     "POST /runs/{run_id}/chat": ({"message": "Once"}, r"/chat(/|$)"),
 }
 MOVES = ("/pause", "/resume", "/cancel")
+# A schema cannot say that of two fields exactly one is needed, that a text is UTF-8, and that 1.0
+# is no integer; all others take whatever their schema allows.
+NEED_SENSE = {
+    "POST /corpora",
+    "POST /runs/train",
+    "POST /tokenizers/train",
+    "POST /runs/{run_id}/generate",
+    "POST /runs/{run_id}/score",
+    "POST /runs/{run_id}/chat",
+}
+KEY = "key-of-these-tests"
 
 
 def furnish(world: World) -> str:
@@ -75,10 +89,22 @@ def document(
     return from_wsgi("/openapi.json", make_client(settings).application)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_a_documented_one(
-    document: BaseSchema, subtests: pytest.Subtests, mode: GenerationMode
+@pytest.fixture
+def guarded_document(world: World, settings: Settings) -> BaseSchema:
+    """That of an application which asks for a key."""
+    world.worker()
+    furnish(world)
+    keys = Security(api_keys=(KEY,), allow_open=False)
+    return from_wsgi("/openapi.json", create_app(replace(settings, security=keys)))
+
+
+def check_every_operation(
+    document: BaseSchema,
+    subtests: pytest.Subtests,
+    mode: GenerationMode,
+    *,
+    headers: dict[str, str],
+    examples: int,
 ) -> None:
     for result in document.get_all_operations():
         assert isinstance(result, Ok)
@@ -90,17 +116,41 @@ def test_every_answer_is_a_documented_one(
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @hypothesis.settings(
-            max_examples=15,
+            max_examples=examples,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
         def answer_as_documented(case: Case[OpenApiOperation]) -> None:
-            # A schema cannot say that two fields must agree, nor that what an id names exists.
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+            needs_sense = case.operation.label in NEED_SENSE
+            case.call_and_validate(
+                headers=headers, excluded_checks=[positive_data_acceptance] if needs_sense else []
+            )
 
         with subtests.test(operation.label):
             answer_as_documented()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_every_answer_is_a_documented_one(
+    document: BaseSchema, subtests: pytest.Subtests, mode: GenerationMode
+) -> None:
+    check_every_operation(document, subtests, mode, headers={}, examples=15)
+
+
+@pytest.mark.slow
+def test_every_answer_of_a_server_with_a_key_is_a_documented_one_and_needs_the_key(
+    guarded_document: BaseSchema, subtests: pytest.Subtests
+) -> None:
+    """Each request that succeeds is sent again without the key, and with another."""
+    check_every_operation(
+        guarded_document,
+        subtests,
+        GenerationMode.POSITIVE,
+        headers={gate.KEY_HEADER: KEY},
+        examples=4,
+    )
 
 
 @pytest.mark.slow

@@ -82,15 +82,18 @@ def install(app: Flask) -> Api:
     return api
 
 
-def publish(app: Flask, api: Api) -> None:
-    """Serve the finished document at /openapi.json, and the page at /docs."""
+def publish(app: Flask, api: Api, *, keyed: bool) -> None:
+    """Serve the finished document at /openapi.json, and the page at /docs.
+
+    ``keyed``: the server asks for a key.
+    """
     converter = api.ma_plugin.converter
     assert converter is not None
     meanings = {
         name: inspect.cleandoc(schema.__doc__ or "")
         for (schema, *_), name in converter.refs.items()
     }
-    text = json.dumps(complete(api.spec.to_dict(), meanings))
+    text = json.dumps(complete(api.spec.to_dict(), meanings, keyed=keyed))
     pages = Blueprint("docs", __name__)
 
     @pages.get("/openapi.json")

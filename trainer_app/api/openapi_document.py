@@ -61,8 +61,11 @@ _MEANINGS: Final[Mapping[str, str]] = {
 Document = dict[str, object]
 
 
-def complete(document: Document, meanings: Mapping[str, str]) -> Document:
-    """Add to the generated document what operations share, and ``meanings`` to its schemas."""
+def complete(document: Document, meanings: Mapping[str, str], *, keyed: bool) -> Document:
+    """Add to the generated document what operations share, and ``meanings`` to its schemas.
+
+    ``keyed``: the server asks for a key; else one may be sent, and is not looked at.
+    """
     document = deepcopy(document)  # parts of it are constants of the routes' modules
     components = _object(document, "components")
     schemas = _object(components, "schemas")
@@ -96,6 +99,8 @@ def complete(document: Document, meanings: Mapping[str, str]) -> Document:
         for operation in item.values():
             if isinstance(operation, dict):  # beside them stands the list of path parameters
                 _complete_operation(path, item, operation, schemas)
+                if not gate.is_open(path):
+                    operation["security"] = [{"ApiKey": []}] if keyed else [{"ApiKey": []}, {}]
     return {name: _with_formats(part) for name, part in document.items()}
 
 
@@ -131,8 +136,6 @@ def _add_errors(path: str, item: Document, operation: Document, responses: Docum
     codes = [*codes, "FORBIDDEN", "INTERNAL_ERROR"]
     if not gate.is_open(path):
         codes += ["UNAUTHORIZED", "RATE_LIMITED"]
-        # An empty requirement beside the key: a server may run without keys.
-        operation["security"] = [{"ApiKey": []}, {}]
     if "{" in path:
         codes.append("NOT_FOUND")  # an id that no id can be
     if _is_checked(operation) or _is_checked(item):
