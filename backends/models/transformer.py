@@ -128,14 +128,18 @@ class Block(nn.Module):
         else:
             y_BHTC = _attend_with_cache(q_BHTC, k_BKTC, v_BKTC, cache, layer)
         x_BTD = x_BTD + self.attn_proj(y_BHTC.transpose(1, 2).flatten(2))
-        h_BTF = self.c_fc(self.ln_2(x_BTD))
+        return x_BTD + self.feed_forward(self.ln_2(x_BTD))
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """What is added to the residual stream, of a normalised copy of it."""
+        h_BTF = self.c_fc(x_BTD)
         if self.gated:
             gate_BTF, h_BTF = h_BTF.chunk(2, dim=-1)
             h_BTF = F.silu(gate_BTF) * h_BTF  # SwiGLU (Shazeer 2020)
         else:
             h_BTF = F.gelu(h_BTF, approximate="tanh")
         y_BTD: Tensor = self.mlp_proj(h_BTF)
-        return x_BTD + y_BTD
+        return y_BTD
 
 
 def _attend(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from trainer_app.core.fp8 import Float8Linear, in_fp8, use_fp8
+from backends.contracts import ModelConfig
+from backends.models.gpt2 import DESIGN as GPT2
+from backends.models.gpt2 import gpt2_shape
+from backends.models.transformer import Block, Design, Transformer
+from trainer_app.core.fp8 import WIDEST, Float8Block, Float8Linear, in_fp8, use_fp8
+
+CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
 
 
 def test_each_row_keeps_its_own_range() -> None:
@@ -32,3 +40,29 @@ def test_where_nothing_is_trained_the_layer_computes_as_before(bias: bool) -> No
     use_fp8(nn.Sequential(plain))
     assert torch.equal(plain(x), expected)
     assert torch.equal(plain.eval()(x), expected)
+
+
+def test_blocks_with_gelu_are_fused_and_others_are_not() -> None:
+    def block(design: Design, inner: int | None = None) -> Block:
+        shape = gpt2_shape(width=64, layers=1, heads=2, inner=inner)
+        model = Transformer(CONFIG, design, shape)
+        use_fp8(model)
+        found = model.h[0]
+        assert isinstance(found, Block)
+        return found
+
+    assert type(block(GPT2)) is Float8Block
+    assert type(block(replace(GPT2, feed_forward="swiglu"))) is Block
+    assert type(block(replace(GPT2, bias=False))) is Block
+    assert type(block(GPT2, inner=WIDEST + 16)) is Block
+    assert type(block(GPT2, inner=100)) is Block
+
+
+def test_a_fused_block_computes_as_before_where_nothing_is_trained() -> None:
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, GPT2, gpt2_shape(width=64, layers=1, heads=2))
+    model.initialise()
+    ids = torch.arange(12).view(2, 6)
+    expected = model.hidden(ids)
+    use_fp8(model)
+    assert torch.equal(model.hidden(ids), expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer_app.core.adamw import NARROW, WIDE, ClippedAdamW
+from trainer_app.core.fp8 import in_fp8
 
 BETAS = (0.9, 0.95)
 SIZES = ((1,), (3, 5), (1024,), (1025,), (64, 512), (77,))
@@ -92,6 +93,151 @@ def test_what_was_saved_goes_on_in_the_same_bytes() -> None:
         draw_gradients(parted, step)
         second.step()
     assert all(torch.equal(a, b) for a, b in zip(whole, parted, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["off a border", "transposed", "of a larger one"])
+def test_gradients_of_any_layout_are_read_as_they_are(layout: str) -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer = clipped(ours, 0.5)
+    reference = torch.optim.AdamW(groups(theirs), lr=rate(), betas=BETAS, capturable=True)
+    for step in range(3):
+        draw_gradients(theirs, step)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert other.grad is not None
+            mine.grad = laid_out(other.grad, layout)
+        torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+        reference.step()
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same numbers otherwise in memory."""
+    if layout == "off a border":
+        larger = torch.zeros(tensor.numel() + 1, device="cuda")
+        laid = larger[1:].view(tensor.shape)
+    elif layout == "transposed":
+        laid = torch.zeros(tensor.shape[::-1], device="cuda").permute(
+            *reversed(range(tensor.dim()))
+        )
+    else:
+        laid = torch.zeros(*tensor.shape, 2, device="cuda")[..., 0]
+    return laid.copy_(tensor)
+
+
+def test_overflowed_steps_of_a_recorded_graph_change_nothing() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer, reference = clipped(ours, 1.0), clipped(theirs, 1.0)
+    overflowed = torch.zeros(1, device="cuda")
+    setattr(optimizer, "found_inf", overflowed)  # noqa: B010 - as GradScaler does
+    draw_gradients(ours, 0)
+    optimizer.step()  # its kernels are compiled before they are recorded
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    optimizer.recorded()
+    for step, has_overflowed in enumerate((0, 1, 0, 1, 1, 0)):
+        overflowed.fill_(has_overflowed)
+        fresh = parameters()
+        draw_gradients(fresh, step)
+        for mine, drawn in zip(ours, fresh, strict=True):
+            assert mine.grad is not None
+            assert drawn.grad is not None
+            mine.grad.copy_(drawn.grad if not has_overflowed else torch.full_like(drawn, math.inf))
+        graph.replay()
+        if step == 0:
+            draw_gradients(theirs, 0)
+            reference.step()
+        if not has_overflowed:
+            draw_gradients(theirs, step)
+            reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_torch_s_own_has_saved_goes_on_here() -> None:
+    ours, theirs = parameters(), parameters()
+    first = torch.optim.AdamW(groups(ours), lr=rate(), betas=BETAS, fused=True, capturable=True)
+    reference = torch.optim.AdamW(groups(theirs), lr=rate(), betas=BETAS, capturable=True)
+
+    def step_both(optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            draw_gradients(ours, step)
+            optimizer.step()
+            draw_gradients(theirs, step)
+            reference.step()
+
+    step_both(first, range(3))
+    second = clipped(ours, math.inf)
+    second.load_state_dict(deepcopy(first.state_dict()))
+    step_both(second, range(3, 8))
+    torch.testing.assert_close(ours, theirs)
+    assert second.state[ours[0]]["step"].item() == 8
+
+
+def test_a_gpu_that_cannot_hold_a_row_of_logits_reads_it_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trainer_app.core import kernels  # noqa: PLC0415 - needs Triton
+
+    def too_large(*_: object, **__: object) -> None:
+        raise RuntimeError("out of resource: registers")
+
+    torch.manual_seed(0)
+    logits_NP = torch.randn(7, 50_304, device="cuda", dtype=torch.bfloat16)
+    targets_N = torch.randint(0, 50_257, (7,), device="cuda")
+    expected_N = kernels.cross_entropy_(logits_NP, targets_N, vocab=50_257, with_gradient=False)
+    kernels._holds.cache_clear()
+    monkeypatch.setattr(kernels, "_launch_held", too_large)
+    try:
+        found_N = kernels.cross_entropy_(logits_NP, targets_N, vocab=50_257, with_gradient=False)
+    finally:
+        kernels._holds.cache_clear()
+    torch.testing.assert_close(found_N, expected_N)
+
+
+needs_fp8 = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
+    reason="no GPU that multiplies in fp8",
+)
+
+
+@needs_fp8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 16), (7, 512), (2_000, 3_072), (65, 8_192)])
+def test_gelu_and_its_gradient_are_those_of_torch_and_of_the_rows_in_fp8(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    from trainer_app.core.fp8_kernels import (  # noqa: PLC0415 - needs Triton
+        gelu_gradient_in_fp8,
+        gelu_in_fp8,
+    )
+
+    torch.manual_seed(0)
+    u_MF = torch.randn(shape, device="cuda").mul_(3).to(dtype)
+    grad_MF = torch.randn(shape, device="cuda").to(dtype)
+    grad_MF[0] = 0  # a row without any has a scale, too
+    reference_MF = u_MF.float().requires_grad_()
+    y_MF = F.gelu(reference_MF, approximate="tanh")
+    torch.autograd.backward(y_MF, grad_MF.float())
+    assert reference_MF.grad is not None
+
+    found_MF, found8_MF, scales_M1 = gelu_in_fp8(u_MF)
+    torch.testing.assert_close(found_MF, y_MF.detach().to(dtype))
+    assert_in_fp8(found_MF, found8_MF, scales_M1)
+
+    found_MF, found8_MF, scales_M1, sums_PF = gelu_gradient_in_fp8(grad_MF, u_MF)
+    torch.testing.assert_close(found_MF, reference_MF.grad.to(dtype), atol=2e-3, rtol=1.6e-2)
+    assert_in_fp8(found_MF, found8_MF, scales_M1)
+    torch.testing.assert_close(sums_PF.sum(0), found_MF.float().sum(0), atol=1e-3, rtol=1e-4)
+
+
+def assert_in_fp8(x_MF: Tensor, x8_MF: Tensor, scales_M1: Tensor) -> None:
+    """They are what ``in_fp8`` makes of it, but for roundings at a border."""
+    expected8_MF, expected_M1 = in_fp8(x_MF)
+    torch.testing.assert_close(scales_M1, expected_M1)
+    same = (x8_MF.float() == expected8_MF.float()).float().mean().item()
+    assert same > 0.999
+    torch.testing.assert_close(x8_MF.float(), expected8_MF.float(), atol=0.01, rtol=0.14)
 
 
 def parameters(offset: int = 0) -> list[Tensor]:

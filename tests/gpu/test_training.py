@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from backends.loading import load_model
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import compilation, device, graphs, loss, optim
+from trainer_app.core import adamw, compilation, device, graphs, loss, optim
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -25,6 +25,7 @@ from trainer_app.core.device import (
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.loss import fused_loss
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
+from trainer_app.core.step import StepResult, TrainingStep
 from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -218,13 +219,53 @@ def test_every_fast_path_gives_the_loss_curve_of_the_plain_one(
     assert any(text.startswith("compiled the model in") for text in compiled.messages)
     finished(bench, spec, recorded, "recorded")
     monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
-    for module in (loss, optim):
-        monkeypatch.setattr(module, "why_unfused", lambda _: "another path is wanted")
+    monkeypatch.setattr(loss, "why_unfused", lambda _: "another path is wanted")
+    monkeypatch.setattr(optim, "why_not", lambda: "another path is wanted")
     finished(bench, replace(spec, torch_compile="off"), plain, "plain")
     close = 1e-3 if precision == "fp32" else 1e-2
     for fast in (compiled, recorded):
         for ours, theirs in zip(fast.steps, plain.steps, strict=True):
             assert ours.train_loss == pytest.approx(theirs.train_loss, rel=close)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "char_lstm"])
+def test_a_step_that_is_recorded_anew_where_memory_was_short_gives_the_same_bytes(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    spec = replace(bench.spec, model_family=family, deterministic=True)
+    undisturbed = finished(bench, spec, recorder(), "undisturbed")
+    take = TrainingStep.__call__
+
+    def make_room_and_take(step: TrainingStep, number: int) -> StepResult:
+        if number in {1, 20, 21, 40}:
+            step.make_room()
+        return take(step, number)
+
+    monkeypatch.setattr(TrainingStep, "__call__", make_room_and_take)
+    disturbed = finished(bench, spec, recorder(), "disturbed")
+    assert disturbed.execution == Execution(cuda_graph=True)
+    assert disturbed.loss_chain == undisturbed.loss_chain
+    assert disturbed.weights_sha256 == undisturbed.weights_sha256
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_an_embedding_that_is_frozen_stays_as_it_was(
+    bench: Bench, recorder: MakeRecorder, family: str, optimizer: OptimizerName
+) -> None:
+    spec = replace(
+        bench.spec, model_family=family, optimizer=optimizer, freeze_embed=True, eval_steps=None
+    )
+    embeddings = []
+    for steps in (1, 40):
+        observer = recorder()
+        outcome = finished(bench, replace(spec, max_steps=steps), observer, f"steps {steps}")
+        model = load_model(outcome.directory)
+        embeddings.append(
+            next(p for name, p in model.named_parameters() if "wte" in name or "emb" in name)
+        )
+        assert all(math.isfinite(report.train_loss) for report in observer.steps)
+    assert torch.equal(*embeddings)
 
 
 def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel_and_says_why(
@@ -254,18 +295,21 @@ def test_a_machine_without_a_c_compiler_trains_all_the_same(
     def no_compiler(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr("trainer_app.core.kernels.cross_entropy_", no_compiler)
-    loss.why_unfused.cache_clear()
+    for kernel in ("cross_entropy_", "clipped_adamw_"):
+        monkeypatch.setattr(f"trainer_app.core.kernels.{kernel}", no_compiler)
     observer = recorder()
+    loss.why_unfused.cache_clear()
+    adamw.why_not.cache_clear()
     try:
         outcome = finished(bench, replace(bench.spec, torch_compile="off"), observer, "run")
     finally:
         loss.why_unfused.cache_clear()
+        adamw.why_not.cache_clear()
     assert outcome.execution.cuda_graph
-    assert (
-        "loss and optimizer have no kernels of their own: Failed to find C compiler"
-        in observer.messages
-    )
+    assert {
+        "the loss has no kernel of its own: Failed to find C compiler",
+        "the optimizer has no kernels of its own: Failed to find C compiler",
+    } <= set(observer.messages)
 
 
 def test_a_compiler_that_fails_ends_no_run(

@@ -7,6 +7,7 @@ of its programs 65,536 numbers: for a model of half a million that is a sixth of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final, overload
 
 import torch
@@ -123,8 +124,25 @@ class ClippedAdamW(torch.optim.AdamW):  # pragma: needs cuda
         return state["exp_avg"], state["exp_avg_sq"]
 
     def _write(self, rows: list[list[int]]) -> None:
-        self._table.copy_(torch.tensor(rows))
+        # Pinned: the CPU does not wait for the GPU, which may be steps behind.
+        self._table.copy_(torch.tensor(rows).pin_memory(), non_blocking=True)
         self._in_table = rows
+
+
+@cache
+def why_not() -> str | None:  # pragma: needs cuda
+    """Why these kernels cannot be used on this GPU; None: they can. One step tells."""
+    try:
+        tried = torch.zeros(1, device="cuda", requires_grad=True)
+        tried.grad = torch.zeros_like(tried)
+        rate = torch.zeros((), device="cuda")
+        group: Group = {"params": [tried], "weight_decay": 0.0}
+        ClippedAdamW([group], lr=rate, betas=(0.9, 0.99), max_norm=1.0).step()
+    except torch.OutOfMemoryError:
+        raise  # by what else is there, not the kernels' doing
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
 
 
 def _chunks(sizes: Sequence[int]) -> Tensor:  # pragma: needs cuda

@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from backends.models.transformer import Block
+
 FP8: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0  # of FP8
 SMALLEST_ROW: Final = 1e-12  # a row of zeros has a scale, too
 MULTIPLE: Final = 16  # of K and N: what the GPU's instructions take
 
+WIDEST: Final = 8192  # row that a program of the GELU's kernels keeps in its registers
+PROGRAMS: Final = 4  # of the GELU's gradient, on each of the GPU's multiprocessors
+
 _Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_FeedForwardApply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def use_fp8(model: nn.Module) -> None:
@@ -29,6 +35,16 @@ def use_fp8(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and not any(n % MULTIPLE for n in module.weight.shape):
             module.__class__ = Float8Linear
+    for module in model.modules():
+        if type(module) is Block and _is_fused(module):
+            module.__class__ = Float8Block
+
+
+def _is_fused(block: Block) -> bool:
+    up, down = block.c_fc, block.mlp_proj
+    in_fp8 = isinstance(up, Float8Linear) and isinstance(down, Float8Linear)
+    has_biases = all("bias" in dict(part.named_parameters()) for part in (up, down))
+    return in_fp8 and has_biases and not block.gated and up.out_features <= WIDEST
 
 
 class Float8Linear(nn.Linear):
@@ -42,6 +58,20 @@ class Float8Linear(nn.Linear):
         apply: _Apply = _Product.apply  # pragma: needs cuda
         y_MN = apply(x_MK, self.weight, self._parameters["bias"])  # pragma: needs cuda
         return y_MN.view(*x.shape[:-1], -1)  # pragma: needs cuda
+
+
+class Float8Block(Block):
+    """A block with GELU, which computes it together with the operands of the product after it."""
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        if not self.training or not torch.is_autocast_enabled("cuda"):
+            return super().feed_forward(x_BTD)
+        dtype = torch.get_autocast_dtype("cuda")  # pragma: needs cuda
+        x_MD = x_BTD.to(dtype).flatten(0, -2)  # pragma: needs cuda
+        apply: _FeedForwardApply = _FeedForward.apply  # pragma: needs cuda
+        up, down = self.c_fc, self.mlp_proj  # pragma: needs cuda
+        y_MD = apply(x_MD, up.weight, up.bias, down.weight, down.bias)  # pragma: needs cuda
+        return y_MD.view(x_BTD.shape)  # pragma: needs cuda
 
 
 class _Context(Protocol):
@@ -69,19 +99,113 @@ class _Product(torch.autograd.Function):  # pragma: needs cuda
         return grad_x_MK, grad_weight_NK, grad_bias_N
 
 
+class _FeedForwardContext(Protocol):
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _FeedForward(torch.autograd.Function):  # pragma: needs cuda
+    """down(gelu(up(x))); D width, F inner width."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them so
+        ctx: _FeedForwardContext,
+        x_MD: Tensor,
+        up_FD: Tensor,
+        up_bias_F: Tensor,
+        down_DF: Tensor,
+        down_bias_D: Tensor,
+    ) -> Tensor:
+        u_MF = fp8_product(x_MD, up_FD, up_bias_F)
+        h_MF, h8_MF, scale_M1 = torch.ops.model_trainer.gelu_in_fp8(u_MF)
+        ctx.save_for_backward(x_MD, up_FD, u_MF, h_MF, down_DF)
+        return _multiplied(h8_MF, scale_M1, down_DF, down_bias_D, dtype=x_MD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: _FeedForwardContext, grad_MD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x_MD, up_FD, u_MF, h_MF, down_DF = ctx.saved_tensors
+        grad_h_MF = fp8_product(grad_MD, down_DF.t())
+        gradient = torch.ops.model_trainer.gelu_gradient_in_fp8(grad_h_MF, u_MF)
+        grad_u_MF, grad_u8_MF, scale_M1, sums_PF = gradient
+        return (
+            _multiplied(grad_u8_MF, scale_M1, up_FD.t(), None, dtype=x_MD.dtype),
+            (grad_u_MF.t() @ x_MD).to(up_FD.dtype),
+            sums_PF.sum(0).to(up_FD.dtype),
+            (grad_MD.t() @ h_MF).to(down_DF.dtype),
+            grad_MD.sum(0, dtype=down_DF.dtype),
+        )
+
+
+@torch.library.custom_op(
+    "model_trainer::gelu_in_fp8",
+    mutates_args=(),
+    schema="(Tensor u_MF) -> (Tensor, Tensor, Tensor)",
+)
+def _gelu_in_fp8(u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
+    from trainer_app.core.fp8_kernels import gelu_in_fp8  # noqa: PLC0415 - needs Triton
+
+    return gelu_in_fp8(u_MF)
+
+
+@_gelu_in_fp8.register_fake
+def _(u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
+    scales_M1 = u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
+    return torch.empty_like(u_MF), torch.empty_like(u_MF, dtype=FP8), scales_M1
+
+
+@torch.library.custom_op(
+    "model_trainer::gelu_gradient_in_fp8",
+    mutates_args=(),
+    schema="(Tensor grad_MF, Tensor u_MF) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _gelu_gradient_in_fp8(  # pragma: needs cuda
+    grad_MF: Tensor, u_MF: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from trainer_app.core.fp8_kernels import gelu_gradient_in_fp8  # noqa: PLC0415 - needs Triton
+
+    return gelu_gradient_in_fp8(grad_MF, u_MF)
+
+
+@_gelu_gradient_in_fp8.register_fake
+def _(grad_MF: Tensor, u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pragma: needs cuda
+    scales_M1 = u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
+    sums_PF = u_MF.new_empty(programs(u_MF), u_MF.shape[1], dtype=torch.float32)
+    return torch.empty_like(grad_MF), torch.empty_like(u_MF, dtype=FP8), scales_M1, sums_PF
+
+
+def programs(u_MF: Tensor) -> int:  # pragma: needs cuda
+    """How many share the rows of a GELU's gradient: as many as run at once."""
+    properties = torch.cuda.get_device_properties(u_MF.device)
+    return min(len(u_MF), PROGRAMS * properties.multi_processor_count)
+
+
 def fp8_product(  # pragma: needs cuda
     x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None
 ) -> Tensor:
     """x weight^T + bias, (M, N), in the precision of x."""
-    x8_MK, x_scale_M1 = in_fp8(x_MK)
+    return _multiplied(*in_fp8(x_MK), weight_NK, bias_N, dtype=x_MK.dtype)
+
+
+def _multiplied(  # pragma: needs cuda
+    x8_MK: Tensor,
+    scale_M1: Tensor,
+    weight_NK: Tensor,
+    bias_N: Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> Tensor:
     weight8_NK, weight_scale_N1 = in_fp8(weight_NK)
     return torch._scaled_mm(  # noqa: SLF001 - torch's compiler knows the public one too short a time
         x8_MK,
         weight8_NK.t(),
-        bias=None if bias_N is None else bias_N.to(x_MK.dtype),
-        scale_a=x_scale_M1,
+        bias=None if bias_N is None else bias_N.to(dtype),
+        scale_a=scale_M1,
         scale_b=weight_scale_N1.t(),
-        out_dtype=x_MK.dtype,
+        out_dtype=dtype,
         use_fast_accum=True,
     )
 

@@ -5,6 +5,7 @@ Written in Triton, which comes with torch's builds for CUDA: import this where t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -131,24 +132,47 @@ def cross_entropy_(
     count, stride = logits_NP.shape
     losses_N = logits_NP.new_empty(count, dtype=torch.float32)
     blocks = triton.cdiv(stride, HELD_BLOCK)
-    if stride > LARGEST_BLOCK and blocks <= HELD_BLOCKS and logits_NP.element_size() == 2:
-        _cross_entropy_held[(count,)](
-            logits_NP,
-            targets_N,
-            losses_N,
-            vocab,
-            stride,
-            with_gradient,
-            HELD_BLOCK,
-            blocks,
-            num_warps=32,
-        )
+    fits = stride > LARGEST_BLOCK and blocks <= HELD_BLOCKS and logits_NP.element_size() == 2
+    if fits and _holds(blocks, logits_NP.dtype):
+        _launch_held(logits_NP, targets_N, losses_N, vocab, with_gradient=with_gradient)
         return losses_N
     block = min(LARGEST_BLOCK, triton.next_power_of_2(stride))
     warps = max(1, min(16, block // LOGITS_PER_WARP))
     launch = _cross_entropy[(count,)]
     launch(logits_NP, targets_N, losses_N, vocab, stride, with_gradient, block, num_warps=warps)
     return losses_N
+
+
+def _launch_held(
+    logits_NP: Tensor, targets_N: Tensor, losses_N: Tensor, vocab: int, *, with_gradient: bool
+) -> None:
+    count, stride = logits_NP.shape
+    _cross_entropy_held[(count,)](
+        logits_NP,
+        targets_N,
+        losses_N,
+        vocab,
+        stride,
+        with_gradient,
+        HELD_BLOCK,
+        triton.cdiv(stride, HELD_BLOCK),
+        num_warps=32,
+    )
+
+
+@cache
+def _holds(blocks: int, dtype: torch.dtype) -> bool:
+    """Whether this GPU takes a kernel that holds so many blocks: one launch tells."""
+    stride = blocks * HELD_BLOCK
+    logits_NP = torch.zeros(1, stride, dtype=dtype, device="cuda")
+    targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
+    try:
+        _launch_held(logits_NP, targets_N, logits_NP.new_empty(1), stride, with_gradient=True)
+    except torch.OutOfMemoryError:
+        raise  # by what else is there, not the kernel's doing
+    except Exception:
+        return False
+    return True
 
 
 @triton.jit

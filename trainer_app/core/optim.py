@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from trainer_app.core.adamw import ClippedAdamW
-from trainer_app.core.loss import why_unfused
+from trainer_app.core.adamw import ClippedAdamW, why_not
 from trainer_app.core.muon import Combined, Muon, hidden_matrices
 from trainer_app.core.spec import TrainSpec
 
@@ -33,7 +32,7 @@ def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
     on_gpu = isinstance(rate, torch.Tensor)
     if spec.optimizer == "adamw":
         flat = all(p.is_contiguous() and p.dtype == torch.float32 for p in trained)
-        if isinstance(rate, torch.Tensor) and flat and why_unfused(rate.dtype) is None:
+        if isinstance(rate, torch.Tensor) and flat and why_not() is None:
             return ClippedAdamW(  # pragma: needs cuda
                 groups, lr=rate, betas=BETAS, max_norm=largest_norm(spec)
             )

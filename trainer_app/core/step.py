@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from trainer_app.core.adamw import ClippedAdamW
+from trainer_app.core.adamw import ClippedAdamW, why_not
 from trainer_app.core.device import random_states, restore_random_states
 from trainer_app.core.graphs import RecordedStep
 from trainer_app.core.loss import why_unfused
@@ -81,7 +81,9 @@ class TrainingStep:
                     f"{feed.batches.accumulation} batches are too many for it"
                 )
             if (why := why_unfused(LOGITS[str(accelerator.mixed_precision)])) is not None:
-                tell(f"loss and optimizer have no kernels of their own: {why}")
+                tell(f"the loss has no kernel of its own: {why}")
+            if spec.optimizer == "adamw" and (why := why_not()) is not None:
+                tell(f"the optimizer has no kernels of its own: {why}")
 
     def __call__(self, step: int) -> StepResult:
         """Take step number ``step``, from 0."""
