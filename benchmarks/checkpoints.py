@@ -93,6 +93,7 @@ def main() -> None:
         logging_steps=1,
         holdout_fraction=0.0,
         test_split_ratio=0.0,
+        torch_compile="off",  # or one side would wait for the compiler, in the measured time
         corpus_sha256=sha256(text.encode()).hexdigest(),
     )
     kinds = {"without": _NEVER, "with": options.every}

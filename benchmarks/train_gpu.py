@@ -1,4 +1,4 @@
-"""Training on a GPU: this engine against HuggingFace's Trainer and a plain loop, on the same work.
+"""Training on a GPU: this engine against HuggingFace's Trainer and plain loops, on the same work.
 
     python -m benchmarks.train_gpu [--rounds 3] [--seconds 2] [--works gpt2-124m,...]
         [--precisions bf16,fp16]
@@ -42,6 +42,7 @@ from backends.loading import model_family
 from backends.models.gpt2 import DESIGN, gpt2_shape
 from backends.models.transformer import Transformer
 from benchmarks.engine import engine_step
+from benchmarks.lean_gpt import LeanGPT
 from trainer_app.core.device import ResolvedPrecision
 from trainer_app.core.spec import CompileChoice, TrainSpec
 
@@ -167,14 +168,43 @@ def plain_loop(work: Work, precision: ResolvedPrecision) -> Iterator[Step]:
         model: nn.Module = huggingface_model(work)
     else:
         model = LSTMLoop(work.model()).cuda()
+
+    def loss_of(ids_BT: torch.Tensor) -> torch.Tensor:
+        result = model(input_ids=ids_BT, labels=ids_BT)
+        loss: torch.Tensor = result if isinstance(result, torch.Tensor) else result.loss
+        return loss
+
+    yield usual_step(work, precision, model, loss_of)
+
+
+@contextmanager
+def lean_loop(work: Work, precision: ResolvedPrecision) -> Iterator[Step]:
+    """The same loop with a lean model, all of it through torch's compiler."""
+    model = LeanGPT(
+        vocab_size=work.vocab_size,
+        seq_len=work.seq_len,
+        width=work.width,
+        layers=work.layers,
+        heads=work.heads,
+    ).cuda()
+    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(model)
+    yield usual_step(work, precision, model, lambda ids_BT: compiled(ids_BT, ids_BT))
+
+
+def usual_step(
+    work: Work,
+    precision: ResolvedPrecision,
+    model: nn.Module,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+) -> Step:
+    """Forward, backward, clipping and AdamW, call by call, on one batch that is there already."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1, fused=True)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
     ids_BT = torch.randint(0, work.vocab_size, (work.batch_size, work.seq_len), device="cuda")
 
     def step(_: int) -> object:
         with torch.autocast("cuda", dtype=DTYPES[precision], enabled=precision != "fp32"):
-            result = model(input_ids=ids_BT, labels=ids_BT)
-        loss = result if isinstance(result, torch.Tensor) else result.loss
+            loss = loss_of(ids_BT)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -183,7 +213,7 @@ def plain_loop(work: Work, precision: ResolvedPrecision) -> Iterator[Step]:
         optimizer.zero_grad()
         return loss
 
-    yield step
+    return step
 
 
 def huggingface_model(work: Work) -> GPT2LMHeadModel:
@@ -298,6 +328,7 @@ SIDES: Final[dict[str, Callable[[Work, ResolvedPrecision, float], float]]] = {
     "ours": stepped(partial(ours, choice="off")),
     "ours, compiled": stepped(partial(ours, choice="on")),
     "plain loop": stepped(plain_loop),
+    "lean loop, compiled": stepped(lean_loop),
     "HF Trainer": partial(trainer_speed, compiled=False),
     "HF Trainer, compiled": partial(trainer_speed, compiled=True),
 }
