@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import reprlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trainer_app.errors import ModelIncompatible
+from trainer_app.safe_paths import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+LARGEST: Final = 64 << 20  # bytes: more than any config or list of shards has
 
 
 def read_json(path: Path) -> object:
     """What a file holds; raises ModelIncompatible where there is none that can be read."""
     try:
-        content: object = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+        with open_regular(path) as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ModelIncompatible(f"{path.name} has more than {LARGEST} bytes")
+        content: object = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
     return content
 

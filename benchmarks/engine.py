@@ -70,6 +70,7 @@ def engine_step(
             compilation=Compilation(model, choice=spec.torch_compile, name=""),
             execution=Execution(),
             tell=lambda message: print(f"  {message}", flush=True),
+            should_stop=lambda: None,
         )
         step.compile_if_due(0, None, lambda: None)
         yield step

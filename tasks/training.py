@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tasks import process
+from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import corpus_of, finished_tokenizer, whole_model
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
@@ -81,10 +82,15 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         closing(Journal(workspace.run, database, job.claim)) as journal,
     ):
         events = EventReporter(job.events)
-        observer = Observers(
+        told = Observers(
             [job.held, LogReporter(job.log, job.claim), journal, rows, events, tracker]
         )
-        outcome = fit(spec, _inputs(job, spec, observer), workspace, observer)
+        inputs = _inputs(job, spec, told)
+        watch = _watch(job, spec, inputs.corpus)
+        outcome = fit(spec, inputs, workspace, Observers([told, *watch]))
+        if isinstance(outcome, Finished):
+            for one in watch:
+                one.check()
         tracker.end(outcome)
     if rows.behind and (reason := job.held.should_stop()) is not None:
         # The database is away and lacks the end of the curve, which only the journal has: to
@@ -120,6 +126,20 @@ def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
         tokenizer=None if tokenizer is None else finished_tokenizer(tokenizer),
         base_model=base_model,
     )
+
+
+def _watch(job: Job, spec: TrainSpec, corpus: Path) -> list[CorpusWatch]:
+    """Of a file that others may edit; uploads and what was fetched are named by their digests."""
+    if spec.corpus_path is None:
+        return []
+    watch = CorpusWatch(
+        corpus,
+        sha256=spec.corpus_sha256,
+        posted_at=job.claim.created_at,
+        should_stop=job.held.should_stop,
+    )
+    watch.check()
+    return [watch]
 
 
 def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None:

@@ -131,8 +131,9 @@ def named(name: str) -> bytes:
         named("a\\b"),
         named("\ud800"),
         named("manifest.json"),
+        b'{"a": "' + b"x" * (17 << 20) + b'", "files": {}}',
     ],
-    ids=repr,
+    ids=lambda damaged: repr(damaged[:40]),
 )
 def test_a_manifest_that_no_artifact_has_is_refused_by_name(model: Path, damaged: bytes) -> None:
     (model / "manifest.json").write_bytes(damaged)

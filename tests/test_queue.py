@@ -7,11 +7,12 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import redis
 import structlog
 from structlog.typing import EventDict
 
 from trainer_app.errors import Unavailable
-from trainer_app.queue import Queue
+from trainer_app.queue import WORKER_KEY, Queue
 from trainer_app.settings import Settings
 from trainer_app.store.lease import JobKind, Wakeup
 
@@ -52,3 +53,34 @@ def test_a_redis_that_is_away_is_told(away: Queue) -> None:
     for ask in (away.ping, away.workers, away.training_queues, lambda: away.forget_cancel("run-1")):
         with pytest.raises(Unavailable, match="Redis does not answer"):
             ask()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "",
+        "null",
+        "[]",
+        "1",
+        "{}",
+        '{"queues": 1}',
+        '{"queues": [], "memory_bytes": 5}',
+        '{"queues": ["trainer"], "memory_bytes": {"cpu": "much"}}',
+        "[" * 100_000,
+    ],
+    ids=lambda told: told[:20],
+)
+def test_what_cannot_be_read_of_a_worker_hides_no_other(
+    settings: Settings, redis_url: str, told: str
+) -> None:
+    with (
+        closing(Queue(replace(settings, redis=replace(settings.redis, url=redis_url)))) as queue,
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        client.set(f"{WORKER_KEY}strange", told, ex=5)
+        client.set(f"{WORKER_KEY}train-0@here", '{"queues": ["trainer"]}', ex=5)
+        workers = queue.workers()
+        client.delete(f"{WORKER_KEY}strange", f"{WORKER_KEY}train-0@here")
+
+    assert [(worker.name, worker.queues) for worker in workers] == [("train-0@here", ("trainer",))]

@@ -23,11 +23,12 @@ from trainer_app.core.files import (
     write_atomically,
 )
 from trainer_app.errors import DataNotFound, ModelIncompatible, NotReady
-from trainer_app.safe_paths import is_plain_name, open_beneath
+from trainer_app.safe_paths import is_plain_name, open_beneath, open_regular
 from trainer_app.settings import Settings
 
 MANIFEST: Final = "manifest.json"
 _TAR_BLOCK: Final = 1 << 20
+_LARGEST: Final = 16 << 20  # bytes of JSON that are read: more than any manifest has
 _FIGURES: Final = ("loss", "perplexity", "bits_per_byte")  # of an evaluation
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _GZIP: Final = 31  # zlib: a window of 2^15 bytes, in a gzip wrapper
@@ -76,9 +77,12 @@ def read_evaluation(settings: Settings, run_id: str, split: str) -> dict[str, ob
     Raises ModelIncompatible where its file is damaged.
     """
     try:
-        text = evaluation_file(settings, run_id, split).read_bytes()
+        with open_regular(evaluation_file(settings, run_id, split)) as file:
+            text = file.read(_LARGEST)
     except FileNotFoundError:
         return None
+    except OSError:
+        text = b""
     try:
         return _evaluation(json.loads(text), run_id)
     except (ValueError, KeyError, OverflowError, RecursionError):
@@ -155,11 +159,11 @@ class _Manifest:
 def _read(directory: Path) -> _Manifest:
     try:
         with open_beneath(directory, MANIFEST) as file:
-            data = file.read()
+            data = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise NotReady(f"{directory.name} has no finished artifact yet") from None
     try:
-        manifest = _object(json.loads(data))
+        manifest = _object(json.loads(data[:_LARGEST]))  # one that is longer is cut, and so damaged
         files = tuple(_file(name, entry) for name, entry in _object(manifest["files"]).items())
     except (ValueError, KeyError, RecursionError):
         raise ModelIncompatible(

@@ -138,17 +138,12 @@ class Queue:
             values = self._redis.mget(keys) if keys else []
         except (redis.RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
-        told = [
-            (key.removeprefix(WORKER_KEY), json.loads(value))
+        found = [
+            _worker(key.removeprefix(WORKER_KEY), value)
             for key, value in zip(keys, values, strict=True)
             if value is not None
         ]
-        return [
-            LiveWorker(
-                name=name, queues=tuple(one["queues"]), memory_bytes=one.get("memory_bytes", {})
-            )
-            for name, one in told
-        ]
+        return [worker for worker in found if worker is not None]
 
     def training_queues(self) -> list[str]:
         """The queues that a run may be sent to: the shared one and each live worker's own."""
@@ -176,3 +171,18 @@ class Queue:
         """Give the connections back."""
         self._redis.close()
         self._celery.close()
+
+
+def _worker(name: str, told: bytes | str) -> LiveWorker | None:
+    """What a worker has told of itself; None: nothing that this version reads."""
+    try:
+        one = json.loads(told)
+        queues, memory = one["queues"], one.get("memory_bytes", {})
+        return LiveWorker(
+            name=name,
+            queues=tuple(str(queue) for queue in queues),
+            memory_bytes={str(device): int(size) for device, size in memory.items()},
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        _log.warning("what a worker tells of itself cannot be read", worker=name)
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tarfile
 import zlib
@@ -17,6 +18,8 @@ from trainer_app.errors import DataBankUnavailable, ModelIncompatible, NotReady
 from trainer_app.safe_paths import is_plain_name, open_beneath
 
 _BLOCK: Final = 1 << 20
+_NEEDED: Final = frozenset({"config.json", "model.safetensors"})  # of every model
+_LOADED: Final = re.compile("config|generation_config|model|tokenizer")  # how such names begin
 
 
 def lock_of(directory: Path) -> Path:
@@ -34,8 +37,17 @@ def is_whole(directory: Path) -> bool:
 
 
 def check_digests(directory: Path, should_stop: ShouldStop) -> None:
-    """Read all files of a whole model; raises ModelIncompatible where one has changed since."""
-    for file in artifacts.pointer(directory).files:
+    """Read all files of a whole model.
+
+    Raises ModelIncompatible where one has changed since, and where one that will be loaded has no
+    digest.
+    """
+    files = artifacts.pointer(directory).files
+    needed = {path.name for path in directory.iterdir() if _LOADED.match(path.name)} | _NEEDED
+    if unlisted := needed - {file.name for file in files}:
+        named = ", ".join(sorted(unlisted))
+        raise ModelIncompatible(f"{directory.name} is damaged: its manifest does not list {named}")
+    for file in files:
         if sha256_of(directory / file.name, should_stop) != file.sha256:
             raise ModelIncompatible(
                 f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"

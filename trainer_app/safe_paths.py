@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -77,6 +78,19 @@ def open_beneath(root: Path, name: str) -> BinaryIO:
         if error.errno in _REFUSALS:
             raise _refused() from None
         raise
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file of our own folders that somebody may have replaced.
+
+    Raises OSError, also for what is no plain file: to open a FIFO would wait for ever, and to read
+    a device never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
 def resolve(root: Path, name: str) -> Path:

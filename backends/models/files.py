@@ -88,12 +88,16 @@ def size_name(sizes: Mapping[str, object], shape: object) -> str:
 def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Write model.safetensors: equal tensors give equal bytes. Raises OSError."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = directory / WEIGHTS_FILE
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        save_file(on_cpu, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(on_cpu, path, metadata={"format": "pt"})
     except SafetensorError as error:
         # The library words an error of the disk as text: "... (os error 28)".
         number = map(int, re.findall(r"\(os error (\d+)\)", str(error)))
         raise OSError(*number, str(error)) from error
+    path.chmod(mode)  # as of all other files: the library leaves it to its owner alone
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

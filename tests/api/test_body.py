@@ -109,6 +109,18 @@ def test_a_compressed_body_is_refused(client: FlaskClient, encoding: str) -> Non
     assert send(client, b"{}", **{"Content-Encoding": encoding}).status_code == 415
 
 
+@pytest.mark.parametrize("charset", ["utf-16", "latin-1", "\x00"])
+def test_another_charset_is_refused(
+    client: FlaskClient, body: dict[str, object], charset: str
+) -> None:
+    response = client.post(
+        "/runs/train",
+        data=json.dumps(body),
+        content_type=f'application/json; charset="{charset}"',
+    )
+    assert response.status_code == 415
+
+
 def test_a_charset_beside_the_media_type_is_fine(
     client: FlaskClient, body: dict[str, object]
 ) -> None:

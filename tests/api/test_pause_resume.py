@@ -63,6 +63,17 @@ def test_what_makes_no_sense_is_a_conflict(
     assert (answer.status_code, answer.get_json()["code"]) == (409, code)
 
 
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING])
+def test_a_resume_that_is_refused_takes_back_no_cancellation(
+    client: FlaskClient, world: World, status: Status
+) -> None:
+    run_id = world.run(status)
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        news.set(cancelled_key(run_id), "1")  # as a client may by hand
+        assert client.post(f"/runs/{run_id}/resume").status_code == 409
+        assert news.get(cancelled_key(run_id)) == "1"
+
+
 @pytest.mark.parametrize("move", ["pause", "resume"])
 def test_an_unknown_run_is_not_found(client: FlaskClient, move: str) -> None:
     answer = client.post(f"/runs/run-none/{move}")

@@ -182,6 +182,16 @@ def replace_with_a_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def replace_with_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_with_a_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 FILES = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -194,7 +204,17 @@ FILES = (
 
 @pytest.mark.parametrize(
     "damage",
-    [flip, truncate, empty, zero, Path.unlink, replace_with_a_folder, replace_with_a_loop],
+    [
+        flip,
+        truncate,
+        empty,
+        zero,
+        Path.unlink,
+        replace_with_a_folder,
+        replace_with_a_loop,
+        replace_with_a_fifo,
+        replace_with_a_device,
+    ],
 )
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(

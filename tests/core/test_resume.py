@@ -52,6 +52,30 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
         assert getattr(outcome, name) == getattr(whole, name)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "char_lstm"])
+def test_a_stop_is_heard_between_the_batches_of_a_step_which_is_then_not_taken(
+    bench: Bench, recorder: MakeRecorder, family: str
+) -> None:
+    spec = replace(
+        bench.spec,
+        model_family=family,
+        batch_size=1,
+        gradient_accumulation_steps=10,
+        max_steps=3,
+        holdout_fraction=0.0,
+    )
+    whole = bench.finish(spec, run="whole")
+    steps = []
+    for attempt, questions in enumerate((4, 7, 15), 1):
+        observer = recorder(stop_after=questions)
+        stopped = bench.fit(spec, observer, run="stopped", attempt=attempt)
+        assert isinstance(stopped, Stopped)
+        assert observer.asked <= questions + 3  # the step's, the loop's and the checkpoint's own
+        steps.append(stopped.step)
+    assert steps == [0, 0, 1]
+    assert weights(bench.finish(spec, run="stopped", attempt=9)) == weights(whole)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_resumes_in_the_same_bytes(
     bench: Bench, recorder: MakeRecorder, optimizer: OptimizerName

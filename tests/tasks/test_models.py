@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,28 @@ def test_weights_of_which_a_bit_has_flipped_are_not_used(tmp_path: Path) -> None
 
     with pytest.raises(ModelIncompatible, match=r"model\.safetensors of a is damaged"):
         KeptModels(device="cpu", max_bytes=10**12).load(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_is_loaded_and_has_no_digest_is_refused(tmp_path: Path, name: str) -> None:
+    model = published(tmp_path, "a")
+    manifest = json.loads((model / "manifest.json").read_text())
+    del manifest["files"][name]
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    (model / name).unlink()
+    os.mkfifo(model / name)  # to open it would be to wait for ever
+
+    with pytest.raises(ModelIncompatible, match=f"its manifest does not list {name}"):
+        KeptModels(device="cpu", max_bytes=10**12).load(model)
+
+
+def test_a_file_that_somebody_has_put_beside_a_model_is_no_harm(tmp_path: Path) -> None:
+    model = published(tmp_path, "a")
+    (model / "notes.txt").write_text("the best one so far")
+
+    KeptModels(device="cpu", max_bytes=10**12).load(model)
+
+
+def test_all_files_of_a_model_can_be_read_by_the_same_people(tmp_path: Path) -> None:
+    model = published(tmp_path, "a")
+    assert len({path.stat().st_mode for path in model.iterdir() if path.is_file()}) == 1

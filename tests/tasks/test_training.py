@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -28,11 +28,12 @@ from examples.discord_bot.events import (
     MetricsProgress,
     decode,
 )
-from tasks import process, training
+from tasks import process, reporting, training
 from tasks.held import draining
 from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core import files
+from trainer_app.core.observer import StepReport
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
@@ -128,6 +129,31 @@ def test_a_curve_of_which_not_all_is_kept_in_memory_is_whole_in_the_end(
     trained = [point.step for point in curve if point.train_loss is not None]
     assert trained == [1, 2, 4, 6, 8, 10, 12]
     assert [point.step for point in curve if point.val_loss is not None] == [6, 12]
+
+
+@pytest.mark.parametrize("when", ["queued", "training"])
+def test_a_corpus_that_is_edited_fails_its_run_though_its_ids_were_made_before(
+    start: Start, worker: Settings, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    perform(start(), hostname="train-0@here", work=training.work)  # which keeps the ids
+    run_id = start()
+    corpus = worker.paths.corpus / "a.txt"
+    if when == "queued":
+        corpus.write_bytes(b"another text")
+    else:
+        tell = reporting.RowReporter.on_steps
+
+        def edit_and_tell(rows: reporting.RowReporter, steps: Sequence[StepReport]) -> None:
+            corpus.write_bytes(b"another text")
+            tell(rows, steps)
+
+        monkeypatch.setattr(reporting.RowReporter, "on_steps", edit_and_tell)
+
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
+    assert not artifacts.model_directory(worker, run_id).exists()
 
 
 def test_each_event_has_its_fields_in_the_contracts_order(start: Start, sent_events: Sent) -> None:

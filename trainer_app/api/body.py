@@ -19,8 +19,10 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
+from trainer_app.api.fields import shown
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from flask import Request
 
@@ -29,6 +31,7 @@ _MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and take
 _OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _BLOCK: Final = 65_536
+_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
 def read_json(request: Request, limit: int) -> object:
@@ -40,6 +43,7 @@ def read_json(request: Request, limit: int) -> object:
     check_framing(request)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("the body must be sent as Content-Type: application/json")
+    check_charset(request.mimetype_params)
     check_encoding(request)
     if (request.content_length or 0) > limit:
         raise RequestEntityTooLarge(f"the body must not be larger than {limit} bytes")
@@ -57,6 +61,13 @@ def check_framing(request: Request) -> None:
     """Refuse a body of two lengths: servers and proxies would disagree on where it ends."""
     if request.headers.get("Content-Length") and request.headers.get("Transfer-Encoding"):
         raise BadRequest("a request cannot have both Content-Length and Transfer-Encoding")
+
+
+def check_charset(parameters: Mapping[str, str]) -> None:
+    """Refuse a media type of another charset than UTF-8; ASCII is a part of it."""
+    charset = parameters.get("charset", "utf-8").lower()
+    if charset not in _CHARSETS:
+        raise UnsupportedMediaType(f"text is sent in UTF-8, and not in {shown(charset)}")
 
 
 def check_encoding(request: Request) -> None:

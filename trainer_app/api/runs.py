@@ -150,6 +150,8 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
     key = idempotency_key("")
     status = idempotency.find(database, key)
     if status is None:
+        # First: what a client has asked for in Redis outlives a resume that is refused.
+        pauses.check_resumable(database, run_id)
         # Before the run can start: it would take what was asked of it earlier for news.
         current.queue().forget_cancel(run_id)
         status = pauses.resume(database, run_id, idempotency=key)

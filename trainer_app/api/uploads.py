@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ from werkzeug.sansio.multipart import (
     NeedData,
 )
 
-from trainer_app.api.body import check_encoding, check_framing, read_blocks
+from trainer_app.api.body import check_charset, check_encoding, check_framing, read_blocks
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.fields import shown
 from trainer_app.api.text_scan import Text, TextScan
@@ -40,7 +40,6 @@ FIELD: Final = "file"
 RAW_TYPES: Final = ("text/plain", "application/octet-stream")
 # Of a multipart body beside the file: boundaries and headers.
 _OVERHEAD: Final = 65_536
-_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _NAME: Final = "upload"
 _ABANDONED_SECONDS: Final = 86_400.0
 
@@ -132,7 +131,7 @@ def _limited(blocks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 def _content(request: Request, limit: int) -> Iterator[bytes]:
     if (request.content_length or 0) > limit + _OVERHEAD:
         raise RequestEntityTooLarge(f"a corpus must not be larger than {limit} bytes")
-    _check_charset(request.mimetype_params)
+    check_charset(request.mimetype_params)
     if request.mimetype in RAW_TYPES:
         return read_blocks(request, limit)
     boundary = request.mimetype_params.get("boundary", "")
@@ -142,13 +141,6 @@ def _content(request: Request, limit: int) -> Iterator[bytes]:
         f"a corpus is sent as {', '.join(RAW_TYPES)}, or as the field {FIELD!r} of a "
         "multipart/form-data body with a boundary"
     )
-
-
-def _check_charset(parameters: Mapping[str, str]) -> None:
-    """Of a media type."""
-    charset = parameters.get("charset", "utf-8").lower()
-    if charset not in _CHARSETS:
-        raise UnsupportedMediaType(f"a corpus is UTF-8 text, and not {shown(charset)}")
 
 
 def _parts(request: Request, boundary: bytes, limit: int) -> Iterator[Event]:
@@ -172,7 +164,7 @@ def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
         if isinstance(event, (Field, File)):
             if found or event.name != FIELD:
                 raise InvalidInput([Detail(shown(event.name), f"one {FIELD!r} alone is taken")])
-            _check_charset(parse_options_header(event.headers.get("Content-Type"))[1])
+            check_charset(parse_options_header(event.headers.get("Content-Type"))[1])
             found = True
         elif isinstance(event, Data):
             yield event.data

@@ -29,6 +29,7 @@ from trainer_app.core.files import (
 )
 from trainer_app.core.run_state import RunState
 from trainer_app.core.tensors import Tensors, load_tensors, save_tensors
+from trainer_app.safe_paths import open_regular
 
 KEPT: Final = 2
 MANIFEST: Final = "MANIFEST.json"
@@ -39,8 +40,17 @@ _FIXED: Final = frozenset({"model.safetensors", "optimizer.safetensors", "rng.sa
 _MEANINGLESS: Final = (ValueError, LookupError, TypeError, AttributeError, SafetensorError)
 # Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
 _DAMAGE: Final = frozenset(
-    {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENODATA}
+    {
+        errno.ENOENT,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENODATA,
+        errno.EINVAL,  # no plain file
+    }
 )
+LARGEST_MANIFEST: Final = 1 << 20  # bytes: far more than the names of a checkpoint's files take
 _NAME: Final = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
@@ -189,7 +199,8 @@ def _leave_out(path: Path, why: str, on_message: Callable[[str], None]) -> None:
 def _verified(directory: Path) -> frozenset[str]:
     """The names of the files; raises Damaged unless they are those that were written."""
     try:
-        digests: dict[str, str] = json.loads((directory / MANIFEST).read_text())
+        with open_regular(directory / MANIFEST) as manifest:
+            digests: dict[str, str] = json.loads(manifest.read(LARGEST_MANIFEST))
         if missing := _FIXED - digests.keys():
             raise Damaged(f"{MANIFEST} does not name {', '.join(sorted(missing))}")
         for name, digest in digests.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.errors import DiskFull
+from trainer_app.safe_paths import open_regular
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
@@ -214,6 +215,6 @@ def remove_directory(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 lower-case hex digits."""
-    with path.open("rb") as file:
+    """The SHA-256 of a plain file's bytes, as 64 lower-case hex digits. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -107,6 +107,7 @@ class Loop:
             compilation=place.compilation,
             execution=self.execution,
             tell=observer.on_message,
+            should_stop=observer.should_stop,
         )
         self.flops_per_token = flops_per_token(place.model, spec.max_seq_len)
         peak = peak_flops(place.fingerprint.device_name, place.fingerprint.precision)
@@ -161,9 +162,9 @@ class Loop:
             if compiled:
                 self._log.restart_clock()
             with self._in_one_piece():
-                result = self._step(self.state.step)
-                self.state.step += 1
-                self._log.add(self.state.step, result, notable=self._evaluation_due())
+                if (result := self._step(self.state.step)) is not None:
+                    self.state.step += 1
+                    self._log.add(self.state.step, result, notable=self._evaluation_due())
 
     @contextmanager
     def _in_one_piece(self) -> Iterator[None]:

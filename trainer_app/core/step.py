@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer_app.core.compilation import Compilation, Execution
+    from trainer_app.core.device import ResolvedDevice
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
 
@@ -34,6 +35,10 @@ class StepResult:
 
     outcome: Tensor  # (2,), float32: loss, the mean over the step's tokens; norm before clipping
     learning_rate: float
+
+
+class _Left(Exception):
+    """A step is not gone on with."""
 
 
 class TrainingStep:
@@ -51,6 +56,7 @@ class TrainingStep:
         compilation: Compilation,
         execution: Execution,
         tell: Callable[[str], None],
+        should_stop: Callable[[], object | None],
     ) -> None:
         self._accelerator = accelerator
         self._model = model
@@ -65,6 +71,7 @@ class TrainingStep:
         self._compilation = compilation
         self._execution = execution
         self._tell = tell
+        self._should_stop = should_stop
         if spec.torch_compile == "on" and not compilation.gains:
             tell("goes uncompiled: what this model calls is fused already")
         self._recorded: RecordedStep | None = None
@@ -85,13 +92,29 @@ class TrainingStep:
             if spec.optimizer == "adamw" and (why := why_not()) is not None:
                 tell(f"the optimizer has no kernels of its own: {why}")
 
-    def __call__(self, step: int) -> StepResult:
-        """Take step number ``step``, from 0."""
+    def __call__(self, step: int) -> StepResult | None:
+        """Take step number ``step``, from 0.
+
+        None: there was a reason to stop between two of its micro-batches, and it was not taken.
+        """
         rate = learning_rate(self._spec, step, self._total_steps)
         set_learning_rate(self._optimizer, rate)
         self._feed.load(step)
-        outcome = self._compute() if self._recorded is None else self._recorded()
+        states = random_states(self._device) if self._may_be_left else None
+        try:
+            outcome = self._compute() if self._recorded is None else self._recorded()
+        except _Left:
+            self._drop_gradients()
+            if states is not None:
+                restore_random_states(states)
+            return None
         return StepResult(outcome=outcome, learning_rate=rate)
+
+    @property
+    def _may_be_left(self) -> bool:
+        """Whether the step is of several parts, and not one launch, now or soon."""
+        one_launch = self._recorded is not None and self._execution.why_no_graph is None
+        return self._feed.batches.accumulation > 1 and not one_launch
 
     def compile_if_due(
         self, step: int, step_seconds: float | None, should_stop: Callable[[], object | None]
@@ -111,9 +134,13 @@ class TrainingStep:
         self._execution.compiled = self._compilation.done
         return True
 
+    @property
+    def _device(self) -> ResolvedDevice:
+        return "cpu" if self._recorded is None else "cuda"
+
     def _rehearse(self) -> None:
         """A micro-batch forward and backward, of which no trace is left."""
-        states = random_states("cuda" if self._recorded else "cpu")
+        states = random_states(self._device)
         try:
             torch.autograd.backward(self._model(*self._feed.micro_batch(0)))
         finally:
@@ -148,7 +175,10 @@ class TrainingStep:
     def _compute(self) -> Tensor:
         """Work on the device alone, the same for every step: loss and norm (2,)."""
         losses, norms = [], []
+        may_be_left = self._may_be_left
         for micro in range(self._feed.batches.accumulation):
+            if micro and may_be_left and self._should_stop() is not None:
+                raise _Left
             with self._accelerator.accumulate(self._model), self._compilation.in_use():
                 loss = self._model(*self._feed.micro_batch(micro))
                 self._accelerator.backward(loss)

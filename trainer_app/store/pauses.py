@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, update
 
 from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
@@ -9,6 +11,8 @@ from trainer_app.store.claims import Claim, held, lost
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.tables import FINAL, JobKind, JobRow, Status
+
+_RESUMABLE: Final = (Status.CANCELLED, Status.FAILED)
 
 
 def pause(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = None) -> Status:
@@ -48,6 +52,14 @@ def pause_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
+def check_resumable(db: Database, run_id: str) -> None:
+    """Raise what ``resume`` would raise of the run as it stands, and change nothing."""
+    statement = select(JobRow.id).where(*_named(run_id), _is_resumable())
+    with db.read() as connection:
+        if connection.scalar(statement) is None:
+            raise _refusal(connection, run_id)
+
+
 def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = None) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
 
@@ -60,8 +72,7 @@ def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = No
 
 
 def _resume(connection: Connection, run_id: str) -> Status:
-    ended = JobRow.status.in_([Status.CANCELLED, Status.FAILED])
-    held_back = JobRow.paused & JobRow.status.in_([Status.QUEUED, Status.RUNNING])
+    ended = JobRow.status.in_(_RESUMABLE)
     cause = case(
         (JobRow.status == Status.CANCELLED, "cancelled"),
         (JobRow.status == Status.FAILED, "failed with " + func.coalesce(JobRow.error_code, "?")),
@@ -69,7 +80,7 @@ def _resume(connection: Connection, run_id: str) -> Status:
     )
     statement = (
         update(JobRow)
-        .where(*_named(run_id), ended | held_back)
+        .where(*_named(run_id), _is_resumable())
         .values(
             status=case((ended, literal(Status.QUEUED)), else_=JobRow.status),
             paused=False,
@@ -89,11 +100,21 @@ def _resume(connection: Connection, run_id: str) -> Status:
     )
     status = connection.scalar(statement)
     if status is None:
-        stands = _status(connection, run_id)
-        if stands in FINAL:
-            raise AlreadyFinished(f"{run_id} has already {_ended(stands)}")
-        raise Conflict(f"{run_id} is {stands}: there is nothing to resume")
+        raise _refusal(connection, run_id)
     return Status(status)
+
+
+def _is_resumable() -> ColumnElement[bool]:
+    held_back = JobRow.paused & JobRow.status.in_([Status.QUEUED, Status.RUNNING])
+    return JobRow.status.in_(_RESUMABLE) | held_back
+
+
+def _refusal(connection: Connection, run_id: str) -> Conflict:
+    """Why a run cannot be resumed. Raises RunNotFound."""
+    stands = _status(connection, run_id)
+    if stands in FINAL:
+        return AlreadyFinished(f"{run_id} has already {_ended(stands)}")
+    return Conflict(f"{run_id} is {stands}: there is nothing to resume")
 
 
 def _named(run_id: str) -> tuple[ColumnElement[bool], ...]:
