@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import reprlib
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,11 @@ def read_json(path: Path) -> object:
         if len(data) > LARGEST:
             raise ModelIncompatible(f"{path.name} has more than {LARGEST} bytes")
         content: object = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.EINVAL}:
+            raise  # too many open files, no permission: the fault is not the file's
+        raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ModelIncompatible(f"{path.name} cannot be read: {error}") from error
     return content
 

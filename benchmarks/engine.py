@@ -51,7 +51,7 @@ def engine_step(
     accelerator = fresh_accelerator(device, precision, batches.accumulation)
     model = model.to(accelerator.device)
     if precision == "fp8":
-        use_fp8(model)
+        use_fp8(model, fused=True)
     prepared, optimizer = accelerator.prepare(
         LanguageModelLoss(model, fp8=precision == "fp8"), make_optimizer(model, spec)
     )

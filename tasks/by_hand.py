@@ -6,14 +6,13 @@ A running one's are heard by the thread that keeps its lease.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 import redis
 
 from tasks import process
-from trainer_app.errors import AlreadyFinished, NotFound
-from trainer_app.queue import cancelled_key
+from trainer_app.errors import AlreadyFinished, NotFound, Unavailable
+from trainer_app.queue import CANCELLED_TTL_SECONDS, cancelled_key
 from trainer_app.store import lease, runs
 from trainer_app.store.tables import JobKind
 
@@ -41,15 +40,32 @@ def heed_queued() -> None:
 
 
 def _cancel(run_id: str) -> None:
+    if not _take(run_id):
+        return  # another housekeeper has, and whoever resumes the run since is not to be cancelled
     try:
         run = runs.get(process.database(), run_id)
-    except NotFound:
-        return  # another kind of job: its lease's thread looks
-    events = process.job_events(
-        JobKind.TRAIN, job_id=run_id, user_id=run.user_id, queue_name=run.queue
-    )
-    with suppress(AlreadyFinished):
+        events = process.job_events(
+            JobKind.TRAIN, job_id=run_id, user_id=run.user_id, queue_name=run.queue
+        )
         lease.request_cancel(
             process.database(), run_id, on_cancelled=lambda: events.failed("user", "cancelled")
         )
-    process.redis_client().delete(cancelled_key(run_id))  # a client's own has no end
+    except NotFound:
+        _put_back(run_id)  # another kind of job: its lease's thread looks
+    except AlreadyFinished:
+        pass
+    except Unavailable:
+        _put_back(run_id)
+        raise
+
+
+def _take(run_id: str) -> bool:
+    """Take the wish out of Redis, where a client's own has no end; whether it was there."""
+    with process.redis_client().pipeline(transaction=True) as pipe:
+        pipe.get(cancelled_key(run_id))
+        pipe.delete(cancelled_key(run_id))
+        return bool(pipe.execute()[0] == _ASKED)
+
+
+def _put_back(run_id: str) -> None:
+    process.redis_client().set(cancelled_key(run_id), _ASKED, ex=CANCELLED_TTL_SECONDS)

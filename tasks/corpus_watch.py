@@ -7,11 +7,12 @@ unnoticed: the next run of the same spec would be of another text, and nobody wo
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
-from trainer_app.core.observer import CheckpointReport, EvaluationReport, Silent
-from trainer_app.core.stopping import ShouldStop
+from trainer_app.core.observer import CheckpointReport, EvaluationReport, Silent, StopReason
+from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.digests import sha256_of
 from trainer_app.errors import CorpusChanged
 
@@ -30,6 +31,7 @@ class CorpusWatch(Silent):
         self._posted_at = posted_at
         self._should_stop = should_stop
         self._known: tuple[int, ...] | None = None
+        self._stopped = False
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
         """Raises as ``check`` does."""
@@ -42,25 +44,40 @@ class CorpusWatch(Silent):
         self.check()
 
     def check(self) -> None:
-        """Raise CorpusChanged where it is another text, and StopRequested.
+        """Raise CorpusChanged where it is another text.
 
-        A file that is gone has no other text: whoever reads it finds out.
+        A file that is gone, or that cannot be read now, says nothing of its text; and a run that is
+        to stop has no time for it: the next look is at its next attempt.
         """
+        if self._should_stop() is not None:
+            return
         try:
             status = self._corpus.stat()
-        except FileNotFoundError:
+            now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            if now == self._known:
+                return
+            digest = self._sha256
+            if not stat.S_ISREG(status.st_mode):
+                digest = "of no text"
+            elif self._known is not None or self._touched(status):
+                digest = sha256_of(self._corpus, self._asked_to_stop)
+        except OSError:
             return
-        now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        if now == self._known:
-            return
-        if self._known is not None or self._touched(status):
-            digest = sha256_of(self._corpus, self._should_stop)
-            if digest != self._sha256:
-                raise CorpusChanged(
-                    f"the corpus has SHA-256 {digest} now, "
-                    f"but the run was posted for a text with {self._sha256}"
-                )
+        except StopRequested:
+            if self._stopped:
+                return
+            raise  # an interruption
+        if digest != self._sha256:
+            raise CorpusChanged(
+                f"the corpus has SHA-256 {digest} now, "
+                f"but the run was posted for a text with {self._sha256}"
+            )
         self._known = now
+
+    def _asked_to_stop(self) -> StopReason | None:
+        reason = self._should_stop()
+        self._stopped = reason is not None
+        return reason
 
     def _touched(self, status: os.stat_result) -> bool:
         return max(status.st_mtime, status.st_ctime) > self._posted_at - _MARGIN_SECONDS

@@ -26,6 +26,7 @@ from trainer_app.core.observer import (
     StartReport,
     StepReport,
 )
+from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, Unavailable
 from trainer_app.store import lease, metrics
 from trainer_app.store.database import Database
@@ -107,7 +108,7 @@ class Journal(Silent):
     def _tell(self, points: Sequence[MetricPoint]) -> None:
         try:
             lease.progress(self._database, self._claim, Progress(), points)
-        except (LeaseLost, Unavailable):
+        except (LeaseLost, Unavailable, StopRequested):
             raise
         except Exception:
             if len(points) > 1:

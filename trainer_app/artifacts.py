@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -81,8 +82,10 @@ def read_evaluation(settings: Settings, run_id: str, split: str) -> dict[str, ob
             text = file.read(_LARGEST)
     except FileNotFoundError:
         return None
-    except OSError:
-        text = b""
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        text = b""  # no plain file
     try:
         return _evaluation(json.loads(text), run_id)
     except (ValueError, KeyError, OverflowError, RecursionError):

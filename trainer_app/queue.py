@@ -32,7 +32,7 @@ TASK_NAMES: Final[Mapping[JobKind, str]] = {
 }
 WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
 WORKER_TTL_SECONDS: Final = 20
-_CANCELLED_TTL_SECONDS: Final = 86_400
+CANCELLED_TTL_SECONDS: Final = 86_400
 _HIGHEST_PRIORITY: Final = 9
 
 _log = structlog.get_logger(__name__)
@@ -156,14 +156,17 @@ class Queue:
     def announce_cancel(self, job_id: str) -> None:
         """Let the worker know at once; the row has it already, so a failure only costs time."""
         try:
-            self._redis.set(cancelled_key(job_id), "1", ex=_CANCELLED_TTL_SECONDS)
+            self._redis.set(cancelled_key(job_id), "1", ex=CANCELLED_TTL_SECONDS)
         except (redis.RedisError, OSError) as error:
             _log.warning("a cancellation was not announced", job_id=job_id, error=str(error))
 
-    def forget_cancel(self, job_id: str) -> None:
-        """Take back what asks for a cancellation in Redis; raises Unavailable when it is away."""
+    def forget_cancel(self, job_id: str) -> bool:
+        """Take back what asks for a cancellation in Redis; whether there was such.
+
+        Raises Unavailable when Redis is away.
+        """
         try:
-            self._redis.delete(cancelled_key(job_id))
+            return self._redis.delete(cancelled_key(job_id)) > 0
         except (redis.RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
 
@@ -183,6 +186,6 @@ def _worker(name: str, told: bytes | str) -> LiveWorker | None:
             queues=tuple(str(queue) for queue in queues),
             memory_bytes={str(device): int(size) for device, size in memory.items()},
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         _log.warning("what a worker tells of itself cannot be read", worker=name)
         return None

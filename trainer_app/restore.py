@@ -19,7 +19,11 @@ from trainer_app.safe_paths import is_plain_name, open_beneath
 
 _BLOCK: Final = 1 << 20
 _NEEDED: Final = frozenset({"config.json", "model.safetensors"})  # of every model
-_LOADED: Final = re.compile("config|generation_config|model|tokenizer")  # how such names begin
+# What is loaded where it is there.
+_LOADED: Final = re.compile(
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|tokenizer(_config)?\.(json|model)"
+)
 
 
 def lock_of(directory: Path) -> Path:
@@ -43,7 +47,7 @@ def check_digests(directory: Path, should_stop: ShouldStop) -> None:
     digest.
     """
     files = artifacts.pointer(directory).files
-    needed = {path.name for path in directory.iterdir() if _LOADED.match(path.name)} | _NEEDED
+    needed = {path.name for path in directory.iterdir() if _LOADED.fullmatch(path.name)} | _NEEDED
     if unlisted := needed - {file.name for file in files}:
         named = ", ".join(sorted(unlisted))
         raise ModelIncompatible(f"{directory.name} is damaged: its manifest does not list {named}")

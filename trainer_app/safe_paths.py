@@ -19,9 +19,9 @@ from trainer_app.errors import CorpusNotFound
 
 MAX_NAME_LENGTH: Final = 1_024  # characters of a whole relative name
 
-ID_PATTERN: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
+ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _ID: Final = re.compile(ID_PATTERN)
-# Names that no folder on Windows can hold: whatever is made here may be copied there.
+# Names that no folder on Windows can hold: what is made here may be copied there.
 _RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.DOTALL)
 
 # What the kernel answers for names that lead nowhere or to what may not be read. All of them get
@@ -45,11 +45,12 @@ _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEX
 
 def is_id(text: str) -> bool:
     """Whether the text may name a run, a tokenizer, a corpus or a request: one path component."""
-    return _ID.fullmatch(text) is not None and ".." not in text and not _is_reserved(text)
+    return _ID.fullmatch(text) is not None and ".." not in text
 
 
-def _is_reserved(part: str) -> bool:
-    return _RESERVED.fullmatch(part) is not None
+def is_new_id(text: str) -> bool:
+    """Whether somebody may choose it as an id: there may be older ones of other names."""
+    return is_id(text) and _RESERVED.fullmatch(text) is None
 
 
 def is_plain_name(name: str) -> bool:
@@ -61,8 +62,8 @@ def open_beneath(root: Path, name: str) -> BinaryIO:
     """Open a regular file by its name relative to ``root``.
 
     Raises FileNotFoundError, always with the same text, for what is missing and for what is
-    refused: absolute names, ``..``, backslashes, drive letters, NUL, Windows' names of devices,
-    symbolic links on the way, folders, FIFOs, devices, files that may not be read.
+    refused: absolute names, ``..``, backslashes, drive letters, NUL, symbolic links on the way,
+    folders, FIFOs, devices, files that may not be read.
     """
     *folders, leaf = _parts(name)
     try:
@@ -110,7 +111,7 @@ def _parts(name: str) -> list[str]:
     if not name or len(name) > MAX_NAME_LENGTH or set(name) & set("\0\\:"):
         raise _refused()
     parts = name.split("/")
-    if any(part == "" or _is_reserved(part) for part in parts):
+    if any(part in {"", ".", ".."} for part in parts):
         raise _refused()
     try:
         name.encode()

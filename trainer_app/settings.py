@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -282,8 +283,9 @@ def _read_others(env: Env) -> Others:
     ):  # not repeated: it may hold a password
         raise SettingsError("TORCH_INDEX: must be an address of http://, https:// or file://")
     home = env.str("HF_HOME", "")
-    if home and Path(home).exists() and not Path(home).is_dir():
-        raise SettingsError(f"HF_HOME: must be a folder, or not there yet; it is {home!r}")
+    with suppress(OSError):  # what cannot be looked at is the business of those who use it
+        if home and Path(home).is_file():
+            raise SettingsError(f"HF_HOME: must be a folder, or not there yet; it is {home!r}")
     return Others(torch_index=index, hugging_face_home=Path(home) if home else None)
 
 

@@ -27,7 +27,7 @@ def test_each_row_keeps_its_own_range() -> None:
 
 def test_layers_of_sizes_that_the_gpu_multiplies_are_taken_and_others_left() -> None:
     model = nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 10))
-    use_fp8(model)
+    use_fp8(model, fused=True)
     assert [type(part) for part in model] == [Float8Linear, nn.GELU, nn.Linear]
     assert isinstance(model[0], nn.Linear)
 
@@ -37,7 +37,7 @@ def test_where_nothing_is_trained_the_layer_computes_as_before(bias: bool) -> No
     plain = nn.Linear(32, 48, bias=bias)
     x = torch.randn(5, 7, 32)
     expected = plain(x)
-    use_fp8(nn.Sequential(plain))
+    use_fp8(nn.Sequential(plain), fused=False)
     assert torch.equal(plain(x), expected)
     assert torch.equal(plain.eval()(x), expected)
 
@@ -46,7 +46,7 @@ def test_blocks_with_gelu_are_fused_and_others_are_not() -> None:
     def block(design: Design, inner: int | None = None) -> Block:
         shape = gpt2_shape(width=64, layers=1, heads=2, inner=inner)
         model = Transformer(CONFIG, design, shape)
-        use_fp8(model)
+        use_fp8(model, fused=True)
         found = model.h[0]
         assert isinstance(found, Block)
         return found
@@ -64,5 +64,5 @@ def test_a_fused_block_computes_as_before_where_nothing_is_trained() -> None:
     model.initialise()
     ids = torch.arange(12).view(2, 6)
     expected = model.hidden(ids)
-    use_fp8(model)
+    use_fp8(model, fused=True)
     assert torch.equal(model.hidden(ids), expected)

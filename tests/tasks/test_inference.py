@@ -249,8 +249,14 @@ def test_a_request_that_the_system_failed_is_tried_again_at_once_and_then_frees_
     def fail(_job: object) -> NoReturn:
         raise RuntimeError("something broke")
 
+    specs: dict[JobKind, JsonSpec] = {
+        JobKind.CHAT: say(session),
+        JobKind.GENERATE: GenerateSpec(prompt_text="a"),
+        JobKind.SCORE: ScoreSpec(text="some text"),
+        JobKind.EVALUATE: EvaluateSpec(),
+    }
     run_id = session.run_id
-    request_id = queue(kind, run_id, say(session), session.session_id)
+    request_id = queue(kind, run_id, specs[kind], session.session_id)
     perform(request_id, hostname="inference@here", work=fail)
     waiting = requests.get(process.database(), kind, run_id, request_id)
     assert waiting.status == "queued"

@@ -24,6 +24,7 @@ from trainer_app.api.runs_schema import (
 from trainer_app.api.schema import EmptySchema, PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import TrainerError
 from trainer_app.events import JobEvents, Publisher
 from trainer_app.store import idempotency, lease, pauses, runs
 from trainer_app.store.pages import Page
@@ -153,7 +154,12 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
         # First: what a client has asked for in Redis outlives a resume that is refused.
         pauses.check_resumable(database, run_id)
         # Before the run can start: it would take what was asked of it earlier for news.
-        current.queue().forget_cancel(run_id)
-        status = pauses.resume(database, run_id, idempotency=key)
+        asked = current.queue().forget_cancel(run_id)
+        try:
+            status = pauses.resume(database, run_id, idempotency=key)
+        except TrainerError:
+            if asked:
+                current.queue().announce_cancel(run_id)
+            raise
         wake(run_id)
     return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}

@@ -19,7 +19,7 @@ from trainer_app.api.fields import (
     length,
     one_of,
 )
-from trainer_app.api.ids import DOCUMENTED, PATTERN, RESERVED, is_id
+from trainer_app.api.ids import DOCUMENTED, PATTERN, RESERVED, is_new_id
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.store.tables import Status
@@ -74,8 +74,8 @@ class TokenizerTrainSchema(StrictSchema):
         size = data["vocab_size"]
         if isinstance(size, int) and size < least:
             wrong["vocab_size"] = [f"{size} is not at least {least}, which {data['method']} needs"]
-        if data["tokenizer_id"] is not None and not is_id(str(data["tokenizer_id"])):
-            reason = f"must match {PATTERN}, contain no '..', and be no device's name"
+        if data["tokenizer_id"] is not None and not is_new_id(str(data["tokenizer_id"])):
+            reason = f"must match {PATTERN}, contain no '..', end in no '.', be no device's name"
             wrong["tokenizer_id"] = [reason]
         if data["tokenizer_id"] == RESERVED:
             wrong["tokenizer_id"] = [f"{RESERVED!r} is an address of its own: choose another name"]

@@ -13,6 +13,8 @@ from typing import Final, overload
 import torch
 from torch import Tensor
 
+from trainer_app.core.stopping import StopRequested
+
 WIDE: Final = 16  # bytes that the kernels read at once where all tensors begin on such a border
 NARROW: Final = 4  # where one does not: cuDNN's layers keep their weights in one piece
 
@@ -138,8 +140,8 @@ def why_not() -> str | None:  # pragma: needs cuda
         rate = torch.zeros((), device="cuda")
         group: Group = {"params": [tried], "weight_decay": 0.0}
         ClippedAdamW([group], lr=rate, betas=(0.9, 0.99), max_norm=1.0).step()
-    except torch.OutOfMemoryError:
-        raise  # by what else is there, not the kernels' doing
+    except (torch.OutOfMemoryError, StopRequested):
+        raise  # by what else is there, and an interruption: not the kernels' doing
     except Exception as error:
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

@@ -35,7 +35,7 @@ from trainer_app.core.device import (
 from trainer_app.core.evaluate import Evaluation, perplexity
 from trainer_app.core.feed import Feed
 from trainer_app.core.files import fsync_tree, sha256_file
-from trainer_app.core.fp8 import use_fp8
+from trainer_app.core.fp8 import use_fp8, why_unfused
 from trainer_app.core.loop import Loop, Place
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.model import initial_model
@@ -202,7 +202,7 @@ class _Attempt:
         compilation = self._compilation(model, feed.batches)  # first: it says where kernels go
         fp8 = self._precision == "fp8"
         if fp8:
-            use_fp8(model)  # pragma: needs cuda
+            self._use_fp8(model)  # pragma: needs cuda
         prepared, optimizer = accelerator.prepare(
             LanguageModelLoss(model, fp8=fp8), make_optimizer(model, spec)
         )
@@ -215,6 +215,12 @@ class _Attempt:
             fingerprint=fingerprint(self._device, self._precision, threads),
             compilation=compilation,
         )
+
+    def _use_fp8(self, model: CausalModel) -> None:  # pragma: needs cuda
+        why = why_unfused()
+        if why is not None:
+            self._observer.on_message(f"GELU in fp8 has no kernels of its own: {why}")
+        use_fp8(model, fused=why is None)
 
     def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:
         spec = self._spec

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from backends.models.transformer import Block
+from trainer_app.core.stopping import StopRequested
 
 FP8: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0  # of FP8
@@ -30,12 +31,29 @@ _Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _FeedForwardApply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def use_fp8(model: nn.Module) -> None:
-    """Let the linear layers of a model train in fp8; elsewhere they compute as before."""
+@cache
+def why_unfused() -> str | None:  # pragma: needs cuda
+    """Why GELU has no kernels of its own on this GPU; None: it has. One launch each tells."""
+    try:
+        u_MF = torch.zeros(1, MULTIPLE, dtype=torch.bfloat16, device="cuda")
+        torch.ops.model_trainer.gelu_in_fp8(u_MF)
+        torch.ops.model_trainer.gelu_gradient_in_fp8(u_MF, u_MF)
+    except (torch.OutOfMemoryError, StopRequested):
+        raise  # by what else is there, and an interruption: not the kernels' doing
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def use_fp8(model: nn.Module, *, fused: bool) -> None:
+    """Let the linear layers of a model train in fp8; elsewhere they compute as before.
+
+    ``fused``: GELU has kernels of its own.
+    """
     for module in model.modules():
         if type(module) is nn.Linear and not any(n % MULTIPLE for n in module.weight.shape):
             module.__class__ = Float8Linear
-    for module in model.modules():
+    for module in model.modules() if fused else ():
         if type(module) is Block and _is_fused(module):
             module.__class__ = Float8Block
 

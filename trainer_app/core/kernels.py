@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trainer_app.core.stopping import StopRequested
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -133,7 +135,7 @@ def cross_entropy_(
     losses_N = logits_NP.new_empty(count, dtype=torch.float32)
     blocks = triton.cdiv(stride, HELD_BLOCK)
     fits = stride > LARGEST_BLOCK and blocks <= HELD_BLOCKS and logits_NP.element_size() == 2
-    if fits and _holds(blocks, logits_NP.dtype):
+    if fits and _holds(blocks, logits_NP.dtype, vocab):
         _launch_held(logits_NP, targets_N, losses_N, vocab, with_gradient=with_gradient)
         return losses_N
     block = min(LARGEST_BLOCK, triton.next_power_of_2(stride))
@@ -161,15 +163,16 @@ def _launch_held(
 
 
 @cache
-def _holds(blocks: int, dtype: torch.dtype) -> bool:
+def _holds(blocks: int, dtype: torch.dtype, vocab: int) -> bool:
     """Whether this GPU takes a kernel that holds so many blocks: one launch tells."""
     stride = blocks * HELD_BLOCK
     logits_NP = torch.zeros(1, stride, dtype=dtype, device="cuda")
     targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
     try:
-        _launch_held(logits_NP, targets_N, logits_NP.new_empty(1), stride, with_gradient=True)
-    except torch.OutOfMemoryError:
-        raise  # by what else is there, not the kernel's doing
+        losses_N = logits_NP.new_empty(1, dtype=torch.float32)
+        _launch_held(logits_NP, targets_N, losses_N, vocab, with_gradient=True)
+    except (torch.OutOfMemoryError, StopRequested):
+        raise  # by what else is there, and an interruption: not the kernel's doing
     except Exception:
         return False
     return True

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trainer_app.core.fp8 import compiled_fp8_product
+from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
@@ -89,8 +90,8 @@ def why_unfused(dtype: torch.dtype) -> str | None:
         logits_NP = torch.zeros(1, VOCABULARY_MULTIPLE, dtype=dtype, device="cuda")
         targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
         cross_entropy_(logits_NP, targets_N, vocab=VOCABULARY_MULTIPLE, with_gradient=True)
-    except torch.OutOfMemoryError:  # pragma: needs cuda
-        raise  # by what else is there, not the kernel's doing: tried again
+    except (torch.OutOfMemoryError, StopRequested):  # pragma: needs cuda
+        raise  # by what else is there, and an interruption: tried again
     except Exception as error:  # whatever a compiler may raise  # pragma: needs cuda
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None  # pragma: needs cuda

@@ -72,6 +72,7 @@ class TrainingStep:
         self._execution = execution
         self._tell = tell
         self._should_stop = should_stop
+        self._leaving = False  # between the micro-batches of the present step, if there is a reason
         if spec.torch_compile == "on" and not compilation.gains:
             tell("goes uncompiled: what this model calls is fused already")
         self._recorded: RecordedStep | None = None
@@ -100,7 +101,8 @@ class TrainingStep:
         rate = learning_rate(self._spec, step, self._total_steps)
         set_learning_rate(self._optimizer, rate)
         self._feed.load(step)
-        states = random_states(self._device) if self._may_be_left else None
+        self._leaving = self._may_be_left
+        states = random_states(self._device) if self._leaving else None
         try:
             outcome = self._compute() if self._recorded is None else self._recorded()
         except _Left:
@@ -175,9 +177,8 @@ class TrainingStep:
     def _compute(self) -> Tensor:
         """Work on the device alone, the same for every step: loss and norm (2,)."""
         losses, norms = [], []
-        may_be_left = self._may_be_left
         for micro in range(self._feed.batches.accumulation):
-            if micro and may_be_left and self._should_stop() is not None:
+            if micro and self._leaving and self._should_stop() is not None:
                 raise _Left
             with self._accelerator.accumulate(self._model), self._compilation.in_use():
                 loss = self._model(*self._feed.micro_batch(micro))

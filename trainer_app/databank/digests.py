@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.safe_paths import open_regular
 
 _BLOCK: Final = 1 << 20
 
@@ -14,7 +15,7 @@ _BLOCK: Final = 1 << 20
 def sha256_of(path: Path, should_stop: ShouldStop) -> str:
     """The SHA-256 of a file's bytes, in hex. Raises StopRequested between two blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_BLOCK):
             raise_if_stopped(should_stop)
             digest.update(block)
