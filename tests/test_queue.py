@@ -67,6 +67,7 @@ def test_a_redis_that_is_away_is_told(away: Queue) -> None:
         '{"queues": 1}',
         '{"queues": [], "memory_bytes": 5}',
         '{"queues": ["trainer"], "memory_bytes": {"cpu": "much"}}',
+        '{"queues": ["trainer"], "memory_bytes": {"cpu": Infinity}}',
         "[" * 100_000,
     ],
     ids=lambda told: told[:20],

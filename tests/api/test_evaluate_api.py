@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -245,3 +247,27 @@ def test_a_repeated_evaluation_gets_the_first_answer(
     again = evaluate(client, run_id, asked, **{"Idempotency-Key": "k"})
     assert (again.status_code, again.get_json()) == (202, first.get_json())
     assert evaluate(client, run_id, {}, **{"Idempotency-Key": "k"}).status_code == 422
+
+
+def test_a_fifo_in_the_place_of_an_evaluation_is_damage_and_not_waited_for(
+    client: FlaskClient, world: World
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    world.model(run_id)
+    file = artifacts.evaluation_file(world.settings, run_id, "validation")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    response = client.get(f"/runs/{run_id}/eval")
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+
+
+def test_an_evaluation_that_may_not_be_read_is_not_taken_for_damaged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(artifacts, "open_regular", refused)
+    with pytest.raises(PermissionError):
+        artifacts.read_evaluation(world.settings, world.run(Status.COMPLETED), "validation")

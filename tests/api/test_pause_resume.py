@@ -10,9 +10,10 @@ import redis
 from flask.testing import FlaskClient
 
 from tests.api.conftest import ON_BOTH_DATABASES, World
+from trainer_app.errors import Unavailable
 from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease
+from trainer_app.store import lease, pauses
 from trainer_app.store.tables import Status
 
 pytestmark = ON_BOTH_DATABASES
@@ -72,6 +73,23 @@ def test_a_resume_that_is_refused_takes_back_no_cancellation(
         news.set(cancelled_key(run_id), "1")  # as a client may by hand
         assert client.post(f"/runs/{run_id}/resume").status_code == 409
         assert news.get(cancelled_key(run_id)) == "1"
+
+
+def test_a_resume_that_finds_no_database_takes_back_no_cancellation(
+    client: FlaskClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("the database is locked")
+
+    monkeypatch.setattr(pauses, "resume", away)
+    run_id = world.run(Status.CANCELLED)
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        news.set(cancelled_key(run_id), "1")
+        assert client.post(f"/runs/{run_id}/resume").status_code == 503
+        assert news.get(cancelled_key(run_id)) == "1"
+        news.delete(cancelled_key(run_id))
+        assert client.post(f"/runs/{run_id}/resume").status_code == 503
+        assert news.get(cancelled_key(run_id)) is None
 
 
 @pytest.mark.parametrize("move", ["pause", "resume"])

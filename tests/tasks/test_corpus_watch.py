@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from tasks import corpus_watch
 from tasks.corpus_watch import CorpusWatch
-from trainer_app.core.stopping import never
+from trainer_app.core.observer import StopReason
+from trainer_app.core.stopping import StopRequested, never
 from trainer_app.errors import CorpusChanged
 
 TEXT = b"a text to learn from\n"
@@ -67,3 +69,38 @@ def test_a_file_that_is_gone_is_left_to_whoever_reads_it(corpus: Path) -> None:
     one = watch(corpus, time.time())
     corpus.unlink()
     one.check()
+
+
+def test_a_run_that_is_to_stop_does_not_look(corpus: Path) -> None:
+    corpus.write_bytes(b"another text")
+    CorpusWatch(
+        corpus, sha256="0" * 64, posted_at=LONG_AGO, should_stop=lambda: StopReason.DRAIN
+    ).check()
+
+
+def test_a_look_is_broken_off_by_a_stop_and_taken_again(corpus: Path) -> None:
+    corpus.write_bytes(b"another text")
+    answers = iter([None, StopReason.PAUSE])
+    one = CorpusWatch(
+        corpus, sha256="0" * 64, posted_at=LONG_AGO, should_stop=lambda: next(answers, None)
+    )
+    one.check()
+    with pytest.raises(CorpusChanged):
+        one.check()
+
+
+def test_an_interruption_passes_through(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise StopRequested(StopReason.CANCEL)
+
+    monkeypatch.setattr(corpus_watch, "sha256_of", interrupted)
+    with pytest.raises(StopRequested):
+        watch(corpus, LONG_AGO).check()
+
+
+def test_what_is_no_plain_file_any_more_is_not_waited_for(corpus: Path) -> None:
+    one = watch(corpus, time.time())
+    corpus.unlink()
+    os.mkfifo(corpus)
+    with pytest.raises(CorpusChanged, match="of no text"):
+        one.check()

@@ -18,7 +18,7 @@ import pytest
 from tasks import by_hand, housekeeping, process
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TrainSpec
-from trainer_app.errors import DataNotFound
+from trainer_app.errors import DataNotFound, Unavailable
 from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, requests, runs
@@ -94,6 +94,30 @@ def test_a_paused_run_whose_cancellation_is_set_in_redis_is_cancelled(
 
     run = runs.get(process.database(), run_id)
     assert (run.status, run.paused) == ("cancelled", False)
+
+
+def test_of_several_that_see_a_cancellation_one_heeds_it(worker: Settings, run_id: str) -> None:
+    by_hand._cancel(run_id)  # it is gone by now
+
+    assert runs.get(process.database(), run_id).status == "queued"
+
+
+def test_a_cancellation_in_redis_outlives_a_database_that_is_away(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("the database is locked")
+
+    process.redis_client().set(cancelled_key(run_id), "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "request_cancel", away)
+        with pytest.raises(Unavailable):
+            by_hand.heed_queued()
+    assert process.redis_client().get(cancelled_key(run_id)) == "1"
+
+    by_hand.heed_queued()
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
 
 
 def test_nothing_is_marked_as_published_while_redis_is_away(

@@ -20,8 +20,9 @@ from tasks.reporting import RowReporter
 from tests.reports import START, evaluation, step
 from trainer_app.core.loss_chain import START as START_OF_CHAIN
 from trainer_app.core.loss_chain import link
-from trainer_app.core.observer import CheckpointReport
+from trainer_app.core.observer import CheckpointReport, StopReason
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.stopping import StopRequested
 from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
@@ -270,6 +271,19 @@ def test_a_point_that_cannot_be_written_at_all_costs_no_other(
             journal.on_steps([step(number)])
         journal.tell_missing(up_to=5)
     assert list(losses(database, claim)) == [1, 2, 4, 5]
+
+
+def test_an_interruption_is_no_point_that_cannot_be_written(
+    claim: Claim, attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise StopRequested(StopReason.CANCEL)
+
+    monkeypatch.setattr(lease, "progress", interrupted)
+    with closing(attempt(1)) as journal:
+        journal.on_steps([step(1), step(2)])
+        with pytest.raises(StopRequested):
+            journal.tell_missing(up_to=2)
 
 
 def test_what_a_version_after_this_one_measures_costs_no_point(
