@@ -29,7 +29,8 @@ _BODY = {
                 "properties": {uploads.FIELD: _TEXT},
                 "required": [uploads.FIELD],
                 "additionalProperties": False,
-            }
+            },
+            "encoding": {uploads.FIELD: {"contentType": "text/plain"}},
         },
     },
 }

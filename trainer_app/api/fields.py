@@ -39,12 +39,6 @@ def length(low: int, high: int) -> validate.Length:
     return validate.Length(low, high, error=f"must have {low} to {high} characters or items")
 
 
-def require_one(data: Mapping[str, object], first: str, second: str) -> None:
-    """Raise ValidationError at ``first`` unless exactly one of the two fields is given."""
-    if (data[first] is None) == (data[second] is None):
-        raise ValidationError({first: [f"exactly one of {first} and {second} is needed"]})
-
-
 def about(description: str, example: object = None) -> dict[str, object]:
     """What the OpenAPI document says of a field."""
     if example is None:

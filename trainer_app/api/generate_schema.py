@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final
 
-from marshmallow import fields, post_load, validates_schema
+from marshmallow import fields, post_load
 
 from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import (
@@ -18,7 +17,6 @@ from trainer_app.api.fields import (
     about,
     between,
     length,
-    require_one,
 )
 from trainer_app.api.schema import RequestSchema, StrictSchema
 from trainer_app.core.generation_spec import MAX_RETURN_SEQUENCES, GenerateSpec
@@ -28,6 +26,8 @@ _DEFAULTS: Final = asdict(GenerateSpec(prompt_text=""))
 
 class GenerateSchema(StrictSchema):
     """The body of POST /runs/{run_id}/generate."""
+
+    either = ("prompt_text", "prompt_path")
 
     prompt_text = StrictString(
         load_default=None,
@@ -58,11 +58,6 @@ class GenerateSchema(StrictSchema):
         validate=between(1, MAX_RETURN_SEQUENCES),
         metadata=about("How many continuations."),
     )
-
-    @validates_schema
-    def check(self, data: Mapping[str, object], **_: object) -> None:
-        """Exactly one prompt."""
-        require_one(data, "prompt_text", "prompt_path")
 
     @post_load
     def to_request(self, data: dict[str, object], **_: object) -> tuple[GenerateSpec, str | None]:

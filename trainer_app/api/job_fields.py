@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Final
 
 from trainer_app.api.fields import (
     INT64_MAX,
@@ -16,6 +16,8 @@ from trainer_app.api.fields import (
     length,
 )
 from trainer_app.api.ids import DOCUMENTED
+
+CORPUS: Final = ("corpus_file_id", "corpus_path")  # exactly one of the two is given
 
 
 def corpus_file_id() -> StrictString:
@@ -34,13 +36,6 @@ def corpus_path() -> StrictString:
         validate=length(1, LONGEST_PATH),
         metadata=about("A file under the corpus root; this or corpus_file_id.", "books/all.txt"),
     )
-
-
-def check_corpus(data: Mapping[str, object]) -> dict[str, list[str]]:
-    """What is wrong with the two: exactly one must be given."""
-    if (data["corpus_file_id"] is None) == (data["corpus_path"] is None):
-        return {"corpus_file_id": ["exactly one of corpus_file_id and corpus_path is needed"]}
-    return {}
 
 
 def held_out(default: object, description: str) -> StrictNumber:

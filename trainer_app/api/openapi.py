@@ -14,7 +14,7 @@ from flask_smorest import Api
 from trainer_app.api.headers import DOCS_POLICY
 from trainer_app.api.ids import PATTERN, IdConverter
 from trainer_app.api.openapi_document import complete
-from trainer_app.api.schema import ErrorSchema
+from trainer_app.api.schema import ErrorSchema, StrictSchema
 
 TITLE: Final = "Model Trainer"
 VERSION: Final = version("model-trainer")  # as setup.cfg has it
@@ -93,7 +93,12 @@ def publish(app: Flask, api: Api, *, keyed: bool) -> None:
         name: inspect.cleandoc(schema.__doc__ or "")
         for (schema, *_), name in converter.refs.items()
     }
-    text = json.dumps(complete(api.spec.to_dict(), meanings, keyed=keyed))
+    rules = {
+        name: schema.documented_rules()
+        for (schema, *_), name in converter.refs.items()
+        if issubclass(schema, StrictSchema)
+    }
+    text = json.dumps(complete(api.spec.to_dict(), meanings, rules, keyed=keyed))
     pages = Blueprint("docs", __name__)
 
     @pages.get("/openapi.json")

@@ -8,6 +8,7 @@ from typing import Final
 
 from trainer_app.api import examples, gate, openapi_examples, rate_limit, request_id
 from trainer_app.api.errors import RETRY_AFTER_SECONDS, STATUSES
+from trainer_app.api.rules import Rule
 
 _INT32_MAX: Final = 2**31 - 1
 _JSON: Final = "application/json"
@@ -61,9 +62,16 @@ _MEANINGS: Final[Mapping[str, str]] = {
 Document = dict[str, object]
 
 
-def complete(document: Document, meanings: Mapping[str, str], *, keyed: bool) -> Document:
-    """Add to the generated document what operations share, and ``meanings`` to its schemas.
+def complete(
+    document: Document,
+    meanings: Mapping[str, str],
+    rules: Mapping[str, list[Rule]],
+    *,
+    keyed: bool,
+) -> Document:
+    """Add to the generated document what operations share, and what its schemas leave out.
 
+    ``meanings``: what each schema is; ``rules``: what its fields must agree on.
     ``keyed``: the server asks for a key; else one may be sent, and is not looked at.
     """
     document = deepcopy(document)  # parts of it are constants of the routes' modules
@@ -72,6 +80,8 @@ def complete(document: Document, meanings: Mapping[str, str], *, keyed: bool) ->
     for name, schema in schemas.items():
         assert isinstance(schema, dict)
         schema["description"] = meanings[name]
+        if rules.get(name):
+            schema["allOf"] = rules[name]
     # A spec that was resolved lacks nothing.
     resolved = _object(schemas, "ResolvedSpec")
     resolved["required"] = sorted(_object(resolved, "properties"))

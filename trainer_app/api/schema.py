@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Final, TypedDict
+from typing import ClassVar, Final, TypedDict
 
-from marshmallow import RAISE, Schema, fields
+from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
 from marshmallow.schema import Schema as AnySchema
 
 from trainer_app.api import examples
 from trainer_app.api.errors import STATUSES, Detail
 from trainer_app.api.fields import QueryInteger, StrictString, about, between, shown
+from trainer_app.api.rules import Rule, exactly_one
 from trainer_app.store.pages import CURSOR
 from trainer_app.store.tables import Status
 
@@ -25,10 +26,28 @@ class StrictSchema(Schema):
     class Meta:
         unknown = RAISE
 
+    # Of two texts that name the same thing exactly one must be given.
+    either: ClassVar[tuple[str, str] | None] = None
+    # What else fields must agree on, for the OpenAPI document.
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
     error_messages = {  # noqa: RUF012  marshmallow reads it from the class
         "unknown": _UNKNOWN,
         "type": "the body must be a JSON object",
     }
+
+    @validates_schema
+    def check_either(self, data: Mapping[str, object], **_: object) -> None:
+        """Raise ValidationError at the first of the two, of which exactly one must be given."""
+        if self.either is not None:
+            first, second = self.either
+            if (data[first] is None) == (data[second] is None):
+                raise ValidationError({first: [f"exactly one of {first} and {second} is needed"]})
+
+    @classmethod
+    def documented_rules(cls) -> list[Rule]:
+        """What a JSON Schema of the single fields leaves out."""
+        return [*([exactly_one(*cls.either)] if cls.either else ()), *cls.rules]
 
 
 class EmptySchema(StrictSchema):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
-from marshmallow import Schema, fields, post_load, validates_schema
+from marshmallow import Schema, fields, post_load
 
 from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
@@ -17,7 +16,6 @@ from trainer_app.api.fields import (
     between,
     length,
     one_of,
-    require_one,
 )
 from trainer_app.api.schema import RequestSchema, StrictSchema, id_of_request
 from trainer_app.core.score_spec import (
@@ -33,6 +31,8 @@ _PREDICTED: Final = "Entry i is about token i + 2 of the text, counted from 1."
 
 class ScoreSchema(StrictSchema):
     """The body of POST /runs/{run_id}/score."""
+
+    either = ("text", "path")
 
     text = StrictString(
         load_default=None,
@@ -64,11 +64,6 @@ class ScoreSchema(StrictSchema):
         ),
     )
     seed = job_fields.seed("Taken and of no effect: a score draws no random number.")
-
-    @validates_schema
-    def check(self, data: Mapping[str, object], **_: object) -> None:
-        """Exactly one text."""
-        require_one(data, "text", "path")
 
     @post_load
     def to_request(self, data: dict[str, object], **_: object) -> tuple[ScoreSpec, str | None]:

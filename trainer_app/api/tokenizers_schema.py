@@ -20,6 +20,7 @@ from trainer_app.api.fields import (
     one_of,
 )
 from trainer_app.api.ids import DOCUMENTED, PATTERN, RESERVED, is_new_id
+from trainer_app.api.rules import at_least, where
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.store.tables import Status
@@ -31,6 +32,12 @@ _DEFAULTS: Final = asdict(TokenizerSpec(method="", vocab_size=0, corpus_sha256="
 
 class TokenizerTrainSchema(StrictSchema):
     """The body of POST /tokenizers/train."""
+
+    either = job_fields.CORPUS
+    rules = tuple(
+        where("method", kind, at_least("vocab_size", least))
+        for kind, least in TOKENIZER_MIN_VOCAB.items()
+    )
 
     method = StrictString(
         required=True,
@@ -69,7 +76,7 @@ class TokenizerTrainSchema(StrictSchema):
     @validates_schema
     def check(self, data: Mapping[str, object], **_: object) -> None:
         """What two fields must agree on; each message is at the field to change."""
-        wrong = job_fields.check_corpus(data)
+        wrong: dict[str, list[str]] = {}
         least = TOKENIZER_MIN_VOCAB[str(data["method"])]
         size = data["vocab_size"]
         if isinstance(size, int) and size < least:

@@ -22,6 +22,7 @@ from trainer_app.api.fields import (
     one_of,
 )
 from trainer_app.api.ids import DOCUMENTED
+from trainer_app.api.rules import among, below, where, with_text
 from trainer_app.api.schema import StrictSchema
 from trainer_app.core.spec import (
     COMPILE_CHOICES,
@@ -36,11 +37,31 @@ from trainer_app.core.spec import (
 # One source for the defaults: the spec's own.
 DEFAULTS: Final = asdict(TrainSpec(corpus_sha256=""))
 _SIZES: Final = tuple(dict.fromkeys(size for sizes in MODEL_SIZES.values() for size in sizes))
+_ON_CPU: Final = tuple(name for name in PRECISIONS if name not in HALF_PRECISIONS)
+_MOST_HELD: Final = 0.5  # of the corpus, for validation and for the test
 _COUNT: Final = 1_000_000_000  # steps, epochs: more than any run has
+
+_FAMILY_RULES: Final = tuple(
+    where(
+        "model_family",
+        family,
+        among("model_size", sizes),
+        *([] if family in OWN_TOKENIZERS else [with_text("tokenizer_id")]),
+        is_default=family == DEFAULTS["model_family"],
+    )
+    for family, sizes in MODEL_SIZES.items()
+)
+_OTHER_RULES: Final = (
+    where("device", "cpu", among("precision", _ON_CPU)),
+    where("holdout_fraction", _MOST_HELD, below("test_split_ratio", _MOST_HELD)),
+)
 
 
 class TrainSchema(StrictSchema):
     """The body of POST /runs/train. Every field has a default but the corpus and tokenizer."""
+
+    either = job_fields.CORPUS
+    rules = (*_FAMILY_RULES, *_OTHER_RULES)
 
     model_family = StrictString(
         load_default=DEFAULTS["model_family"],
@@ -223,15 +244,14 @@ class TrainSchema(StrictSchema):
     def check(self, data: Mapping[str, object], **_: object) -> None:
         """What two fields must agree on; each message is at the field to change."""
         family, size = str(data["model_family"]), data["model_size"]
-        wrong = job_fields.check_corpus(data)
+        wrong: dict[str, list[str]] = {}
         if size not in MODEL_SIZES[family]:
             wrong["model_size"] = [f"{family} has the sizes {', '.join(MODEL_SIZES[family])}"]
         if data["tokenizer_id"] is None and family not in OWN_TOKENIZERS:
             wrong["tokenizer_id"] = [f"is needed for {family}"]
         if data["device"] == "cpu" and data["precision"] in HALF_PRECISIONS:
             wrong["precision"] = [f"{data['precision']} needs CUDA; a CPU trains in fp32"]
-        held = data["holdout_fraction"], data["test_split_ratio"]
-        if held == (0.5, 0.5):
+        if data["holdout_fraction"] == data["test_split_ratio"] == _MOST_HELD:
             wrong["test_split_ratio"] = ["with holdout_fraction it leaves nothing to train on"]
         if wrong:
             raise ValidationError(wrong)
