@@ -36,7 +36,10 @@ def leave_to_newer(db: Database, job_id: str) -> str | None:
     if queued is None:
         return None
     kind, spec = queued
-    beyond = _SPECS[kind].asked_beyond(spec)
+    if kind in _SPECS:
+        beyond = _SPECS[JobKind(kind)].asked_beyond(spec)
+    else:
+        beyond = [f"jobs of the kind {kind}"]
     if not beyond:
         return None
     reason = f"waits for a worker of a later version, which knows {', '.join(beyond)}"

@@ -10,6 +10,7 @@ from typing import Protocol
 import pytest
 from sqlalchemy import select, update
 
+from tests.store.kinds import make_later
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import NOW, Database
@@ -286,3 +287,16 @@ def test_of_many_dispatchers_at_once_one_announces(database: Database, run_id: s
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(len(wakeups) for wakeups in pool.map(race, range(6))) == 1
+
+
+def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_others(
+    database: Database, another_run: AnotherRun, elapse: Elapse
+) -> None:
+    lost, queued, known = another_run(), another_run(), another_run()
+    assert lease.claim(database, lost, "newer:1", lease_seconds=60) is not None
+    for job_id in (lost, queued):
+        make_later(database, job_id)
+    elapse(61)
+
+    assert lease.reap(database, max_crashes=3) == []
+    assert [wakeup.job_id for wakeup in lease.due(database)] == [known]

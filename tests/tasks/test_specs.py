@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tasks import process
 from tasks.perform import Done, Job, perform
+from tests.store.kinds import make_later
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, runs
@@ -69,3 +70,17 @@ def test_a_paused_run_is_not_put_off() -> None:
     perform(run_id, hostname="train-0@here", work=done)
 
     assert runs.get(database, run_id).message == said
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_of_a_kind_that_a_later_version_has_waits_for_it() -> None:
+    database = process.database()
+    run_id = posted_by_a_later_version(database, {})
+    make_later(database, run_id)
+
+    perform(run_id, hostname="train-0@here", work=done)
+
+    with database.read() as connection:
+        job = connection.execute(select(JobRow.status, JobRow.message)).one()
+    said = "waits for a worker of a later version, which knows jobs of the kind distil"
+    assert tuple(job) == ("queued", said)

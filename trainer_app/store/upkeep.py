@@ -23,6 +23,8 @@ _FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles 
 _LONGEST_WAIT: Final = 900.0
 _CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
 _CHUNK: Final = 500  # ids a statement
+# While versions are changed, the kinds of job that only a later one has are left to its processes.
+_KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
     ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
     worker down each time without ever getting further still fails.
     """
-    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW)
+    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW, _KNOWN_KIND)
     with db.write() as connection:
         _follow_the_clock(connection)
         rows = connection.execute(
@@ -180,7 +182,12 @@ def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) ->
     120 s, up to 15 min. ``all_queued``: however lately each was published, as when Redis has lost
     its messages. ``job_id``: that job alone.
     """
-    conditions = [JobRow.status == Status.QUEUED, ~JobRow.paused, JobRow.not_before <= NOW]
+    conditions = [
+        JobRow.status == Status.QUEUED,
+        ~JobRow.paused,
+        JobRow.not_before <= NOW,
+        _KNOWN_KIND,
+    ]
     if not all_queued:
         conditions.append(_is_unanswered())
     if job_id is not None:
@@ -217,14 +224,17 @@ def take_back(db: Database, job_ids: Sequence[str]) -> None:
             )
 
 
-def queued_spec(db: Database, job_id: str) -> tuple[JobKind, str] | None:
-    """What a job is that waits for a worker, and its spec; None where it does not."""
+def queued_spec(db: Database, job_id: str) -> tuple[str, str] | None:
+    """The kind of a job that waits for a worker, and its spec; None where it does not wait.
+
+    The kind may be one that only a later version has.
+    """
     statement = select(JobRow.kind, JobRow.spec).where(
         JobRow.id == job_id, JobRow.status == Status.QUEUED, ~JobRow.paused
     )
     with db.read() as connection:
         row = connection.execute(statement).one_or_none()
-    return None if row is None else (JobKind(row.kind), row.spec)
+    return None if row is None else (row.kind, row.spec)
 
 
 def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> None:
