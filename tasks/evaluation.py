@@ -26,7 +26,6 @@ def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
     spec = EvaluateSpec.from_json(job.claim.spec)
     evaluation = _evaluate(job, spec)
-    job.renew_lease()
     file = artifacts.evaluation_file(process.settings(), str(job.claim.run_id), spec.split)
     result = {
         "loss": evaluation.loss,
@@ -45,6 +44,7 @@ def work(job: Job) -> Done:
         "error": None,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
+    job.renew_lease()
     write_atomically(file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n")
     return Done(result=json.dumps(result), result_id=job.claim.job_id)
 

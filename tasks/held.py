@@ -62,6 +62,11 @@ def lasting_clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+def now_by_both_clocks() -> tuple[float, float]:
+    """The time that a Held measures from: seconds, without and with those of a machine's sleep."""
+    return (time.monotonic(), lasting_clock())
+
+
 class Held:
     """Holds the lease of one claimed job while its ``with`` block runs.
 
@@ -81,8 +86,11 @@ class Held:
         end_process: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = time.monotonic,
         lasting_clock: Callable[[], float] = lasting_clock,
+        since: tuple[float, float] | None = None,
     ) -> None:
         """``say`` tells the job's user what happens to its lease.
+
+        ``since``: just before the claim, by both clocks; None: now.
 
         ``on_stuck`` is the last that this process does for a job that does not stop.
         """
@@ -96,19 +104,21 @@ class Held:
         self._clock = clock
         self._lasting_clock = lasting_clock
         self._parent = os.getppid()
-        self._ended = threading.Event()
+        self.ended = False  # the job, for good
+        self._left = threading.Event()  # the ``with`` block
         self._reason: StopReason | None = None
+        self._heard = False  # the wish in Redis to cancel the job
         self._at_work = False
         self._interrupt_at = float("inf")
         self._must_end_by = float("inf")
-        started = self._clock()
+        started, started_lasting = since or (self._clock(), lasting_clock())
         self._times_out_at = started + jobs.timeout_seconds
         self._beat_at = started + jobs.beat_seconds
         self._look_at = started
         self._news_at = started
         self._asked_at = started
         # the last sign of life of this process, by both clocks
-        self._awake_at = (started, lasting_clock())
+        self._awake_at = (started, started_lasting)
         self._slept = False  # for longer than the lease, and does not know yet who has it
         self._renewed_at = started  # the lease; that the database is away is no reason to doubt it
         self._away_since: float | None = None  # the database
@@ -128,15 +138,18 @@ class Held:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ended.set()
+        self._left.set()
         for thread in self._threads:
             thread.join()
         if self._reason is StopReason.FENCED:
             return  # the keys are another attempt's by now
+        job_id = self.claim.job_id
+        # The wish to cancel a job that is not over is the next attempt's to hear.
+        keys = [heartbeat_key(job_id), *([cancelled_key(job_id)] if self.ended else [])]
         try:
-            self._redis.delete(heartbeat_key(self.claim.job_id), cancelled_key(self.claim.job_id))
+            self._redis.delete(*keys)
         except (redis.RedisError, OSError):
-            _log.debug("a heartbeat was left to expire", job_id=self.claim.job_id)
+            _log.debug("a heartbeat was left to expire", job_id=job_id)
 
     def on_message(self, message: str) -> None:
         """Raises StopRequested when the lease is lost, like all that follow."""
@@ -203,7 +216,7 @@ class Held:
             self._at_work = False
 
     def _watch(self) -> None:
-        while not self._ended.wait(_TICK_SECONDS):
+        while not self._left.wait(_TICK_SECONDS):
             now = self._clock()
             if now > self._interrupt_at and self._at_work:
                 self._interrupt_at = float("inf")
@@ -217,7 +230,7 @@ class Held:
                 except Exception:  # without this thread the lease would end, and no stop be heard
                     _log.exception("a look failed", job_id=self.claim.job_id)
                     self._doubt_the_lease()
-                    self._ended.wait(_LOOK_SECONDS)
+                    self._left.wait(_LOOK_SECONDS)
 
     def _doubt_the_lease(self) -> None:
         """For a reason that nobody knows the lease is not renewed: once it is over, ask."""
@@ -248,7 +261,7 @@ class Held:
 
     def _stay_awake(self) -> None:
         """Give signs of life, however long a step takes and a database does not answer."""
-        while not self._ended.wait(_TICK_SECONDS):
+        while not self._left.wait(_TICK_SECONDS):
             self._notice_sleep(self._clock())
 
     def _notice_sleep(self, now: float) -> None:
@@ -326,8 +339,10 @@ class Held:
                 )
                 pipe.get(cancelled_key(job_id))
                 asked = pipe.execute()[1] == "1"
-            if asked and self._reason is None:
+            if asked and not self._heard:
+                # Also of a job that is to stop for another reason: it is not to be queued again.
                 lease.cancel(self._database, self.claim)
+                self._heard = True
                 self.stop(StopReason.CANCEL)
         except LeaseLost:
             self.stop(StopReason.FENCED)

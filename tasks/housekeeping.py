@@ -7,18 +7,21 @@ run.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import redis
 import structlog
 
-from tasks import by_hand, process
+from tasks import by_hand, process, staging
 from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
@@ -42,10 +45,17 @@ _log = structlog.get_logger(__name__)
 def reap() -> None:
     """End the attempts whose lease is over; log and announce what became of their jobs."""
     settings = process.settings()
-    for lost in lease.reap(process.database(), max_crashes=settings.jobs.max_crashes):
-        reaped = _explained(lost)
-        _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
-        _tell(reaped)
+    taken: list[Path] = []
+    reaped = lease.reap(
+        process.database(),
+        max_crashes=settings.jobs.max_crashes,
+        fence=lambda job_id, attempt: taken.extend(staging.take_away(settings, job_id, attempt)),
+    )
+    for one in map(_explained, reaped):
+        _log.warning(one.message, job_id=one.job_id, status=one.status)
+        _tell(one)
+    for path in taken:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Reaper:
@@ -63,7 +73,12 @@ class Reaper:
 
     def one_pass(self) -> None:
         """End the leases that are over. Raises Unavailable."""
-        process.database().ping()
+        try:
+            process.database().ping()
+        except Unavailable:
+            if self._last is None:  # begun while it is away: the workers have missed beats as well
+                self._not_before = self._grace_from(self._clock())
+            raise
         now = self._clock()
         if self._last is not None and now - self._last > _AWAY_SECONDS:
             self._not_before = self._grace_from(now)
@@ -90,7 +105,8 @@ def _explained(reaped: Reaped) -> Reaped:
     if reaped.status != "failed" or not said:
         return reaped
     message = f"{reaped.message}; its log ends with: {' | '.join(said)}"
-    upkeep.explain(process.database(), reaped, message)
+    with suppress(Unavailable):  # the rest is to be told all the same
+        upkeep.explain(process.database(), reaped, message)
     return replace(reaped, message=message)
 
 

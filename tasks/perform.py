@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import structlog
 
 from tasks import by_hand, process
-from tasks.held import Held
+from tasks.held import Held, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
 from trainer_app.core.files import disk_full_named
@@ -32,6 +32,7 @@ from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Artifact, Claim, JobKind, Status
+from trainer_app.store.tables import FINAL
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
 _LONGEST_PAUSE_SECONDS: Final = 10.0
@@ -73,6 +74,20 @@ class Job:
         seconds = process.settings().jobs.lease_seconds
         insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
 
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Make sure of the lease before the block, which is to rename one folder into place.
+
+        Whoever takes the job over meanwhile takes the folder away: see tasks/staging.py. Raises
+        LeaseLost then, too.
+        """
+        self.renew_lease()
+        try:
+            yield
+        except FileNotFoundError:
+            self.renew_lease()
+            raise
+
 
 # A run fails with a code of RUN_CODES. What was there when it was posted, and is not any more, has
 # changed; half precision without a GPU is all that a run's fields can still be wrong in.
@@ -105,9 +120,8 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     if (reason := leave_to_newer(process.database(), job_id)) is not None:
         _log.warning(reason)
         return
-    claim = lease.claim(
-        process.database(), job_id, holder, lease_seconds=settings.jobs.lease_seconds
-    )
+    since = now_by_both_clocks()
+    claim = _claim(job_id, holder)
     if claim is None:
         _log.info("nothing to do: the job is taken, cancelled or done")
         return
@@ -130,10 +144,27 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         claim,
         say=log.warning,
         on_stuck=lambda reason: _end_stuck(job, reason),
+        since=since,
     ) as held:
         job = Job(claim=claim, held=held, log=log, events=events)
         _end_held(job, _outcome(job, work))
     log.close()
+
+
+def _claim(job_id: str, holder: str) -> Claim | None:
+    """Claim the job. A database that goes away in the middle may have granted it."""
+    lease_seconds = process.settings().jobs.lease_seconds
+    asked = False
+
+    def claim() -> Claim | None:
+        nonlocal asked
+        before = lease.claim_of(process.database(), job_id, holder) if asked else None
+        asked = True
+        return before or lease.claim(
+            process.database(), job_id, holder, lease_seconds=lease_seconds
+        )
+
+    return insist(claim, patience_seconds=lease_seconds)
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
@@ -194,7 +225,10 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
 
 
 def _complete(job: Job, done: Done) -> None:
-    insist(
+    message = "" if done.problem is None else done.problem.message
+    _write_end(
+        job,
+        message,
         lambda: lease.finish(
             process.database(),
             job.claim,
@@ -202,8 +236,8 @@ def _complete(job: Job, done: Done) -> None:
             result=done.result,
             artifact=done.artifact,
             error_code=None if done.problem is None else done.problem.code,
-            message="" if done.problem is None else done.problem.message,
-        )
+            message=message,
+        ),
     )
     job.log.info("completed")
     job.events.completed(result_id=done.result_id, result_bytes=done.result_bytes)
@@ -212,8 +246,10 @@ def _complete(job: Job, done: Done) -> None:
 
 
 def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
-    status = insist(
-        lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause)
+    status = _write_end(
+        job,
+        message,
+        lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause),
     )
     if status is Status.CANCELLED:
         _tell_of_cancellation(job)
@@ -227,10 +263,12 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:
     if job.claim.kind is JobKind.TRAIN and code is not None:
         code = run_code(code)
-    insist(
+    _write_end(
+        job,
+        message,
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
-        )
+        ),
     )
     job.log.error(message, status=status, error_code=code)
     job.events.failed(kind, message)
@@ -253,14 +291,16 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     if job.claim.kind in _WAITED_FOR:
         delay = min(delay, _SHORT_WAIT_SECONDS)
     message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
-    status = insist(
+    status = _write_end(
+        job,
+        message,
         lambda: lease.retry_later(
             process.database(),
             job.claim,
             delay_seconds=delay,
             message=message,
             cause=error.message,
-        )
+        ),
     )
     job.log.error(message, error_code=error.code)
     if status is Status.CANCELLED:
@@ -272,9 +312,38 @@ def _tell_of_cancellation(job: Job) -> None:
     job.events.failed("user", "cancelled")
 
 
-def insist(change: Callable[[], Written]) -> Written:
-    """Make a change at the end, however long the database is away: the work is done, keep it."""
-    give_up_at = time.monotonic() + _PATIENCE_SECONDS
+def _write_end(job: Job, message: str, change: Callable[[], Status]) -> Status:
+    """Write down how the job ends; where it stands then.
+
+    Where the database took the end, but went away before it could say so, the next try finds the
+    lease gone. That is no reason to leave the end untold.
+    """
+    unanswered = False
+
+    def write() -> Status:
+        nonlocal unanswered
+        try:
+            return change()
+        except Unavailable:
+            unanswered = True
+            raise
+        except LeaseLost:
+            stands = None
+            if unanswered:
+                stands = lease.stands(process.database(), job.claim, message=message)
+            if stands is None:
+                raise
+            return stands
+
+    status = insist(write)
+    job.held.ended = status in FINAL
+    return status
+
+
+def insist(change: Callable[[], Written], *, patience_seconds: float | None = None) -> Written:
+    """Make a change, however long the database is away; None: as at the end, to keep the work."""
+    patience = _PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+    give_up_at = time.monotonic() + patience
     pause = 0.1
     while True:
         try:

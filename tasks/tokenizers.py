@@ -6,12 +6,12 @@ import shutil
 import time
 from pathlib import Path
 
-from tasks import process
+from tasks import process, staging
 from tasks.fetched import corpus_of
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
 from trainer_app import artifacts
-from trainer_app.core.files import end_replacements, remove_directory
+from trainer_app.core.files import end_replacements
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
@@ -20,27 +20,26 @@ from trainer_app.core.tokenizer_training import train_tokenizer
 def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
     settings = process.settings()
-    runs = settings.paths.runs
-    for left_over in runs.glob(f"{job.claim.job_id}-*"):  # of attempts that were killed, or sleep
-        remove_directory(left_over)
-    staging = runs / f"{job.claim.job_id}-{job.claim.attempt}"
-    staging.mkdir(parents=True)
+    job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
+    staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
+    folder = staging.of_tokenizer(settings, job.claim.job_id, job.claim.attempt)
+    folder.mkdir(parents=True)
     spec = TokenizerSpec.from_json(job.claim.spec)
     final = artifacts.tokenizer_directory(settings, spec.tokenizer_id or job.claim.job_id)
     end_replacements(final)
     try:
-        return _train(job, spec, staging, final)
+        return _train(job, spec, folder, final)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _train(job: Job, spec: TokenizerSpec, staging: Path, final: Path) -> Done | StopReason:
+def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | StopReason:
     settings = process.settings()
     corpus = corpus_of(job, spec, on_message=job.log.info)
     report = train_tokenizer(
         spec,
         corpus,
-        staging,
+        folder,
         sample_max_lines=settings.tokenizer_sample_max_lines,
         on_message=job.log.info,
         should_stop=lambda: job.held.should_stop() is not None,
@@ -51,8 +50,8 @@ def _train(job: Job, spec: TokenizerSpec, staging: Path, final: Path) -> Done | 
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    job.renew_lease()
-    artifacts.publish(staging, final, tokenizer_manifest(final.name, spec, report, times))
+    with job.publishing():
+        artifacts.publish(folder, final, tokenizer_manifest(final.name, spec, report, times))
     return Done(
         result=report.to_json(),
         result_id=final.name,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tasks import process
+from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import corpus_of, finished_tokenizer, whole_model
 from tasks.journal import Journal
@@ -20,7 +20,7 @@ from tasks.perform import Done, Job, insist
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep
 from trainer_app import artifacts
-from trainer_app.core.files import end_replacements, remove_directory, write_atomically
+from trainer_app.core.files import end_replacements, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
@@ -48,9 +48,8 @@ def work(job: Job) -> Done | StopReason:
         confirm=job.held.confirm,
         is_cancelled=partial(_is_cancelled, job),
     )
-    for staging in workspace.run.glob("staging-*"):
-        # Of an attempt that died, or that sleeps: when it wakes, there is nothing to publish.
-        remove_directory(staging)
+    job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
+    staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     final = artifacts.model_directory(settings, job.claim.job_id)
     end_replacements(final)
     if is_whole(final):  # it is where an attempt died after it had published
@@ -61,6 +60,7 @@ def work(job: Job) -> Done | StopReason:
             return outcome.reason
         _publish(job, spec, outcome, final)
     # Checkpoints have served: a finished run is its artifact.
+    job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
     return _done(job, final)
 
@@ -158,13 +158,13 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    job.renew_lease()
-    artifacts.publish(
-        folder,
-        final,
-        model_manifest(run_id, spec, finished, times),
-        known_digests={_WEIGHTS: finished.weights_sha256},
-    )
+    with job.publishing():
+        artifacts.publish(
+            folder,
+            final,
+            model_manifest(run_id, spec, finished, times),
+            known_digests={_WEIGHTS: finished.weights_sha256},
+        )
 
 
 def _done(job: Job, final: Path) -> Done:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.files import (
     disk_full_named,
+    fsync_tree,
     put_back,
     replace_directory,
     sha256_file,
@@ -102,6 +103,7 @@ class Checkpoints:
             with disk_full_named(final):
                 temporary.mkdir(parents=True)
                 digests = self._write(temporary, snapshot)
+            fsync_tree(temporary)  # takes seconds: before it is asked whose the run is
             self._confirm()
             replace_directory(temporary, final)  # a stop may follow a checkpoint at its step
         finally:
@@ -118,13 +120,14 @@ class Checkpoints:
         """The newest whole checkpoint; None where there is none.
 
         Damaged ones, newer than that, are reported and removed, and so are those that cannot be
-        loaded though their digests are right. Left-overs of a crash are removed. Raises OSError,
+        loaded though their digests are right. Left-overs of a crash are removed, but for those of
+        a later attempt: this one may have slept, and not know yet that it is over. Raises OSError,
         and removes nothing, where one cannot be read that may be whole; and where digests are right
         but none can be loaded, as of another version, what the newest of these raises.
         """
-        for old in self._directory.glob(".*.old"):
+        for old in self._left_over("old"):
             put_back(old)
-        for left_over in self._directory.glob(".*.tmp"):
+        for left_over in self._left_over("tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
         strange: list[tuple[Path, Exception]] = []
         for path in self._newest_first():
@@ -177,6 +180,11 @@ class Checkpoints:
             link.unlink()  # the damage is not to be taken over
             return False
         return True
+
+    def _left_over(self, kind: str) -> list[Path]:
+        """What an attempt that was killed, no later one than this, was about to put in place."""
+        found = [(_NAME.match(path.name, 1), path) for path in self._directory.glob(f".*.{kind}")]
+        return [path for match, path in found if match and int(match[2]) <= self._attempt]
 
     def _newest_first(self) -> list[Path]:
         """Finished checkpoints; of a later attempt before those of an earlier one."""

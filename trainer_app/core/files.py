@@ -208,10 +208,15 @@ def _rename_synced(source: Path, target: Path) -> None:
 
 def remove_directory(path: Path) -> None:
     """Take a folder away by one rename, then delete it: nobody can publish what is left of it."""
-    doomed = temporary_beside(path)
     with suppress(FileNotFoundError):
-        path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(move_away(path), ignore_errors=True)
+
+
+def move_away(path: Path) -> Path:
+    """Rename what is to be deleted, so that nothing is found at ``path``; where it lies then."""
+    doomed = temporary_beside(path)
+    path.rename(doomed)
+    return doomed
 
 
 def sha256_file(path: Path) -> str:

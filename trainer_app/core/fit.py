@@ -43,6 +43,7 @@ from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.performance import Performance
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import DiskFull
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
@@ -70,6 +71,11 @@ class Workspace:
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
     is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
+
+    @property
+    def staging(self) -> Path:
+        """Where this attempt prepares what is to be published."""
+        return self.run / f"staging-{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +145,7 @@ class _Attempt:
         self._checkpoints = Checkpoints(
             workspace.run / "checkpoints", attempt=workspace.attempt, confirm=workspace.confirm
         )
-        self._staging = workspace.run / f"staging-{workspace.attempt}"
+        self._staging = workspace.staging
         self._left_out: list[str] = []  # damaged checkpoints, as they were reported
 
     def fit(self) -> Finished | Stopped:
@@ -307,8 +313,19 @@ class _Attempt:
                     f"interrupted within step {step}: the checkpoint before it counts"
                 )
             else:
-                checkpoint = loop.checkpoint()
+                checkpoint = self._last_checkpoint(loop)
         return Stopped(reason=reason, step=loop.state.step, checkpoint=checkpoint)
+
+    def _last_checkpoint(self, loop: Loop) -> Path | None:
+        """What a stop keeps; where the disk does not take it, the stop is no failure for that."""
+        try:
+            return loop.checkpoint()
+        except (DiskFull, OSError) as error:
+            self._observer.on_message(
+                f"no checkpoint of step {loop.state.step} could be written, the one before it "
+                f"counts: {error}"
+            )
+            return None
 
     def _finished(self, loop: Loop, place: Place, data: Data, test: Evaluation | None) -> Finished:
         """Write the model that is to be published."""

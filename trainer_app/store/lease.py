@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from sqlalchemy import Connection, case, func, literal, null, select, true, update
+from sqlalchemy import Connection, Row, case, func, null, select, true, update
 
 from trainer_app.errors import (
     AlreadyFinished,
@@ -24,11 +24,11 @@ from trainer_app.errors import (
 from trainer_app.store import metrics
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
+from trainer_app.store.endings import Artifact, finish, hand_back, retries, retry_later, stands
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
-from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status
+from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched, owned, reap
-from trainer_app.store.uploads import Archive, columns
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -56,12 +56,30 @@ __all__ = [
     "request_cancel",
     "retries",
     "retry_later",
+    "stands",
 ]
 
 _NOT_FOUND: Mapping[JobKind, type[NotFound]] = {
     JobKind.TRAIN: RunNotFound,
     JobKind.TOKENIZER: TokenizerNotFound,
 }
+
+
+# What a claim says, but for its job and owner.
+_CLAIMED = (
+    JobRow.kind,
+    JobRow.attempt,
+    JobRow.spec,
+    JobRow.checkpoint,
+    JobRow.user_id,
+    JobRow.queue,
+    JobRow.run_id,
+    JobRow.crashes,
+    JobRow.retries,
+    JobRow.created_at,
+    JobRow.request_id,
+    JobRow.cause,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +102,6 @@ class Progress:
         """This and what has changed since."""
         known = {name: value for name, value in asdict(newer).items() if value is not None}
         return replace(self, **known)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """Where a finished run's model is, and the digest of what was published."""
-
-    storage: str  # "local", "data-bank"
-    sha256: str
-    archive: Archive | None = None  # in the data bank
 
 
 def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Claim | None:
@@ -118,41 +127,24 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             dispatched_at=None,  # should it be queued again, it is due at once
             dispatches=0,
         )
-        .returning(
-            JobRow.kind,
-            JobRow.attempt,
-            JobRow.spec,
-            JobRow.checkpoint,
-            JobRow.user_id,
-            JobRow.queue,
-            JobRow.run_id,
-            JobRow.crashes,
-            JobRow.retries,
-            JobRow.created_at,
-            JobRow.request_id,
-            JobRow.cause,
-        )
+        .returning(*_CLAIMED)
     )
     with db.write() as connection:
         row = connection.execute(statement).one_or_none()
-    if row is None:
-        return None
-    return Claim(
-        job_id=job_id,
-        kind=JobKind(row.kind),
-        attempt=row.attempt,
-        owner=owner,
-        spec=row.spec,
-        checkpoint=row.checkpoint,
-        user_id=row.user_id,
-        queue=row.queue,
-        run_id=row.run_id,
-        crashes=row.crashes,
-        retries=row.retries,
-        created_at=row.created_at,
-        request_id=row.request_id,
-        cause=row.cause,
+    return None if row is None else _claim(job_id, owner, row)
+
+
+def claim_of(db: Database, job_id: str, owner: str) -> Claim | None:
+    """The claim of this owner on the job, if it has one.
+
+    For a process that claimed it and got no answer: no other has its name.
+    """
+    statement = select(*_CLAIMED).where(
+        JobRow.id == job_id, JobRow.owner == owner, JobRow.status == Status.RUNNING
     )
+    with db.read() as connection:
+        row = connection.execute(statement).one_or_none()
+    return None if row is None else _claim(job_id, owner, row)
 
 
 def beat(db: Database, claim: Claim, *, lease_seconds: float) -> bool:
@@ -205,88 +197,6 @@ def progress(
         if known:
             connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(known))
         metrics.record(connection, claim.job_id, claim.attempt, points)
-
-
-def finish(
-    db: Database,
-    claim: Claim,
-    status: str,
-    *,
-    result: str | None = None,
-    error_code: str | None = None,
-    message: str = "",
-    artifact: Artifact | None = None,
-) -> None:
-    """End the job as completed, failed or cancelled. Raises LeaseLost."""
-    if status not in FINAL:
-        raise ValueError(f"status: a job ends as one of {', '.join(FINAL)}, not as {status}")
-    with db.write() as connection:
-        hold(
-            connection,
-            claim,
-            {
-                "status": status,
-                "owner": None,
-                "lease_until": None,
-                "completed_at": NOW,
-                "paused": False,
-                "result": result,
-                "error_code": error_code,
-                "message": clean(message),
-            },
-        )
-        values: dict[str, object] = {"eta_sec": None}
-        if status == Status.COMPLETED:
-            values["progress"] = 100
-        if artifact is not None:
-            values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
-            if artifact.archive is not None:
-                values |= columns(artifact.archive)
-        connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
-
-
-def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Status:
-    """Queue the job again, as when its worker shuts down; no crash is charged.
-
-    ``cause``: why, as the next attempt is to tell; as the message without it.
-
-    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
-    """
-    return _requeue(db, claim, message, cause, {"not_before": 0.0})
-
-
-def retries(db: Database, claim: Claim) -> int:
-    """How many retries count by now: fewer than at the claim when it got further since.
-
-    Raises LeaseLost.
-    """
-    with db.read() as connection:
-        counted = connection.scalar(select(JobRow.retries).where(*held(claim)))
-    if counted is None:
-        raise lost(claim)
-    return counted
-
-
-def retry_later(
-    db: Database, claim: Claim, *, delay_seconds: float, message: str, cause: str | None = None
-) -> Status:
-    """Queue the job again after a failure that is not its user's; counts a retry.
-
-    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
-    """
-    before = func.coalesce(JobRow.setback_step, 0)
-    # What was told last may be older than what was saved.
-    reached = case(
-        (RunRow.checkpoint_step > RunRow.step, RunRow.checkpoint_step), else_=RunRow.step
-    )
-    step = func.coalesce(select(reached).where(RunRow.id == claim.job_id).scalar_subquery(), 0)
-    values = {
-        "not_before": NOW + delay_seconds,
-        "heartbeat_at": NOW,  # by the clock that the delay was given by
-        "retries": JobRow.retries + 1,
-        "setback_step": case((step > before, step), else_=before),
-    }
-    return _requeue(db, claim, message, cause, values)
 
 
 def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None = None) -> bool:
@@ -372,27 +282,10 @@ def _request_cancel(
     return Status(status), moved == Status.CANCELLED
 
 
-def _requeue(
-    db: Database, claim: Claim, message: str, cause: str | None, values: Mapping[str, object]
-) -> Status:
-    # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
-    asked = JobRow.cancel_requested.is_(true())
-    with db.write() as connection:
-        return hold(
-            connection,
-            claim,
-            {
-                "status": case((asked, Status.CANCELLED), else_=literal(Status.QUEUED)),
-                "completed_at": case((asked, NOW), else_=null()),
-                "paused": case((asked, False), else_=JobRow.paused),
-                "owner": None,
-                "lease_until": None,
-                "message": clean(message),
-                "cause": clean(cause or message),
-                **values,
-            },
-        ).status
-
-
 def _is_news(value: object) -> bool:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _claim(job_id: str, owner: str, row: Row[*tuple[object, ...]]) -> Claim:
+    known = row._asdict()
+    return Claim(job_id=job_id, owner=owner, kind=JobKind(known.pop("kind")), **known)

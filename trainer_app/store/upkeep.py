@@ -7,7 +7,7 @@ each other, nor for a worker that froze in the middle of a write.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,8 +96,16 @@ def owned(db: Database, node: str) -> list[Owned]:
         ]
 
 
-def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
+def reap(
+    db: Database,
+    *,
+    max_crashes: int,
+    fence: Callable[[str, int], object] = lambda _job_id, _attempt: None,
+) -> list[Reaped]:
     """End the attempts whose lease is over; charge each a crash.
+
+    ``fence`` is told of each, by job and attempt, before its row says so, and while nobody can
+    renew its lease: from then on the attempt is to be able to publish nothing.
 
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
     fails with WORKER_LOST; any other is queued again, later each time.
@@ -141,6 +149,7 @@ def reap(db: Database, *, max_crashes: int) -> list[Reaped]:
                 step=step,
                 max_crashes=max_crashes,
             )
+            fence(row.id, row.attempt)
             connection.execute(
                 update(JobRow)
                 .where(JobRow.id == row.id, JobRow.attempt == row.attempt, *over)

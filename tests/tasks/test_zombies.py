@@ -1,0 +1,215 @@
+"""An attempt that slept past its lease publishes nothing, and damages nothing, when it wakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tasks import housekeeping, process, staging, tokenizers, training
+from tasks.held import Held, now_by_both_clocks
+from tasks.perform import Job, perform
+from trainer_app import artifacts
+from trainer_app.core import files
+from trainer_app.core.observer import StopReason
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import LeaseLost
+from trainer_app.log import JobLog, job_log_path
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs
+from trainer_app.store import tokenizers as names
+from trainer_app.store.lease import Claim
+
+TEXT = "\n".join(f"line {n} of a text to learn from" for n in range(400)).encode()
+SPEC = TrainSpec(
+    model_family="char_lstm",
+    model_size="tiny",
+    max_seq_len=16,
+    batch_size=4,
+    max_steps=3,
+    corpus_path="a.txt",
+    corpus_sha256=sha256(TEXT).hexdigest(),
+)
+TOKENIZER = TokenizerSpec(
+    method="bpe",
+    vocab_size=300,
+    corpus_path="a.txt",
+    corpus_sha256=sha256(TEXT).hexdigest(),
+    tokenizer_id="mine",
+)
+DAY = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def corpus(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP__THREADS", "1")
+    process.settings.cache_clear()
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+
+
+@pytest.fixture
+def run_id() -> str:
+    return runs.create(process.database(), SPEC, queue="trainer").run_id
+
+
+def claimed(job_id: str, owner: str) -> Claim:
+    claim = lease.claim(process.database(), job_id, owner, lease_seconds=60)
+    assert claim is not None
+    return claim
+
+
+def end_lease(claim: Claim) -> None:
+    """Its process sleeps for so long that the reaper ends its lease."""
+    lease.expire(process.database(), claim.job_id, owner_prefix=claim.owner)
+    housekeeping.reap()
+
+
+def job_of(claim: Claim, since: tuple[float, float] | None = None) -> Job:
+    settings = process.settings()
+    return Job(
+        claim=claim,
+        held=Held(process.database(), process.redis_client(), settings.jobs, claim, since=since),
+        log=JobLog(job_log_path(settings, claim.job_id), run_id=claim.job_id),
+        events=process.job_events(
+            claim.kind, job_id=claim.job_id, user_id=0, queue_name=claim.queue
+        ),
+    )
+
+
+def once_all_is_synced(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], object]) -> None:
+    """Fall asleep between the last look at the lease and the rename that publishes."""
+    sync, naps = files.fsync_tree, [sleep]
+
+    def sync_and_sleep(directory: Path) -> None:
+        sync(directory)
+        if naps:
+            naps.pop()()
+
+    monkeypatch.setattr(files, "fsync_tree", sync_and_sleep)
+
+
+@pytest.mark.parametrize("work", [training.work, tokenizers.work])
+def test_who_slept_since_the_claim_asks_before_it_touches_a_file(
+    run_id: str, work: Callable[[Job], object]
+) -> None:
+    slept = claimed(run_id, "asleep:1")
+    monotonic, lasting = now_by_both_clocks()
+    end_lease(slept)
+    live = claimed(run_id, "awake:2")
+    job = job_of(slept, since=(monotonic, lasting - DAY))  # as a machine that was suspended
+
+    with pytest.raises(StopRequested) as stopped:
+        work(job)
+
+    assert stopped.value.reason is StopReason.FENCED
+    lease.beat(process.database(), live, lease_seconds=60)
+
+
+def test_who_wakes_before_its_first_look_leaves_alone_what_a_later_attempt_has_prepared(
+    run_id: str,
+) -> None:
+    slept = claimed(run_id, "asleep:1")
+    end_lease(slept)
+    live = claimed(run_id, "awake:2")
+    folder = process.settings().paths.runs / run_id
+    prepared = [
+        folder / f"staging-{live.attempt}" / "model",
+        folder / "checkpoints" / f".step-000000100-attempt-{live.attempt}.{'0' * 16}.tmp",
+    ]
+    for path in prepared:
+        path.mkdir(parents=True)
+
+    job = job_of(slept)
+    with job.held:
+        assert training.work(job) is StopReason.FENCED
+
+    assert all(path.exists() for path in prepared)
+
+
+def test_a_model_is_not_published_once_its_lease_is_over_though_nobody_else_took_the_run(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = process.settings()
+    renew = Job.renew_lease
+
+    def sleep() -> None:
+        lease.request_cancel(process.database(), run_id)
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+        housekeeping.reap()
+
+    def renew_for_the_last_time(job: Job) -> None:
+        renew(job)
+        once_all_is_synced(monkeypatch, sleep)
+
+    monkeypatch.setattr(Job, "renew_lease", renew_for_the_last_time)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.message) == ("cancelled", "cancelled; its worker was lost")
+    assert not artifacts.model_directory(settings, run_id).exists()
+    kept = [path.name for path in (settings.paths.runs / run_id).iterdir()]
+    assert not [name for name in kept if "staging" in name]
+
+
+def test_a_tokenizer_that_another_job_has_trained_meanwhile_stays_as_it_is(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = process.database()
+    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    folder = artifacts.tokenizer_directory(worker, "mine")
+    published = []
+
+    def sleep() -> None:
+        lease.request_cancel(database, slept.job_id)
+        end_lease(slept)
+        other = replace(TOKENIZER, vocab_size=290)
+        perform(
+            names.create(database, other, queue="light").job_id,
+            hostname="awake@here",
+            work=tokenizers.work,
+        )
+        published.append(artifacts.pointer(folder).sha256)
+
+    once_all_is_synced(monkeypatch, sleep)
+    with pytest.raises(LeaseLost):
+        tokenizers.work(job_of(slept))
+
+    assert artifacts.pointer(folder).sha256 == published[0]
+    assert names.get(database, "mine").spec.vocab_size == 290
+    assert not list(worker.paths.runs.glob(f"*{slept.job_id}*"))
+
+
+def test_what_cannot_be_taken_away_keeps_no_lost_attempt_alive(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = claimed(run_id, "asleep:1")
+    prepared = process.settings().paths.runs / run_id / "staging-1"
+    prepared.mkdir(parents=True)
+
+    def refuse(_path: Path) -> Path:
+        raise PermissionError
+
+    monkeypatch.setattr(staging, "move_away", refuse)
+    end_lease(slept)
+
+    assert runs.get(process.database(), run_id).status == "queued"
+    assert prepared.exists()
+
+
+def test_what_was_taken_away_by_one_who_was_killed_is_deleted_by_the_next_attempt(
+    run_id: str,
+) -> None:
+    folder = process.settings().paths.runs / run_id
+    taken = folder / f".staging-1.{'0' * 16}.tmp"
+    notes = folder / "staging-notes"
+    for path in (taken, notes):
+        path.mkdir(parents=True)
+
+    staging.remove_earlier(process.settings(), run_id, 2)
+
+    assert [path.name for path in folder.iterdir()] == [notes.name]

@@ -1,0 +1,148 @@
+"""How an attempt at a job ends: for good, or queued again for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import case, func, literal, null, select, true, update
+
+from trainer_app.store.claims import Claim, clean, held, hold, lost
+from trainer_app.store.database import NOW, Database
+from trainer_app.store.tables import FINAL, JobRow, RunRow, Status
+from trainer_app.store.uploads import Archive, columns
+
+_CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """Where a finished run's model is, and the digest of what was published."""
+
+    storage: str  # "local", "data-bank"
+    sha256: str
+    archive: Archive | None = None  # in the data bank
+
+
+def finish(
+    db: Database,
+    claim: Claim,
+    status: str,
+    *,
+    result: str | None = None,
+    error_code: str | None = None,
+    message: str = "",
+    artifact: Artifact | None = None,
+) -> Status:
+    """End the job as completed, failed or cancelled; as what it stands then. Raises LeaseLost."""
+    if status not in FINAL:
+        raise ValueError(f"status: a job ends as one of {', '.join(FINAL)}, not as {status}")
+    with db.write() as connection:
+        hold(
+            connection,
+            claim,
+            {
+                "status": status,
+                "owner": None,
+                "lease_until": None,
+                "completed_at": NOW,
+                "paused": False,
+                "result": result,
+                "error_code": error_code,
+                "message": clean(message),
+            },
+        )
+        values: dict[str, object] = {"eta_sec": None}
+        if status == Status.COMPLETED:
+            values["progress"] = 100
+        if artifact is not None:
+            values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
+            if artifact.archive is not None:
+                values |= columns(artifact.archive)
+        connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
+    return Status(status)
+
+
+def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Status:
+    """Queue the job again, as when its worker shuts down; no crash is charged.
+
+    ``cause``: why, as the next attempt is to tell; as the message without it.
+
+    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
+    """
+    return _requeue(db, claim, message, cause, {"not_before": 0.0})
+
+
+def retries(db: Database, claim: Claim) -> int:
+    """How many retries count by now: fewer than at the claim when it got further since.
+
+    Raises LeaseLost.
+    """
+    with db.read() as connection:
+        counted = connection.scalar(select(JobRow.retries).where(*held(claim)))
+    if counted is None:
+        raise lost(claim)
+    return counted
+
+
+def retry_later(
+    db: Database, claim: Claim, *, delay_seconds: float, message: str, cause: str | None = None
+) -> Status:
+    """Queue the job again after a failure that is not its user's; counts a retry.
+
+    Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
+    """
+    before = func.coalesce(JobRow.setback_step, 0)
+    # What was told last may be older than what was saved.
+    reached = case(
+        (RunRow.checkpoint_step > RunRow.step, RunRow.checkpoint_step), else_=RunRow.step
+    )
+    step = func.coalesce(select(reached).where(RunRow.id == claim.job_id).scalar_subquery(), 0)
+    values = {
+        "not_before": NOW + delay_seconds,
+        "heartbeat_at": NOW,  # by the clock that the delay was given by
+        "retries": JobRow.retries + 1,
+        "setback_step": case((step > before, step), else_=before),
+    }
+    return _requeue(db, claim, message, cause, values)
+
+
+def stands(db: Database, claim: Claim, *, message: str) -> Status | None:
+    """Where the job stands if this attempt has ended it with this message; None: it has not.
+
+    For whoever ended it and got no answer: the attempt then looks lost to the one who ended it.
+    """
+    with db.read() as connection:
+        row = connection.execute(
+            select(JobRow.status, JobRow.message).where(
+                JobRow.id == claim.job_id,
+                JobRow.attempt == claim.attempt,
+                JobRow.status != Status.RUNNING,
+            )
+        ).one_or_none()
+    if row is None:
+        return None
+    return Status(row.status) if row.message in {clean(message), _CANCELLED} else None
+
+
+def _requeue(
+    db: Database, claim: Claim, message: str, cause: str | None, values: Mapping[str, object]
+) -> Status:
+    # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
+    asked = JobRow.cancel_requested.is_(true())
+    with db.write() as connection:
+        return hold(
+            connection,
+            claim,
+            {
+                "status": case((asked, Status.CANCELLED), else_=literal(Status.QUEUED)),
+                "completed_at": case((asked, NOW), else_=null()),
+                "paused": case((asked, False), else_=JobRow.paused),
+                "owner": None,
+                "lease_until": None,
+                "message": case((asked, literal(_CANCELLED)), else_=literal(clean(message))),
+                "cause": clean(cause or message),
+                **values,
+            },
+        ).status
