@@ -13,16 +13,22 @@ import torch
 
 from backends.registry import MODEL_FAMILIES
 from tests.training_bench import Recorder
+from trainer_app.core import checkpoint
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import DiskFull
 
 if TYPE_CHECKING:
     from tests.training_bench import Bench
 
 MakeRecorder: TypeAlias = "type[Recorder]"
+
+
+def disk_is_full(*_: object) -> None:
+    raise DiskFull("No space left on device")
 
 
 def weights(finished: Finished) -> bytes:
@@ -74,6 +80,25 @@ def test_a_stop_is_heard_between_the_batches_of_a_step_which_is_then_not_taken(
         steps.append(stopped.step)
     assert steps == [0, 0, 1]
     assert weights(bench.finish(spec, run="stopped", attempt=9)) == weights(whole)
+
+
+def test_a_stop_whose_checkpoint_does_not_fit_on_the_disk_is_a_stop_with_the_one_before(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bench.finish(bench.spec, run="whole")
+    first = bench.fit(bench.spec, recorder(stop_after=3), run="stopped", attempt=1)
+    assert isinstance(first, Stopped)
+    observer = recorder(stop_after=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replace_directory", disk_is_full)
+        second = bench.fit(bench.spec, observer, run="stopped", attempt=2)
+
+    assert isinstance(second, Stopped)
+    assert second.checkpoint is None
+    assert second.step > first.step
+    told = f"no checkpoint of step {second.step} could be written, the one before it counts"
+    assert any(message.startswith(told) for message in observer.messages)
+    assert weights(bench.finish(bench.spec, run="stopped", attempt=9)) == weights(whole)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

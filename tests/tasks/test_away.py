@@ -255,6 +255,29 @@ def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anyt
     assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
 
 
+def test_housekeeping_that_was_started_in_an_outage_lets_workers_renew_their_leases_first(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    reaper = Reaper(lambda: now[0])
+    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
+    with (
+        closing(Database("sqlite:////no/such/folder/trainer.db")) as away,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(process, "database", lambda: away)
+        with pytest.raises(Unavailable):
+            reaper.one_pass()
+
+    statuses = []
+    for seconds in range(2, 18, 2):
+        now[0] = seconds
+        reaper.one_pass()
+        statuses.append(runs.get(process.database(), claim.job_id).status)
+
+    assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
+
+
 def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
     claim: Claim,
 ) -> None:

@@ -19,9 +19,10 @@ from tasks import by_hand, housekeeping, process
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DataNotFound, Unavailable
+from trainer_app.log import JobLog, job_log_path
 from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease, pauses, requests, runs
+from trainer_app.store import lease, pauses, requests, runs, upkeep
 from trainer_app.store.lease import JobKind, Wakeup
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -246,6 +247,28 @@ def test_a_run_that_loses_every_worker_fails_and_the_bot_hears_of_it(
     assert (run.status, run.error_code) == ("failed", "WORKER_LOST")
     (event,) = sent_events()
     assert (event["type"], event["error_kind"]) == ("trainer.job.failed.v1", "system")
+
+
+def test_a_database_that_goes_away_while_losses_are_explained_silences_none_of_them(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch, sent_events: Sent
+) -> None:
+    monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
+    process.settings.cache_clear()
+    database = process.database()
+    lost = [run_id, runs.create(database, runs.get(database, run_id).spec, queue="t").run_id]
+    for one in lost:
+        log = JobLog(job_log_path(worker, one), run_id=one)
+        log.info("step 3")
+        log.close()
+        lose_the_worker(one)
+
+    def explain_nothing(*_: object) -> None:
+        raise Unavailable("the database is away")
+
+    monkeypatch.setattr(upkeep, "explain", explain_nothing)
+    housekeeping.reap()
+
+    assert {event["job_id"] for event in sent_events()} == set(lost)
 
 
 def test_a_cancelled_run_whose_worker_was_lost_is_told_of_as_cancelled(

@@ -229,6 +229,40 @@ def test_a_client_may_cancel_by_setting_the_key_in_redis(worker: Settings, run_i
     assert process.redis_client().get(cancelled_key(run_id)) is None
 
 
+@pytest.mark.parametrize("ending", [StopReason.DRAIN, DiskFull("no space left")])
+def test_a_cancellation_in_redis_is_heard_while_a_job_stops_for_another_reason(
+    worker: Settings, run_id: str, ending: StopReason | DiskFull
+) -> None:
+    def work(job: Job) -> StopReason:
+        draining.set()
+        until_stopped(job)
+        process.redis_client().set(cancelled_key(run_id), "1")
+        time.sleep(1.5)  # a checkpoint is written
+        if isinstance(ending, StopReason):
+            return ending
+        raise ending
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert process.redis_client().get(cancelled_key(run_id)) is None
+
+
+def test_a_cancellation_in_redis_that_came_too_late_for_one_attempt_is_heard_by_the_next(
+    worker: Settings, run_id: str
+) -> None:
+    def work(job: Job) -> StopReason:
+        job.held.stop(StopReason.DRAIN)
+        process.redis_client().set(cancelled_key(run_id), "1")
+        return StopReason.DRAIN
+
+    perform(run_id, hostname="train-0@here", work=work)
+    perform(run_id, hostname="train-0@here", work=done)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt) == ("cancelled", 1)
+
+
 def test_a_running_job_shows_a_heartbeat_in_redis_and_none_afterwards(
     worker: Settings, run_id: str
 ) -> None:
