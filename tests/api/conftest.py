@@ -87,7 +87,12 @@ class World:
         return name
 
     def run(self, status: Status = Status.QUEUED, **values: object) -> str:
-        base = {"corpus_sha256": "0" * 64, "corpus_path": "tale.txt", "tokenizer_id": "words"}
+        names = [one.tokenizer_id for one in tokenizers.list_(self.database).items]
+        base = {
+            "corpus_sha256": "0" * 64,
+            "corpus_path": "tale.txt",
+            "tokenizer_id": "words" if "words" in names else None,
+        }
         spec = TrainSpec.from_json(json.dumps({**base, **values}))
         run_id = runs.create(self.database, spec, queue="trainer").run_id
         self.end(run_id, status)

@@ -59,7 +59,10 @@ class Server:
         return name
 
     def run(self) -> str:
-        spec = TrainSpec(corpus_sha256="0" * 64, corpus_path="tale.txt", tokenizer_id="words")
+        names = [one.tokenizer_id for one in tokenizers.list_(self.database).items]
+        spec = TrainSpec(
+            corpus_sha256="0" * 64, corpus_path="tale.txt", tokenizer_id=names[0] if names else None
+        )
         return runs.create(self.database, spec, queue="trainer").run_id
 
     def claim(self, job_id: str) -> Claim:

@@ -55,6 +55,21 @@ def test_a_new_database_comes_to_the_newest_revision(empty_url: str) -> None:
         assert migrate.current_revision(database) == migrate.head_revision() is not None
 
 
+def test_the_schema_of_a_later_version_is_left_as_it_is(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    with closing(Database(empty_url)) as database:
+        with database.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            connection.execute(text("ALTER TABLE jobs ADD COLUMN later VARCHAR(8)"))
+
+        migrate.upgrade(empty_url)
+
+        assert migrate.current_revision(database) == "9999"
+        with database.read() as connection:
+            names = {column["name"] for column in inspect(connection).get_columns("jobs")}
+        assert "later" in names
+
+
 def test_a_database_that_is_not_migrated_has_no_revision(empty_url: str) -> None:
     with closing(Database(empty_url)) as database:
         assert migrate.current_revision(database) is None

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Protocol
 
 import pytest
 from sqlalchemy import update
 
-from trainer_app.errors import AlreadyFinished, Conflict, FieldError, LeaseLost, RunNotFound
-from trainer_app.store import lease, pauses, runs
+from trainer_app.errors import (
+    AlreadyFinished,
+    Conflict,
+    CorpusNotFound,
+    FieldError,
+    LeaseLost,
+    RunNotFound,
+)
+from trainer_app.store import corpora, lease, pauses, runs
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey
 from trainer_app.store.lease import Claim, Progress, Status
 from trainer_app.store.tables import JobRow
+
+
+class AnotherRun(Protocol):
+    def __call__(self, **fields: object) -> str: ...
+
 
 Move = Callable[[Database, str], Status]
 KEY = IdempotencyKey(endpoint="POST /runs/run-1/move", key="key", body_sha256="a" * 64)
@@ -238,3 +251,19 @@ def test_of_many_at_once_with_one_key_all_get_the_answer_of_the_first(
             pool.map(lambda _: pauses.resume(database, run_id, idempotency=KEY), range(8))
         )
     assert answers == [Status.QUEUED] * 8
+
+
+def test_a_run_whose_corpus_was_deleted_after_its_end_is_not_resumed(
+    database: Database, another_run: AnotherRun
+) -> None:
+    file_id = corpora.add(database, "a" * 64, 10, 2).file_id
+    run_id = another_run(corpus_file_id=file_id, corpus_path=None)
+    lease.request_cancel(database, run_id)
+    corpora.delete(database, file_id)
+
+    for resume in (pauses.check_resumable, pauses.resume):
+        with pytest.raises(CorpusNotFound, match=file_id):
+            resume(database, run_id)
+
+    assert runs.get(database, run_id).status is Status.CANCELLED
+    assert pauses.resume(database, run_id, remote_corpora=True) is Status.QUEUED

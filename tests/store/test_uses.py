@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,10 +12,10 @@ import pytest
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.errors import CorpusNotFound, TokenizerNotFound
-from trainer_app.store import lease, requests, runs, tokenizers, uses
+from trainer_app.store import jobs, lease, pauses, requests, runs, tokenizers, uses
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey
-from trainer_app.store.lease import Claim, JobKind
+from trainer_app.store.lease import Claim, JobKind, Status
 
 Elapse = Callable[[float], None]
 DAY = 86_400.0
@@ -110,6 +112,41 @@ def test_a_tokenizer_that_a_living_or_finished_run_names_is_in_use_for_ever(
     assert not uses.forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
 
 
+def test_a_run_of_a_tokenizer_that_is_gone_is_not_queued(
+    database: Database, tokenizer_id: str, another_run: AnotherRun
+) -> None:
+    assert uses.forget_tokenizer(database, tokenizer_id, min_seconds=0)
+
+    with pytest.raises(TokenizerNotFound, match=tokenizer_id):
+        another_run(tokenizer_id=tokenizer_id)
+
+
+def test_a_tokenizer_is_not_deleted_under_a_run_that_is_being_queued(
+    database: Database, tokenizer_id: str
+) -> None:
+    deleted: list[bool] = []
+
+    def delete() -> None:
+        deleted.append(uses.forget_tokenizer(database, tokenizer_id, min_seconds=0))
+
+    with database.write() as connection:
+        jobs.enqueue(
+            connection,
+            job_id="run-new",
+            kind=JobKind.TRAIN,
+            spec="{}",
+            queue="trainer",
+            user_id=0,
+            tokenizer_id=tokenizer_id,
+        )
+        deletion = threading.Thread(target=delete)
+        deletion.start()
+        time.sleep(0.3)  # it waits for the transaction
+    deletion.join(20)
+
+    assert deleted == [False]
+
+
 def test_a_failed_run_counts_as_use_at_the_time_of_its_end_alone(
     database: Database, tokenizer_id: str, another_run: AnotherRun, elapse: Elapse
 ) -> None:
@@ -129,3 +166,17 @@ def test_a_tokenizer_that_is_not_finished_is_left_alone(database: Database, elap
     elapse(1_000 * DAY)
 
     assert uses.unused_tokenizers(database, min_seconds=0) == []
+
+
+def test_a_run_whose_tokenizer_was_deleted_after_its_end_is_not_resumed(
+    database: Database, another_run: AnotherRun, tokenizer_id: str
+) -> None:
+    run_id = another_run(tokenizer_id=tokenizer_id)
+    lease.request_cancel(database, run_id)
+    assert uses.forget_tokenizer(database, tokenizer_id, min_seconds=0)
+
+    for resume in (pauses.check_resumable, pauses.resume):
+        with pytest.raises(TokenizerNotFound, match=tokenizer_id):
+            resume(database, run_id)
+
+    assert runs.get(database, run_id).status is Status.CANCELLED

@@ -200,8 +200,10 @@ def test_a_path_is_never_looked_for_in_the_data_bank(server: DataBankServer) -> 
     assert server.requests == []
 
 
-def test_a_tokenizer_that_was_deleted_meanwhile_is_named(server: DataBankServer) -> None:
+def test_a_tokenizer_whose_files_were_deleted_meanwhile_is_named(server: DataBankServer) -> None:
     server.put(TEXT, "sheep")
+    spec = TokenizerSpec(method="bpe", vocab_size=300, corpus_sha256="0" * 64, tokenizer_id="gone")
+    tokenizers.create(process.database(), spec, queue="light")
 
     run = train(post(model_family="gpt2", tokenizer_id="gone"))
 

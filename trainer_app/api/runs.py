@@ -143,7 +143,14 @@ def pause_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
 @blueprint.response(202, MovedSchema, headers=location_header(f"/runs/{RUN_ID}"))
 @blueprint.doc(operationId="resumeRun")
 @blueprint.leads_to("getRun", "cancelRun", run_id="$request.path.run_id")
-@blueprint.fails_with("RUN_NOT_FOUND", "CONFLICT", "ALREADY_FINISHED", "UNAVAILABLE")
+@blueprint.fails_with(
+    "RUN_NOT_FOUND",
+    "CORPUS_NOT_FOUND",
+    "TOKENIZER_NOT_FOUND",
+    "CONFLICT",
+    "ALREADY_FINISHED",
+    "UNAVAILABLE",
+)
 def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     """Let a paused, cancelled or failed run go on from its last checkpoint."""
     require_services()
@@ -152,11 +159,12 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
     status = idempotency.find(database, key)
     if status is None:
         # First: what a client has asked for in Redis outlives a resume that is refused.
-        pauses.check_resumable(database, run_id)
+        remote_corpora = current.settings().data_bank.url is not None
+        pauses.check_resumable(database, run_id, remote_corpora=remote_corpora)
         # Before the run can start: it would take what was asked of it earlier for news.
         asked = current.queue().forget_cancel(run_id)
         try:
-            status = pauses.resume(database, run_id, idempotency=key)
+            status = pauses.resume(database, run_id, remote_corpora=remote_corpora, idempotency=key)
         except TrainerError:
             if asked:
                 current.queue().announce_cancel(run_id)

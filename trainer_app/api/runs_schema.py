@@ -15,6 +15,7 @@ from trainer_app.api.fields import (
     length,
     one_of,
 )
+from trainer_app.api.rules import Rule
 from trainer_app.api.schema import PageQuerySchema, page_of
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.errors import RUN_CODES
@@ -28,6 +29,11 @@ class ResolvedSpecSchema(TrainSchema):
         required=True,
         metadata=about("Of the corpus as it was when the run was posted.", examples.CORPUS_ID),
     )
+
+    @classmethod
+    def documented_rules(cls) -> list[Rule]:
+        """None: they are a request's, and what was taken is shown as it was taken."""
+        return []
 
 
 class RunAcceptedSchema(Schema):

@@ -8,6 +8,7 @@ from contextlib import closing
 from importlib.resources import files
 from typing import Final
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -20,11 +21,15 @@ from trainer_app.store.database import Database
 _WAIT_SECONDS: Final = 60.0  # for others that start at the same time and migrate first
 _LOCK: Final = 4_706_213_870  # a number that nothing else on the server locks
 
+_log = structlog.get_logger(__name__)
+
 
 def upgrade(url: str) -> None:
     """Create or migrate the schema, all or nothing; several may start at once.
 
-    Raises Unavailable as the database does, and when another holds it for a minute.
+    The schema of a later version is left as it is: it keeps what the version before it needs, so
+    that the two can work side by side. Raises Unavailable as the database does, and when another
+    holds it for a minute.
     """
     database = Database(url, wait_seconds=_WAIT_SECONDS)
     try:
@@ -36,7 +41,12 @@ def upgrade(url: str) -> None:
                 _wait_for_the_others(connection)
             config = _config()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            there = MigrationContext.configure(connection).get_current_revision()
+            scripts = ScriptDirectory.from_config(config).walk_revisions()
+            if there is None or there in {script.revision for script in scripts}:
+                command.upgrade(config, "head")
+            else:
+                _log.warning("the database has the schema of a later version", revision=there)
     finally:
         database.close()
 

@@ -10,6 +10,7 @@ from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
 from trainer_app.store.claims import Claim, held, lost
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey, once
+from trainer_app.store.jobs import keep_what_it_reads
 from trainer_app.store.tables import FINAL, JobKind, JobRow, Status
 
 _RESUMABLE: Final = (Status.CANCELLED, Status.FAILED)
@@ -52,23 +53,51 @@ def pause_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
-def check_resumable(db: Database, run_id: str) -> None:
+def check_resumable(db: Database, run_id: str, *, remote_corpora: bool = False) -> None:
     """Raise what ``resume`` would raise of the run as it stands, and change nothing."""
-    statement = select(JobRow.id).where(*_named(run_id), _is_resumable())
-    with db.read() as connection:
-        if connection.scalar(statement) is None:
+    with db.write() as connection:
+        if not _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora):
             raise _refusal(connection, run_id)
 
 
-def resume(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = None) -> Status:
+def resume(
+    db: Database,
+    run_id: str,
+    *,
+    remote_corpora: bool = False,
+    idempotency: IdempotencyKey | None = None,
+) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
 
     Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
-    not paused, and FieldError when the key came with another body.
+    not paused, CorpusNotFound and TokenizerNotFound when what it reads was deleted since it ended
+    (a corpus that is not here may be in the data bank if ``remote_corpora``), and FieldError when
+    the key came with another body.
     """
+
+    def act() -> str:
+        _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora)
+        return _resume(connection, run_id)
+
     with db.write() as connection:
-        return Status(once(connection, idempotency, lambda: _resume(connection, run_id)))
+        return Status(once(connection, idempotency, act))
+
+
+def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> bool:
+    """Also of a run that has ended, which kept nothing from being deleted; if it can be resumed."""
+    row = connection.execute(
+        select(JobRow.corpus_file_id, JobRow.tokenizer_id).where(*_named(run_id), _is_resumable())
+    ).one_or_none()
+    if row is None:
+        return False
+    keep_what_it_reads(
+        connection,
+        corpus_file_id=row.corpus_file_id,
+        tokenizer_id=row.tokenizer_id,
+        remote_corpora=remote_corpora,
+    )
+    return True
 
 
 def _resume(connection: Connection, run_id: str) -> Status:

@@ -143,12 +143,12 @@ def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> 
 
     Its files are the caller's to remove afterwards.
     """
+    named = select(TokenizerRow.job_id).where(TokenizerRow.id == tokenizer_id)
     with db.write() as connection:
+        # First, and alone: a run that was queued while this waited is seen by what comes after.
+        connection.execute(named.with_for_update(of=TokenizerRow))
         job_id = connection.scalar(
-            select(TokenizerRow.job_id)
-            .join(JobRow, JobRow.id == TokenizerRow.job_id)
-            .where(TokenizerRow.id == tokenizer_id, *_without_use(min_seconds))
-            .with_for_update(of=TokenizerRow)
+            named.join(JobRow, JobRow.id == TokenizerRow.job_id).where(*_without_use(min_seconds))
         )
         if job_id is None:
             return False
