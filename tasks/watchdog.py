@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
-import psutil
 import structlog
 
 from trainer_app.errors import Unavailable
+from trainer_app.pids import is_stopped, lives
 from trainer_app.store import lease
 from trainer_app.store.database import Database
 
@@ -58,10 +58,15 @@ class Watchdog:
                 {child for child in jobs.items() if draining or child in self._overdue}, busy
             )
             raise
-        mine = {(one.pid, one.job_id) for one in owned if not one.cancel_requested}
+        mine = {
+            (one.pid, one.job_id)
+            for one in owned
+            # Whoever is stopped in the middle of a write keeps all others from writing to SQLite.
+            if not (one.cancel_requested or (one.is_over and is_stopped(one.pid)))
+        }
         self._end_overdue({child for child in jobs.items() if draining or child not in mine}, busy)
         for one in owned:
-            if not _lives(one.pid):
+            if not lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
                 lease.expire(
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
@@ -79,10 +84,3 @@ class Watchdog:
                 _log.error("a child does not leave its job: it is killed", job_id=job_id, pid=pid)
                 with suppress(ProcessLookupError):  # its pid may be gone before its request is
                     self._kill(pid, signal.SIGKILL)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

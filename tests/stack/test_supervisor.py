@@ -70,6 +70,10 @@ class Stage:
         return pid
 
 
+def rested(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(supervisors, "DRAIN_SECONDS", 0.5)
@@ -205,3 +209,42 @@ def test_a_dropped_process_is_not_started_again(stage: Stage) -> None:
     stage.supervisor.drop(process)
     stage.supervisor.tick()
     assert stage.supervisor.pids() == []
+
+
+@pytest.mark.parametrize("role", [Role.HOUSEKEEPING, Role.BROKER])
+def test_a_housekeeper_that_stays_stopped_is_replaced_and_a_broker_is_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    monkeypatch.setattr(supervisors, "FROZEN_SECONDS", 0.2)
+    stage.start("sleep", "300", role=role)
+    first = stage.pid()
+    os.kill(first, signal.SIGSTOP)
+    stage.until(lambda: rested(first))
+
+    if role is Role.HOUSEKEEPING:
+        stage.until(lambda: stage.printed.getvalue().count("killed") == 1)
+        stage.until(lambda: bool(stage.supervisor.pids()) and stage.pid() != first)
+    else:
+        over = time.monotonic() + 1
+        stage.until(lambda: time.monotonic() > over)
+        assert stage.pid() == first
+
+
+def test_a_housekeeper_that_was_stopped_for_a_while_is_left_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "FROZEN_SECONDS", 0.5)
+    stage.start("sleep", "300", role=Role.HOUSEKEEPING)
+    first = stage.pid()
+    for _ in range(3):
+        os.kill(first, signal.SIGSTOP)
+        stage.until(lambda: rested(first))
+        over = time.monotonic() + 0.25
+        while time.monotonic() < over:
+            stage.supervisor.tick()
+            time.sleep(0.02)
+        os.kill(first, signal.SIGCONT)
+        stage.until(lambda: not rested(first))
+        stage.supervisor.tick()
+
+    assert stage.pid() == first

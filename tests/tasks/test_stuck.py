@@ -19,6 +19,7 @@ from tasks.watchdog import KILL_SECONDS, Watchdog
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
+from trainer_app.pids import is_stopped
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
@@ -299,6 +300,24 @@ def test_a_child_that_is_gone_when_it_is_to_be_killed_is_no_trouble(run_id: str)
     for seconds in (0.0, KILL_SECONDS + 1):
         clock.now = seconds
         watchdog.look(lambda: {gone.pid: run_id})
+
+
+def test_a_child_that_is_stopped_past_its_lease_is_killed_though_nobody_can_say_that_it_is_over(
+    guarded: Guarded, other_process: subprocess.Popen[bytes]
+) -> None:
+    """As one that is stopped in the middle of a write, which keeps all others from writing."""
+    lease.expire(process.database(), guarded.claim.job_id, owner_prefix="train-0@here")
+    for after in (0.0, KILL_SECONDS + 1):
+        guarded.look(after)
+    assert guarded.killed == []  # it works on while the database is locked
+
+    other_process.send_signal(signal.SIGSTOP)
+    while not is_stopped(guarded.pid):
+        time.sleep(0.01)
+    for after in (0.0, KILL_SECONDS + 1):
+        guarded.look(after)
+
+    assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
 
 
 def test_no_child_gets_more_time_because_the_database_is_away(guarded: Guarded) -> None:

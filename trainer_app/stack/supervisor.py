@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from trainer_app.pids import is_stopped
 from trainer_app.stack.guard import Guard, kill_group
 from trainer_app.stack.output import Output
 from trainer_app.stack.processes import Process, Role
@@ -22,6 +23,8 @@ MAX_DELAY_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0  # a process that lived this long starts again without a history
 DRAIN_SECONDS: Final = 26.0  # a worker's time to checkpoint and hand its job back
 BROKER_SECONDS: Final = 3.0  # both together stay under the 30 s that a stop may take
+# For a housekeeper that is stopped by a signal: it does nothing, and may hold SQLite's one lock.
+FROZEN_SECONDS: Final = 60.0
 _LINE_BYTES: Final = 65_536  # a longer line is cut into several
 
 
@@ -34,6 +37,7 @@ class _Child:
     started: float = 0.0
     failures: int = 0
     due: float = 0.0  # when to start it again
+    frozen_since: float | None = None
 
 
 class Supervisor:
@@ -74,6 +78,8 @@ class Supervisor:
         for child in self._children:
             if child.running is not None and child.running.poll() is not None:
                 self._bury(child, now)
+            elif child.running is not None and child.process.role is Role.HOUSEKEEPING:
+                self._end_frozen(child, child.running.pid, now)
             if child.running is None and now >= child.due:
                 child.before_restart(child.refusals)
                 self._launch(child)
@@ -134,13 +140,22 @@ class Supervisor:
             while line := stream.readline(_LINE_BYTES):
                 self._output.line(name, line)
 
+    def _end_frozen(self, child: _Child, pid: int, now: float) -> None:
+        if not is_stopped(pid):
+            child.frozen_since = None
+        elif child.frozen_since is None:
+            child.frozen_since = now
+        elif now - child.frozen_since > FROZEN_SECONDS:
+            self._output.say(f"{child.process.name} has been stopped for too long: it is killed")
+            kill_group(pid)
+
     def _bury(self, child: _Child, now: float) -> None:
         assert child.running is not None
         # What a dead worker leaves behind, its pool's child, must not train on without it.
         kill_group(child.running.pid)
         self._guard.forget(child.running.pid)
         code = child.running.returncode
-        child.running = None
+        child.running = child.frozen_since = None
         if now - child.started >= STABLE_SECONDS:
             child.failures = child.refusals = 0
         child.refusals = child.refusals + 1 if code > 0 else 0

@@ -61,6 +61,7 @@ class Owned:
     owner: str
     pid: int
     cancel_requested: bool
+    is_over: bool  # its lease, which was neither renewed nor ended: nothing can be written
 
 
 def explain(db: Database, reaped: Reaped, message: str) -> None:
@@ -80,9 +81,13 @@ def explain(db: Database, reaped: Reaped, message: str) -> None:
 def owned(db: Database, node: str) -> list[Owned]:
     """The running jobs of a worker: their owners are ``node:pid``."""
     prefix = f"{node}:"
-    statement = select(JobRow.id, JobRow.attempt, JobRow.owner, JobRow.cancel_requested).where(
-        JobRow.status == Status.RUNNING, func.substr(JobRow.owner, 1, len(prefix)) == prefix
-    )
+    statement = select(
+        JobRow.id,
+        JobRow.attempt,
+        JobRow.owner,
+        JobRow.cancel_requested,
+        (JobRow.lease_until <= NOW).label("is_over"),
+    ).where(JobRow.status == Status.RUNNING, func.substr(JobRow.owner, 1, len(prefix)) == prefix)
     with db.read() as connection:
         return [
             Owned(
@@ -91,6 +96,7 @@ def owned(db: Database, node: str) -> list[Owned]:
                 owner=row.owner,
                 pid=int(row.owner.removeprefix(prefix)),
                 cancel_requested=row.cancel_requested,
+                is_over=bool(row.is_over),
             )
             for row in connection.execute(statement)
         ]

@@ -36,6 +36,7 @@ class svmem:
     available: int
 
 STATUS_ZOMBIE: str
+STATUS_STOPPED: str
 CONN_LISTEN: str
 
 def virtual_memory() -> svmem: ...
