@@ -23,17 +23,52 @@ def check_curve(points: Sequence[MetricPoint], manifest: Mapping[str, object]) -
     expected = manifest.get("loss_chain")
     if expected is None:
         return Verdict(ok=False, message="the manifest has no loss_chain", steps=0)
+    chain, steps, wrong = _follow(points)
+    if wrong is not None:
+        return _another(wrong, steps)
+    if chain != expected:
+        message = f"the curve ends at another value than the manifest's, after {steps} steps"
+        return Verdict(ok=False, message=message, steps=steps)
+    return Verdict(ok=True, message=f"verified: {steps} steps, chain {chain}", steps=steps)
+
+
+def check_unfinished_curve(points: Sequence[MetricPoint]) -> Verdict:
+    """Recompute the chain of a run without a manifest, and compare with what its points kept.
+
+    What an attempt measured beyond the last one's end is no part of the run: the last went on from
+    a checkpoint before, and may have measured otherwise. That nothing is missing at the end of the
+    curve only a manifest can tell.
+    """
+    last_attempt = max((point["attempt"] for point in points), default=0)
+    end = max((point["step"] for point in points if point["attempt"] == last_attempt), default=0)
+    measured = [
+        point for point in points if point["train_loss"] is not None and point["step"] <= end
+    ]
+    if not measured:
+        return Verdict(ok=False, message="the curve has no training loss yet", steps=0)
+    if all(point["chain"] is None for point in measured):
+        return Verdict(ok=False, message="the run has kept no chain", steps=0)
+    chain, steps, wrong = _follow(measured)
+    if wrong is not None:
+        return _another(wrong, steps)
+    message = f"verified as far as the run has got: {steps} steps, up to {end}, chain {chain}"
+    return Verdict(ok=True, message=message, steps=steps)
+
+
+def _follow(points: Sequence[MetricPoint]) -> tuple[str, int, int | None]:
+    """The chain's value, after how many points, and the step that it does not go on to, if any."""
     chain, steps = loss_chain.START, 0
     for point in points:
         step, loss = point["step"], point["train_loss"]
         if loss is None:
             continue
-        chain = loss_chain.link(chain, step, loss)
-        if chain != point["chain"]:
-            message = f"step {step}: the curve is not the one that was measured"
-            return Verdict(ok=False, message=message, steps=steps)
-        steps += 1
-    if chain != expected:
-        message = f"the curve ends at another value than the manifest's, after {steps} steps"
-        return Verdict(ok=False, message=message, steps=steps)
-    return Verdict(ok=True, message=f"verified: {steps} steps, chain {chain}", steps=steps)
+        after = loss_chain.link(chain, step, loss)
+        if after != point["chain"]:
+            return chain, steps, step
+        chain, steps = after, steps + 1
+    return chain, steps, None
+
+
+def _another(step: int, steps: int) -> Verdict:
+    message = f"step {step}: the curve is not the one that was measured"
+    return Verdict(ok=False, message=message, steps=steps)

@@ -316,3 +316,19 @@ def test_a_message_that_was_queued_is_accepted_though_redis_dies_meanwhile(
     made = say(client, run_id)
     assert made.status_code == 202
     assert client.get(made.headers["Location"]).get_json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
+def test_a_repeated_message_gets_the_first_answer_byte_for_byte_also_when_it_is_answered(
+    client: FlaskClient, world: World, run_id: str, status: Status
+) -> None:
+    def ask() -> TestResponse:
+        headers = {"Idempotency-Key": "k"}
+        return client.post(f"/runs/{run_id}/chat", json={"message": "a"}, headers=headers)
+
+    first = ask()
+    request_id = first.get_json()["request_id"]
+    world.end(request_id, status, json.dumps({"response": "b"}))
+    again = ask()
+    assert (again.status_code, again.data) == (first.status_code, first.data)
+    assert client.get(first.headers["Location"]).get_json()["status"] == status

@@ -360,6 +360,41 @@ def test_a_file_of_another_charset_in_a_form_is_refused(client: FlaskClient) -> 
         assert multipart(client, data).status_code == status
 
 
+def with_headers(*lines: str) -> bytes:
+    """A form whose file has these headers beside its name."""
+    more = "".join(f"\r\n{line}" for line in lines).encode()
+    return part(TEXT).replace(b"\r\n\r\n", more + b"\r\n\r\n", 1) + end()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Encoding: gzip"],
+        ["Content-Encoding: identity", "content-encoding: br"],
+        ["Content-Encoding: identity, gzip"],
+        ["Content-Transfer-Encoding: base64"],
+        ["CONTENT-TRANSFER-ENCODING: Quoted-Printable"],
+        ["Content-Transfer-Encoding: 8bit", "Content-Encoding: deflate"],
+    ],
+    ids=" + ".join,
+)
+def test_a_file_that_is_encoded_in_a_form_is_refused(
+    client: FlaskClient, settings: Settings, lines: list[str]
+) -> None:
+    response = multipart(client, with_headers(*lines))
+    assert (response.status_code, response.get_json()["code"]) == (415, "INVALID_INPUT")
+    assert files(settings) == []
+
+
+@pytest.mark.parametrize("encoding", ["7bit", "8BIT", "Binary"])
+def test_a_file_in_a_form_may_say_that_it_is_sent_as_it_is(
+    client: FlaskClient, encoding: str
+) -> None:
+    lines = (f"Content-Transfer-Encoding: {encoding}", "Content-Encoding: Identity")
+    response = multipart(client, with_headers(*lines))
+    assert (response.status_code, response.get_json()["file_id"]) == (201, SHA256)
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii"])
 def test_a_corpus_may_say_that_it_is_utf_8(client: FlaskClient, charset: str) -> None:
     answer = client.post("/corpora", data=b"text", content_type=f"TEXT/PLAIN; charset={charset}")

@@ -198,3 +198,20 @@ def test_a_repeat_with_the_same_key_gets_the_first_answer(
     assert (again.status_code, again.get_json()) == (202, first.get_json())
     other = generate(client, run_id, {"prompt_text": "x"}, **{"Idempotency-Key": "k"})
     assert other.status_code == 422
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
+def test_a_repeat_gets_the_first_answer_byte_for_byte_also_when_the_text_is_written(
+    client: FlaskClient, world: World, run_id: str, status: Status
+) -> None:
+    def ask() -> TestResponse:
+        return generate(client, run_id, {"prompt_text": "Once"}, **{"Idempotency-Key": "k"})
+
+    first = ask()
+    request_id = first.get_json()["request_id"]
+    world.end(
+        request_id, status, json.dumps({"outputs": [" king"], "steps": 3, "eos_terminated": [True]})
+    )
+    again = ask()
+    assert (again.status_code, again.data) == (first.status_code, first.data)
+    assert client.get(first.headers["Location"]).get_json()["status"] == status

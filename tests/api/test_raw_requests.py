@@ -70,6 +70,23 @@ BAD_CHUNKS = {
 }
 UNDERSTOOD = {
     "an address with a host": (get(HOST, target="http://localhost/runs"), 200),
+    "an address with our host and a foreign Host": (
+        get("Host: evil.example", target="http://127.0.0.1:1/runs"),
+        200,
+    ),
+    "an address with our host and no Host": (get(target="HTTP://LOCALHOST/runs"), 200),
+    "an address with a foreign host": (get(HOST, target="http://evil.example/runs"), 403),
+    "an address with a foreign host that is open": (
+        get(HOST, target="https://evil.example/healthz"),
+        403,
+    ),
+    "an address with a foreign host and no path": (get(HOST, target="http://evil.example"), 403),
+    "an address with a foreign host and a query": (get(HOST, target="http://evil.example?/"), 403),
+    "an address with a user": (get(HOST, target="http://localhost@evil.example/runs"), 403),
+    "an address with a user like ours": (get(HOST, target="http://localhost:1@evil/runs"), 403),
+    "an address with a backslash": (get(HOST, target="http://evil\\@localhost/runs"), 403),
+    "an address with no host": (get(HOST, target="http:///runs"), 403),
+    "an address of another scheme": (get(HOST, target="x://evil.example/runs"), 403),
     "an IPv6 host": (get("Host: [::1]:8000"), 200),
     "an IPv6 host that is not ours": (get("Host: [::ffff:127.0.0.1]"), 403),
     "half an IPv6 host": (get("Host: [::1"), 403),
@@ -80,6 +97,7 @@ UNDERSTOOD = {
     "no host of HTTP/1.0": (get(version="1.0"), 403),
     "a bad escape": (get(HOST, target="/runs/%zz"), 404),
     "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    "CONNECT elsewhere": (b"CONNECT evil:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
     "CONNECT": (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     "TRACE": (b"TRACE /runs HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     "a method of nobody's": (b"BREW /runs HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),

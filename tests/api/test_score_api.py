@@ -170,3 +170,18 @@ def test_a_repeated_score_gets_the_first_answer(
     assert again.headers["Location"] == first.headers["Location"]
     other = score(client, run_id, {"text": "x"}, **{"Idempotency-Key": "k"})
     assert other.status_code == 422
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
+def test_a_repeated_score_gets_the_first_answer_byte_for_byte_also_when_it_is_over(
+    client: FlaskClient, world: World, run_id: str, status: Status
+) -> None:
+    def ask() -> TestResponse:
+        return score(client, run_id, {"text": "ab"}, **{"Idempotency-Key": "k"})
+
+    first = ask()
+    request_id = first.get_json()["request_id"]
+    world.end(request_id, status, json.dumps({"loss": 1.0, "perplexity": 2.7}))
+    again = ask()
+    assert (again.status_code, again.data) == (first.status_code, first.data)
+    assert client.get(first.headers["Location"]).get_json()["status"] == status

@@ -315,7 +315,7 @@ def test_a_run_whose_token_ids_are_cleaned_away_while_it_opens_them_makes_them_a
         found = encoded(corpus, tokenizer, root)
         return split_streams(found, RULE, should_stop=clean_up_once)
 
-    found = while_it_stands(read)
+    found = while_it_stands(read, pytest.fail)
     assert cleaned
     assert len(found.train) > 0
 

@@ -153,3 +153,28 @@ def test_another_text_is_evaluated_as_a_whole(bench: Bench) -> None:
     assert losses("other.txt", text) == evaluation
     with pytest.raises(CorpusTooShort, match="1 tokens; a loss needs at least 2"):
         losses("short.txt", "x")
+
+
+def test_a_text_whose_token_ids_were_zeroed_is_tokenized_anew(bench: Bench) -> None:
+    finished = bench.finish(bench.spec)
+    other = bench.with_corpus("other.txt", "The river runs past a mill.\n" * 3)
+    tokens = bench.folder / "tokens"
+    messages: list[str] = []
+
+    def evaluated() -> Evaluation:
+        return evaluate_text(
+            finished.directory,
+            other.corpus,
+            sha256=other.spec.corpus_sha256,
+            spec=bench.spec,
+            tokens=tokens,
+            device="cpu",
+            on_message=messages.append,
+            should_stop=never,
+        )
+
+    expected = evaluated()
+    (entry,) = tokens.glob(f"{other.spec.corpus_sha256[:32]}-*")
+    (entry / "ids.bin").write_bytes(bytes((entry / "ids.bin").stat().st_size))
+    assert evaluated() == expected
+    assert f"WARNING: damaged token ids are made anew: {entry.name}: " in "\n".join(messages)

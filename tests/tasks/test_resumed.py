@@ -16,6 +16,7 @@ from tasks import housekeeping, process, training
 from tasks.held import draining
 from tasks.perform import perform
 from trainer_app import artifacts
+from trainer_app.api.metrics_schema import PointSchema
 from trainer_app.core.loss_chain import START, link
 from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog, job_log_path, last_events
@@ -23,6 +24,7 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, pauses, runs
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import MetricRow
+from trainer_app.verify import check_unfinished_curve
 
 TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
 
@@ -98,6 +100,8 @@ def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(
     )
     assert cancelled.status == "cancelled"
     assert cancelled.checkpoint_step
+    stopped = PointSchema(many=True).dump(metrics.curve(process.database(), run_id))
+    assert check_unfinished_curve(stopped).ok
 
     pauses.resume(process.database(), run_id)
     run = train(run_id)

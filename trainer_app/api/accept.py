@@ -24,7 +24,10 @@ KEY_PARAMETER: Final = {
     "name": KEY_HEADER,
     "in": "header",
     "required": False,
-    "description": "A repeat with the same key and body gets the first answer, and starts nothing.",
+    "description": (
+        "A repeat with the same key and body gets the first answer, and starts nothing; what has "
+        "come of it since is at its Location."
+    ),
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "example": "tale-1",
 }

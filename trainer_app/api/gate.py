@@ -1,7 +1,7 @@
 """The one gate in front of everything: host, origin and key, before any view runs.
 
 Who may talk to the server, by name: a browser that is tricked into calling it sends the foreign
-name in Host (DNS rebinding) or in Origin (another page's script).
+name in Host or in an absolute target (DNS rebinding) or in Origin (another page's script).
 
 - A server bound to loopback answers to ``localhost``, ``127.0.0.1``, ``[::1]`` and API__HOST, on
   any port. One that is bound elsewhere answers to any name: it has names that it cannot know.
@@ -30,6 +30,7 @@ _OPEN_FOLDER: Final = "/docs/"  # the files of the documentation page: no data i
 _AUTHORITY: Final = re.compile(
     r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[0-9a-z._-]+))(?::[0-9]{1,5})?"
 )
+_AFTER_AUTHORITY: Final = re.compile(r"[/?#]")
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -80,17 +81,29 @@ def _check_reach(settings: Settings) -> None:
 
 def _check_names(settings: Settings) -> None:
     names: frozenset[str] = frozenset({settings.api.host.strip("[]").lower()})
-    host = request.headers.get("Host", "").lower()
+    host = _asked_for().lower()
     if is_loopback(settings.api.host):
         names |= _LOOPBACK_NAMES
         if _name_in(host) not in names:
-            raise Forbidden("this server does not answer to the name in Host")
+            raise Forbidden("this server does not answer to the name that it is asked for by")
     origin = request.headers.get("Origin")
     if origin is None:
         return
     source = origin.lower().partition("://")[2]
     if source != host and _name_in(source) not in names:
         raise Forbidden("requests from pages of another origin are refused")
+
+
+def _asked_for() -> str:
+    """The authority that the request is for: in its target, where one is there, or else in Host.
+
+    RFC 9112, 3.2.2: of a target like ``http://name/runs`` the name counts, whatever Host says.
+    """
+    target: str = request.environ.get("RAW_URI", "")  # as it was sent, or none of another server
+    if not target or target.startswith(("/", "*")):
+        return request.headers.get("Host", "")
+    rest = target.partition("://")[2] or target  # CONNECT has the authority alone
+    return _AFTER_AUTHORITY.split(rest, maxsplit=1)[0]
 
 
 def _name_in(authority: str) -> str | None:

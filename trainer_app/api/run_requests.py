@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from trainer_app import artifacts
 from trainer_app.api import current, request_id
@@ -23,6 +24,9 @@ Resolved = tuple[JsonSpec, str | None]
 def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved]) -> Request:
     """Queue a request to a run; with a key that was used before, the request of then.
 
+    It is answered as it was queued, however far it has got: a repeat gets the first answer, byte
+    for byte, and what came of the request is at its own address.
+
     ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
     once the run is known to have a model. Raises RunNotFound, NotReady, ModelIncompatible for a
     damaged manifest, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
@@ -33,7 +37,7 @@ def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved
     run = runs.get(database, run_id)
     earlier = idempotency.find(database, key)
     if earlier is not None:
-        return requests.get(database, kind, run_id, earlier)
+        return _as_queued(requests.get(database, kind, run_id, earlier))
     _require_model(run)
     spec, topic = resolve(run)
     created = requests.create(
@@ -48,7 +52,8 @@ def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved
         idempotency=key,
     )
     wake(created.request_id)
-    return created
+    # A worker, or a repeat at the same moment, may have been faster than this answer.
+    return _as_queued(created)
 
 
 def find(kind: JobKind, run_id: str, request_id: str) -> Request:
@@ -67,6 +72,10 @@ def shown(found: Request, *results: str) -> dict[str, object]:
         **{name: result.get(name) for name in results},
         "error": f"{found.error_code}: {found.message}" if failed else None,
     }
+
+
+def _as_queued(found: Request) -> Request:
+    return replace(found, status=Status.QUEUED, result=None, error_code=None, message="")
 
 
 def _require_model(run: Run) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flask import Request
+    from werkzeug.datastructures import Headers
 
     from trainer_app.store.corpora import Corpus
 
@@ -40,6 +41,11 @@ FIELD: Final = "file"
 RAW_TYPES: Final = ("text/plain", "application/octet-stream")
 # Of a multipart body beside the file: boundaries and headers.
 _OVERHEAD: Final = 65_536
+# Of a part of a form, by which its bytes are the text's own.
+_PLAIN: Final = {
+    "Content-Encoding": frozenset({"identity"}),
+    "Content-Transfer-Encoding": frozenset({"7bit", "8bit", "binary"}),
+}
 _NAME: Final = "upload"
 _ABANDONED_SECONDS: Final = 86_400.0
 
@@ -165,8 +171,17 @@ def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
             if found or event.name != FIELD:
                 raise InvalidInput([Detail(shown(event.name), f"one {FIELD!r} alone is taken")])
             check_charset(parse_options_header(event.headers.get("Content-Type"))[1])
+            _check_plain(event.headers)
             found = True
         elif isinstance(event, Data):
             yield event.data
     if not found:
         raise InvalidInput([Detail(FIELD, "is missing")])
+
+
+def _check_plain(headers: Headers) -> None:
+    """Refuse a part whose bytes stand for others: what is stored would not be the text."""
+    for name, plain in _PLAIN.items():
+        for value in headers.getlist(name):
+            if value.strip().lower() not in plain:
+                raise UnsupportedMediaType(f"the file is sent as it is, without {name}")

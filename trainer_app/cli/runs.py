@@ -18,7 +18,7 @@ from trainer_app.cli.tables import figure, moment, size, table
 from trainer_app.cli.watch import watch as watch_run
 from trainer_app.errors import TrainerError
 from trainer_app.replies import Moved
-from trainer_app.verify import check_curve
+from trainer_app.verify import check_curve, check_unfinished_curve
 
 group = typer.Typer(help="Training runs.", no_args_is_help=True)
 
@@ -125,10 +125,13 @@ def resume(session: Session, run_id: RunId) -> Exit:
 
 @command(group, "verify")
 def verify(session: Session, run_id: RunId) -> Exit:
-    """Check a finished run's curve against the hash chain in its manifest."""
-    verdict = check_curve(
-        session.client.run_metrics(run_id)["points"], session.client.run_manifest(run_id)
-    )
+    """Check a run's curve against its hash chain: of a finished run, that of its manifest."""
+    completed = session.client.get_run(run_id)["status"] == "completed"  # asked for first
+    points = session.client.run_metrics(run_id)["points"]
+    if completed:
+        verdict = check_curve(points, session.client.run_manifest(run_id))
+    else:
+        verdict = check_unfinished_curve(points)
     if session.as_json:
         session.print_json({"run_id": run_id, **asdict(verdict)})
     else:

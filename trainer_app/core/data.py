@@ -76,7 +76,7 @@ def prepare_data(
         )
         return split_streams(encoded, rule, should_stop=should_stop)
 
-    streams = while_it_stands(read)
+    streams = while_it_stands(read, on_message)
     return Data(tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256, streams=streams)
 
 

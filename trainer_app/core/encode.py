@@ -4,22 +4,22 @@
 
 * ``ids.bin``: the token ids of the whole corpus, uint16 or uint32 by the vocabulary,
 * ``hashes.bin`` (uint64), ``sizes.bin`` (uint32, bytes), ``counts.bin`` (uint32, tokens): units,
-* ``meta.json``.
+* ``meta.json``: core/token_files.py.
 
-It appears whole, by one rename. Of several writers at once the first wins.
+It appears whole, by one rename. Of several writers at once the first wins. What is damaged there
+is made anew: ``while_it_stands``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
@@ -30,11 +30,20 @@ from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core.corpus import read_units
 from trainer_app.core.files import (
     disk_full_named,
+    remove_directory,
     rename_directory,
     temporary_beside,
-    write_atomically,
 )
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.core.token_files import (
+    Damaged,
+    Meta,
+    Sum,
+    SummedFile,
+    check_sizes,
+    check_sums,
+    write_meta,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
 NEWS_SECONDS: Final = 2.0  # between two messages about progress
 BLOCKS_AHEAD: Final = 2  # read while the ids of an earlier one are awaited
 ABANDONED_SECONDS: Final = 3_600.0  # since a writer of token ids last wrote
+READS: Final = 4  # of token ids; clean-up, a damaged split and damaged ids each cost one
 
 OnMessage = Callable[[str], None]
 Read = TypeVar("Read")
@@ -62,6 +72,18 @@ class Encoded:
     tokens: int
     units: int
     bytes: int  # of UTF-8 text
+    sums: Mapping[str, Sum] = field(default_factory=dict)  # none: of a version that kept none
+
+    def check(self, should_stop: ShouldStop) -> None:
+        """Before ids are read: whether they and their units are still what was written.
+
+        Without sums, whether the units add up to the whole. Raises Damaged, StopRequested, and
+        FileNotFoundError where they were cleaned away.
+        """
+        check_sums(self.directory, self.sums, should_stop)
+        totals = (self.counts().sum(dtype=np.int64), self.sizes().sum(dtype=np.int64))
+        if totals != (self.tokens, self.bytes):
+            raise Damaged(self.directory, "the units do not add up to the corpus")
 
     def ids(self) -> TokenIds:
         """The ids (tokens,), memory-mapped."""
@@ -104,7 +126,8 @@ def encode_corpus(
 ) -> Encoded:
     """The corpus as token ids under ``root``; the file is read only where they are not there yet.
 
-    Raises StopRequested, the errors of ``read_units``, and DiskFull; nothing is left then.
+    Raises StopRequested, the errors of ``read_units``, and DiskFull; nothing is left then. Raises
+    Damaged where what is there has no meta.json of ours, or another size than that says.
     """
     directory = root / f"{corpus_sha256[:32]}-{tokenizer_sha256[:32]}"
     if directory.is_dir():
@@ -133,25 +156,47 @@ def encode_corpus(
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    meta: dict[str, int | str] = json.loads((directory / "meta.json").read_text())
-    return Encoded(
+    return _opened(directory)
+
+
+def _opened(directory: Path) -> Encoded:
+    meta = Meta.read(directory)
+    dtype = meta.fields.get("dtype")
+    if dtype not in {"uint16", "uint32"}:
+        raise Damaged(directory, "meta.json has no dtype of ids")
+    found = Encoded(
         directory=directory,
-        dtype=str(meta["dtype"]),
-        tokens=int(meta["tokens"]),
-        units=int(meta["units"]),
-        bytes=int(meta["bytes"]),
+        dtype=str(dtype),
+        tokens=meta.number("tokens"),
+        units=meta.number("units"),
+        bytes=meta.number("bytes"),
+        sums=meta.sums,
     )
+    sizes = {
+        "ids": found.tokens * np.dtype(found.dtype).itemsize,
+        "hashes": found.units * np.dtype(np.uint64).itemsize,
+        "sizes": found.units * np.dtype(np.uint32).itemsize,
+        "counts": found.units * np.dtype(np.uint32).itemsize,
+    }
+    check_sizes(directory, sizes)
+    return found
 
 
-def while_it_stands(read: Callable[[], Read]) -> Read:
+def while_it_stands(read: Callable[[], Read], on_message: OnMessage) -> Read:
     """What ``read`` makes of token ids, from the start where clean-up deletes them meanwhile.
 
-    Once they are open they stay readable, whatever becomes of their names.
+    So it is where they are damaged, after what is damaged was removed. Once they are open they
+    stay readable, whatever becomes of their names. Raises Damaged where new ones are, too.
     """
-    try:
-        return read()
-    except FileNotFoundError:
-        return read()
+    for _ in range(1, READS):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+        except Damaged as damage:
+            on_message(f"WARNING: damaged token ids are made anew: {damage}")
+            remove_directory(damage.directory)
+    return read()
 
 
 def sweep(root: Path) -> None:
@@ -188,7 +233,7 @@ def _write(
     news = began + NEWS_SECONDS
     with ExitStack() as stack, disk_full_named(directory):
         files = {
-            name: stack.enter_context((directory / f"{name}.bin").open("wb"))
+            name: SummedFile(stack.enter_context((directory / f"{name}.bin").open("wb")))
             for name in ("ids", "hashes", "sizes", "counts")
         }
         for block, ids, counts in _encoded(read_units(corpus, sha256=sha256), encoder):
@@ -202,8 +247,8 @@ def _write(
             if time.monotonic() >= news:
                 news = time.monotonic() + NEWS_SECONDS
                 on_message(f"tokenizing: {read / 1e6:,.1f} MB, {tokens:,} tokens")
-    meta = {"dtype": dtype, "tokens": tokens, "units": units, "bytes": read}
-    write_atomically(directory / "meta.json", json.dumps(meta, sort_keys=True).encode())
+    fields: dict[str, int | str] = {"dtype": dtype, "tokens": tokens, "units": units, "bytes": read}
+    write_meta(directory, fields, files)
     on_message(
         f"tokenized {read / 1e6:,.1f} MB into {tokens:,} tokens in "
         f"{time.monotonic() - began:,.1f} s by {encoder.name}"

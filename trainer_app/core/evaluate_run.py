@@ -80,9 +80,10 @@ def evaluate_text(
             on_message=on_message,
             should_stop=should_stop,
         )
+        encoded.check(should_stop)
         return TokenStream(ids=encoded.ids(), bytes=encoded.bytes)
 
-    stream = while_it_stands(read)
+    stream = while_it_stands(read, on_message)
     if len(stream) < 2:
         raise CorpusTooShort(f"the text has {len(stream)} tokens; a loss needs at least 2")
     return _evaluate(directory, stream, spec, device=device, should_stop=should_stop)

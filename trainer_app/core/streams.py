@@ -7,9 +7,8 @@ model is told where the text goes on elsewhere.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,9 +17,18 @@ import numpy as np
 
 from backends.contracts import EOS_ID
 from trainer_app.core.encode import Encoded, TokenIds, map_ids, publish_first, sweep
-from trainer_app.core.files import disk_full_named, temporary_beside, write_atomically
+from trainer_app.core.files import disk_full_named, temporary_beside
 from trainer_app.core.splits import ByteHistogram, Split, SplitRule
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.core.token_files import (
+    Damaged,
+    Meta,
+    SummedFile,
+    check_sizes,
+    check_sums,
+    size_of,
+    write_meta,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +72,8 @@ class Streams:
 def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop) -> Streams:
     """The streams of a tokenized corpus under a rule.
 
-    Raises CorpusTooShort where a wanted split would be empty, StopRequested, DiskFull.
+    Raises CorpusTooShort where a wanted split would be empty, StopRequested, DiskFull, and Damaged
+    where the streams, or what they are to be made of, are not what was written.
     """
     directory = encoded.directory / rule.name
     if not directory.is_dir():
@@ -72,19 +81,39 @@ def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop)
         temporary = temporary_beside(directory)
         temporary.mkdir()
         try:
+            encoded.check(should_stop)
             _write(encoded, rule, temporary, should_stop)
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    split_bytes: dict[str, int] = json.loads((directory / "meta.json").read_text())
+    meta = Meta.read(directory)
+    text_bytes = {split.label: meta.number(split.label) for split in Split}
+    if meta.sums:
+        check_sizes(directory, {name: found.bytes for name, found in meta.sums.items()})
+        check_sums(directory, meta.sums, should_stop)
+    else:
+        _check_plausible(encoded, directory, text_bytes)
     train, validation, test = (
-        TokenStream(
-            ids=map_ids(directory / f"{split.label}.bin", encoded.dtype),
-            bytes=split_bytes[split.label],
-        )
-        for split in Split
+        TokenStream(ids=map_ids(directory / f"{name}.bin", encoded.dtype), bytes=size)
+        for name, size in text_bytes.items()
     )
     return Streams(train=train, validation=validation, test=test)
+
+
+def _check_plausible(encoded: Encoded, directory: Path, text_bytes: Mapping[str, int]) -> None:
+    """Of a version that kept no sums: streams of the sizes that these ids can give."""
+    sizes = {name: size_of(directory, name) for name in text_bytes}
+    token_bytes = np.dtype(encoded.dtype).itemsize
+    ends = sum(sizes.values()) // token_bytes - encoded.tokens  # [EOS]: one a run of units
+    if (
+        any(
+            size % token_bytes or bool(size) != bool(text_bytes[name])
+            for name, size in sizes.items()
+        )
+        or not 0 <= ends <= encoded.units
+        or sum(text_bytes.values()) != encoded.bytes
+    ):
+        raise Damaged(directory, "the streams have not the sizes of this corpus")
 
 
 def _write(encoded: Encoded, rule: SplitRule, directory: Path, should_stop: ShouldStop) -> None:
@@ -93,34 +122,36 @@ def _write(encoded: Encoded, rule: SplitRule, directory: Path, should_stop: Shou
     for start in range(0, encoded.units, CHUNK_UNITS):
         histogram.add(hashes[start : start + CHUNK_UNITS], sizes[start : start + CHUNK_UNITS])
     plan = histogram.plan()
-    split_bytes = {}
+    split_bytes: dict[str, int | str] = {}
+    files = {}
     for split in Split:
         path = directory / f"{split.label}.bin"
-        split_bytes[split.label] = _copy(encoded, plan, split, path, should_stop)
-    write_atomically(directory / "meta.json", json.dumps(split_bytes, sort_keys=True).encode())
+        with disk_full_named(path), path.open("wb") as opened:
+            file = files[split.label] = SummedFile(opened)
+            split_bytes[split.label] = _copy(encoded, plan, split, file, should_stop)
+    write_meta(directory, split_bytes, files)
 
 
 def _copy(
-    encoded: Encoded, plan: SplitPlan, split: Split, path: Path, should_stop: ShouldStop
+    encoded: Encoded, plan: SplitPlan, split: Split, file: SummedFile, should_stop: ShouldStop
 ) -> int:
     """Write the ids of one split; the bytes of text behind them."""
     ids, hashes, sizes, counts = encoded.ids(), encoded.hashes(), encoded.sizes(), encoded.counts()
     text_bytes = 0
     first_token = 0
-    with disk_full_named(path), path.open("wb") as file:
-        for start, end in _chunks(counts):
-            raise_if_stopped(should_stop)
-            # one unit more, to see whether the last run goes on in the next chunk
-            chosen = plan.assign(hashes[start : end + 1]) == split
-            goes_on = np.append(chosen[1:], False)[: end - start]
-            chosen = chosen[: end - start]
-            chunk_counts = counts[start:end].astype(np.int64)
-            last_token = first_token + int(chunk_counts.sum())
-            kept = ids[first_token:last_token][np.repeat(chosen, chunk_counts)]
-            ends = np.cumsum(np.where(chosen, chunk_counts, 0))[chosen & ~goes_on]
-            file.write(np.insert(kept, ends, EOS_ID).data)
-            text_bytes += int(sizes[start:end][chosen].sum(dtype=np.int64))
-            first_token = last_token
+    for start, end in _chunks(counts):
+        raise_if_stopped(should_stop)
+        # one unit more, to see whether the last run goes on in the next chunk
+        chosen = plan.assign(hashes[start : end + 1]) == split
+        goes_on = np.append(chosen[1:], False)[: end - start]
+        chosen = chosen[: end - start]
+        chunk_counts = counts[start:end].astype(np.int64)
+        last_token = first_token + int(chunk_counts.sum())
+        kept = ids[first_token:last_token][np.repeat(chosen, chunk_counts)]
+        ends = np.cumsum(np.where(chosen, chunk_counts, 0))[chosen & ~goes_on]
+        file.write(np.insert(kept, ends, EOS_ID).data)
+        text_bytes += int(sizes[start:end][chosen].sum(dtype=np.int64))
+        first_token = last_token
     return text_bytes
 
 

@@ -1,0 +1,165 @@
+"""Files of token ids that are made once and kept: written with what tells when they are damaged.
+
+``meta.json`` names the size and the CRC-32 of each ``.bin`` file beside it, and has a CRC-32 of its
+own. They guard against disks and crashes, not against people: whoever can write a file can write
+its sum as well, be it cryptographic. CRC-32 is the fastest in the standard library (2.2 GB/s of a
+core, SHA-256 1.0), and what a run is to read is summed before its first step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from trainer_app.core.files import write_atomically
+from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.safe_paths import open_regular
+
+if TYPE_CHECKING:
+    from io import BufferedReader
+
+META: Final = "meta.json"
+_SUMMED: Final = frozenset({"files", "crc32"})  # what meta.json of earlier versions has not
+PIECE_BYTES: Final = 1 << 20  # read at once: still in the processor's cache when summed
+
+
+class Damaged(Exception):
+    """A folder of token ids does not hold what was written: it is to be made anew."""
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        super().__init__(f"{directory.name}: {reason}")
+        self.directory = directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """What a file holds, in two numbers."""
+
+    bytes: int
+    crc32: int
+
+
+class SummedFile:
+    """A file that is written from its start to its end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._bytes = self._crc32 = 0
+
+    def write(self, data: memoryview) -> None:
+        """Append the bytes of an array."""
+        self._file.write(data)
+        self._bytes += data.nbytes
+        self._crc32 = zlib.crc32(data, self._crc32)
+
+    @property
+    def sum(self) -> Sum:
+        """Of what was written so far."""
+        return Sum(bytes=self._bytes, crc32=self._crc32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What meta.json says; Damaged where that is no meta.json of ours."""
+
+    directory: Path
+    fields: Mapping[str, object]
+    sums: Mapping[str, Sum]  # by file, without ".bin"; empty: of a version that kept none
+
+    @classmethod
+    def read(cls, directory: Path) -> Meta:
+        """Raises Damaged, and FileNotFoundError where the folder is gone."""
+        with _damage_named(directory):
+            with open_regular(directory / META) as file:
+                fields: object = json.load(file)
+            if not isinstance(fields, dict):
+                raise Damaged(directory, f"{META} holds no object")
+            if not fields.keys() & _SUMMED:
+                return cls(directory=directory, fields=fields, sums={})
+            if fields.pop("crc32", None) != _crc32(fields):
+                raise Damaged(directory, f"{META} is not what was written")
+            sums = {name: Sum(**found) for name, found in fields.pop("files").items()}
+            return cls(directory=directory, fields=fields, sums=sums)
+
+    def number(self, name: str) -> int:
+        """A count. Raises Damaged for anything else."""
+        value = self.fields.get(name)
+        if type(value) is int and value >= 0:
+            return value
+        raise Damaged(self.directory, f"{META} has no count {name!r}")
+
+
+def write_meta(
+    directory: Path, fields: Mapping[str, int | str], files: Mapping[str, SummedFile]
+) -> None:
+    """Write down what ``Meta`` reads, once all files are written. Raises DiskFull."""
+    meta: dict[str, object] = {
+        **fields,
+        "files": {name: asdict(file.sum) for name, file in files.items()},
+    }
+    meta["crc32"] = _crc32(meta)
+    write_atomically(directory / META, _encoded(meta))
+
+
+def check_sums(directory: Path, sums: Mapping[str, Sum], should_stop: ShouldStop) -> None:
+    """Read all files, and raise Damaged unless they hold what was written.
+
+    Raises StopRequested, and FileNotFoundError where the folder is gone.
+    """
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    for name, expected in sums.items():
+        crc32 = 0
+        with _opened(directory, name) as file:
+            while size := file.readinto(buffer):
+                crc32 = zlib.crc32(buffer[:size], crc32)
+                if size == len(buffer):  # else this was the last
+                    raise_if_stopped(should_stop)
+        if crc32 != expected.crc32:
+            raise Damaged(directory, f"{name}.bin is not what was written")
+
+
+def check_sizes(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Raise Damaged unless all files are there and so large; as fast for large ones as for small.
+
+    Raises FileNotFoundError where the folder is gone.
+    """
+    for name, size in sizes.items():
+        found = size_of(directory, name)
+        if found != size:
+            raise Damaged(directory, f"{name}.bin has {found:,} bytes of {size:,}")
+
+
+def size_of(directory: Path, name: str) -> int:
+    """The bytes of a file; raises as ``check_sizes`` does."""
+    with _opened(directory, name) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+@contextmanager
+def _opened(directory: Path, name: str) -> Iterator[BufferedReader]:
+    with _damage_named(directory), open_regular(directory / f"{name}.bin") as file:
+        yield file
+
+
+@contextmanager
+def _damage_named(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
+        if not directory.is_dir():
+            raise  # clean-up has been here: nothing is damaged
+        raise Damaged(directory, str(error)) from error
+
+
+def _crc32(meta: Mapping[str, object]) -> int:
+    return zlib.crc32(_encoded(meta))
+
+
+def _encoded(meta: Mapping[str, object]) -> bytes:
+    return json.dumps(meta, sort_keys=True).encode()
