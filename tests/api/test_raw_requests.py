@@ -72,9 +72,10 @@ UNDERSTOOD = {
     "an address with a host": (get(HOST, target="http://localhost/runs"), 200),
     "an address with our host and a foreign Host": (
         get("Host: evil.example", target="http://127.0.0.1:1/runs"),
-        200,
+        403,
     ),
-    "an address with our host and no Host": (get(target="HTTP://LOCALHOST/runs"), 200),
+    "an address with our host, written big": (get(HOST, target="HTTP://LOCALHOST/runs"), 200),
+    "an address with our host and no Host": (get(target="HTTP://LOCALHOST/runs"), 403),
     "an address with a foreign host": (get(HOST, target="http://evil.example/runs"), 403),
     "an address with a foreign host that is open": (
         get(HOST, target="https://evil.example/healthz"),

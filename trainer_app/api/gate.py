@@ -84,7 +84,8 @@ def _check_names(settings: Settings) -> None:
     host = _asked_for().lower()
     if is_loopback(settings.api.host):
         names |= _LOOPBACK_NAMES
-        if _name_in(host) not in names:
+        # Host is to be ignored then, but nobody who means well sends a foreign one.
+        if {_name_in(host), _name_in(request.headers.get("Host", "").lower())} - names:
             raise Forbidden("this server does not answer to the name that it is asked for by")
     origin = request.headers.get("Origin")
     if origin is None:
