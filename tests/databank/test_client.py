@@ -345,6 +345,35 @@ def test_an_answer_that_does_not_confirm_the_upload_is_none(
     assert raised.value.wrong
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"file_id": None},
+        {"file_id": True},
+        {"file_id": 12},
+        {"file_id": ["a"]},
+        {"size": 1.0},
+        {"size": True},
+        {"size": "1"},
+        {"size": None},
+        {"sha256": None},
+        {"sha256": [sha256(b"x")]},
+    ],
+)
+def test_an_answer_that_confirms_the_upload_in_other_types_is_none(
+    server: DataBankServer, bank: DataBank, wrong: dict[str, object]
+) -> None:
+    stored = {"file_id": "a", "size": 1, "sha256": sha256(b"x")}
+    server.then("POST", body(json.dumps(stored).encode(), 201))
+    assert bank.store(upload_of(b"x")) == "a"
+    server.then("POST", body(json.dumps(stored | wrong).encode(), 201))
+
+    with pytest.raises(TryAgain) as raised:
+        bank.store(upload_of(b"x"))
+
+    assert raised.value.wrong
+
+
 def test_an_endless_answer_is_left(server: DataBankServer, bank: DataBank) -> None:
     def answer(request: object) -> None:
         server.requests[-1].receive()

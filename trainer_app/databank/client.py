@@ -153,11 +153,15 @@ class DataBank:
             stored: object = json.loads(text)
         except (ValueError, RecursionError):
             stored = None
-        if not isinstance(stored, dict) or not is_id(str(stored.get("file_id"))):
+        told = stored if isinstance(stored, dict) else {}
+        file_id, size, sha256 = (told.get(name) for name in ("file_id", "size", "sha256"))
+        # Of these types exactly: null and 12 have names as well, 3.0 and true equal numbers.
+        if type(file_id) is not str or not is_id(file_id):
             raise TryAgain("the data bank gives no id for what it was sent", wrong=True)
-        if (stored.get("size"), str(stored.get("sha256")).lower()) != (upload.size, upload.sha256):
+        same = type(size) is int and size == upload.size
+        if not same or type(sha256) is not str or sha256.lower() != upload.sha256:
             raise TryAgain("the data bank stored other bytes than were sent", wrong=True)
-        return str(stored["file_id"])
+        return file_id
 
     @contextmanager
     def _exchange(
