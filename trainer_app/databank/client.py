@@ -19,7 +19,7 @@ from trainer_app import settings
 from trainer_app.core.stopping import ShouldStop, never
 from trainer_app.databank.multipart import Multipart
 from trainer_app.databank.retry import TryAgain
-from trainer_app.databank.wire import StoppableBackend, Timeouts
+from trainer_app.databank.wire import StoppableBackend, Stream, Timeouts
 from trainer_app.errors import DataBankUnavailable, DataNotFound
 from trainer_app.safe_paths import is_id
 
@@ -197,6 +197,9 @@ class DataBank:
                 content=None if body is None else body(),
                 extensions=self._extensions,
             ) as response:
+                stream = response.extensions["network_stream"]
+                assert isinstance(stream, Stream)
+                stream.head_has_ended()
                 yield _Answer(response)
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
             # What the error says may name hosts: it is for the log.
