@@ -24,7 +24,7 @@ from trainer_app.errors import (
     TokenizerNotFound,
 )
 from trainer_app.file_lock import locked
-from trainer_app.restore import is_whole, lock_of, restore
+from trainer_app.restore import TOKENIZER, check_digests, is_whole, lock_of, restore
 from trainer_app.store import runs, uploads
 from trainer_app.store.uploads import Archive
 
@@ -55,11 +55,17 @@ def corpus_of(job: Job, spec: TrainSpec | TokenizerSpec, *, on_message: OnMessag
         )
 
 
-def finished_tokenizer(tokenizer_id: str) -> Path:
-    """The folder of a tokenizer. Raises TokenizerNotFound once clean-up has deleted it."""
+def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
+    """The folder of a tokenizer, once all its files are found to be as they were published.
+
+    Raises TokenizerNotFound where clean-up has deleted it, ModelIncompatible where a file is
+    damaged, and StopRequested.
+    """
     directory = artifacts.tokenizer_directory(process.settings(), tokenizer_id)
-    if not (directory / artifacts.MANIFEST).exists():
-        raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more")
+    try:
+        check_digests(directory, job.held.should_stop, needed=TOKENIZER)
+    except NotReady:
+        raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more") from None
     return directory
 
 

@@ -123,7 +123,7 @@ def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
         check_digests(base_model, job.held.should_stop)
     return Inputs(
         corpus=corpus_of(job, spec, on_message=say),
-        tokenizer=None if tokenizer is None else finished_tokenizer(tokenizer),
+        tokenizer=None if tokenizer is None else finished_tokenizer(job, tokenizer),
         base_model=base_model,
     )
 

@@ -224,6 +224,30 @@ def trickle_headers(request: Request) -> None:
         time.sleep(SEND_SECONDS)
 
 
+def endless_interim(request: Request) -> None:
+    """Interim answers, as fast as they are taken, and never the answer."""
+    while True:
+        request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def steady_interim(request: Request) -> None:
+    """Interim answers, few at a time but never too few, and never the answer."""
+    while True:
+        request.wfile.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 4)
+        time.sleep(SEND_SECONDS)
+
+
+def after_interim(request: Request) -> None:
+    """A few interim answers, as HTTP allows, then the answer."""
+    request.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3)
+    well(request)
+
+
+def switching(request: Request) -> None:
+    """Another protocol, which nobody has asked for."""
+    request.wfile.write(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+
+
 def silent(request: Request) -> None:
     """Nothing, until the client goes away."""
     while request.rfile.read(1):

@@ -12,6 +12,7 @@ from trainer_app.api import (
     chat,
     corpora,
     current,
+    dates,
     errors,
     evaluate,
     gate,
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     rate_limit.install(app, settings)  # before the gate: guesses at keys are counted, too
     gate.install(app)
     headers.install(app)
+    dates.install(app)
     api = openapi.install(app)
     errors.install(app)  # after flask-smorest's own handler, which it replaces
     for resource in _RESOURCES:

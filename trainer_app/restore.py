@@ -13,12 +13,14 @@ from typing import IO, Final
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
-from trainer_app.databank.digests import sha256_of
+from trainer_app.databank.digests import sha256_of, sha256_of_open
 from trainer_app.errors import DataBankUnavailable, ModelIncompatible, NotReady
 from trainer_app.safe_paths import is_plain_name, open_beneath
 
 _BLOCK: Final = 1 << 20
-_NEEDED: Final = frozenset({"config.json", "model.safetensors"})  # of every model
+# What every such folder has.
+MODEL: Final = frozenset({"config.json", "model.safetensors"})
+TOKENIZER: Final = frozenset({"tokenizer.json", "tokenizer_config.json"})
 # What is loaded where it is there.
 _LOADED: Final = re.compile(
     r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
@@ -40,19 +42,29 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
-def check_digests(directory: Path, should_stop: ShouldStop) -> None:
-    """Read all files of a whole model.
+def check_digests(
+    directory: Path, should_stop: ShouldStop, *, needed: frozenset[str] = MODEL
+) -> None:
+    """Read all files of a published model or tokenizer; links are not followed.
 
-    Raises ModelIncompatible where one has changed since, and where one that will be loaded has no
-    digest.
+    Raises NotReady where there is none; ModelIncompatible, which names the file, where one has
+    changed since or is gone, and where one that is ``needed`` or will be loaded has no digest;
+    StopRequested.
     """
     files = artifacts.pointer(directory).files
-    needed = {path.name for path in directory.iterdir() if _LOADED.fullmatch(path.name)} | _NEEDED
-    if unlisted := needed - {file.name for file in files}:
+    loaded = {path.name for path in directory.iterdir() if _LOADED.fullmatch(path.name)} | needed
+    if unlisted := loaded - {file.name for file in files}:
         named = ", ".join(sorted(unlisted))
         raise ModelIncompatible(f"{directory.name} is damaged: its manifest does not list {named}")
     for file in files:
-        if sha256_of(directory / file.name, should_stop) != file.sha256:
+        try:
+            with open_beneath(directory, file.name) as opened:
+                sha256 = sha256_of_open(opened, should_stop)
+        except FileNotFoundError:
+            raise ModelIncompatible(
+                f"{file.name} of {directory.name} is damaged: it is gone, or no plain file any more"
+            ) from None
+        if sha256 != file.sha256:
             raise ModelIncompatible(
                 f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"
             )

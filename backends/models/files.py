@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backends.json_files import read_json, shown
+from backends.json_files import open_plain, read_json, shown
 from trainer_app.errors import ModelIncompatible
 
 CONFIG_FILE: Final = "config.json"
@@ -103,12 +103,13 @@ def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that its index lists, as float32.
 
-    Raises ModelIncompatible where a file is missing, damaged or outside the folder.
+    Raises ModelIncompatible where a file is missing, damaged, no plain file or outside the folder.
     """
     tensors: dict[str, Tensor] = {}
     for name in _weight_files(directory):
         try:
-            tensors |= load_file(directory / name)
+            with open_plain(directory / name):  # the library would wait for a FIFO
+                tensors |= load_file(directory / name)
         except (SafetensorError, FileNotFoundError) as error:
             raise ModelIncompatible(f"{name} cannot be read: {error}") from error
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.contracts import ModelConfig
+from backends.json_files import shown
 from backends.models import files, rope_config
 from backends.models.rotary import Scaling, rotation_tables
 from backends.models.transformer import INIT_STD, Design, Shape, Transformer
@@ -19,6 +20,10 @@ from trainer_app.errors import ModelIncompatible
 # What an absent field means.
 NORM_EPS: Final = 1e-6
 QWEN3_HEAD_WIDTH: Final = 128  # that of others: width / heads
+# What is built before there are weights to compare with: the published have up to 256, and the
+# tables of their longest contexts half of these angles.
+WIDEST_HEAD: Final = 1_024
+MOST_ANGLES: Final = 1 << 27  # of rotary positions: half a GiB for each of two tables
 
 # The values that mean what is computed here; None: an absent field.
 _COMPUTED: Final[Mapping[str, tuple[object, ...]]] = {
@@ -127,10 +132,13 @@ class LlamaFormatFamily(TransformerFamily):
             files.require(published, {field: known_values})
         layer_types = published.get("layer_types")
         if layer_types is not None and (
-            not isinstance(layer_types, list) or set(layer_types) != {"full_attention"}
+            not isinstance(layer_types, list)
+            or not layer_types
+            or any(kind != "full_attention" for kind in layer_types)
         ):
             raise ModelIncompatible(
-                f"config.json: layer_types is {layer_types!r}; supported: 'full_attention' alone"
+                f"config.json: layer_types is {shown(layer_types)}; "
+                "supported: 'full_attention' alone"
             )
         design = self._designs[model_type]
         attention_bias, mlp_bias = (published.get(field) is True for field in _BIASES)
@@ -147,6 +155,11 @@ class LlamaFormatFamily(TransformerFamily):
             vocab_size=files.integer(published, "vocab_size"),
             max_seq_len=files.integer(published, "max_position_embeddings"),
         )
+        if config.max_seq_len * (shape.head_width // 2) > MOST_ANGLES:
+            raise ModelIncompatible(
+                f"config.json: max_position_embeddings {config.max_seq_len} with head_dim "
+                f"{shape.head_width} needs tables of more than {MOST_ANGLES} angles"
+            )
         return config, design, shape
 
     def adapt(self, model: Transformer, published: Mapping[str, object]) -> None:
@@ -237,6 +250,11 @@ def _parsed_shape(published: Mapping[str, object]) -> Shape:
         head_width = QWEN3_HEAD_WIDTH
     else:
         head_width = width // heads
+    if head_width > WIDEST_HEAD:
+        raise ModelIncompatible(
+            f"config.json: head_dim {head_width} is beyond {WIDEST_HEAD}, "
+            "the most that is supported"
+        )
     if head_width % 2:
         raise ModelIncompatible(f"config.json: head_dim {head_width} is odd: nothing to rotate")
     rope_theta, scaling = rope_config.parsed(published)

@@ -89,7 +89,11 @@ class GigatokenEncoder:
             self._backend = None  # frees what it remembers
             try:
                 self._backend = self._load(self._json)
-            except Exception as error:  # the library has no class for what it cannot read
+            except (
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:  # the library has no class for it
                 raise EncodersDisagree(f"gigatoken cannot load the tokenizer: {error}") from error
             self._left = RENEW_BYTES
         self._left -= len(text)

@@ -10,10 +10,12 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from backends.contracts import SPECIAL_TOKENS
+from backends.json_files import read_plain
 from trainer_app.errors import ModelIncompatible
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 CONFIG_FILE: Final = "tokenizer_config.json"
+LARGEST: Final = 1 << 30  # bytes: more than a million tokens and all their merges take
 
 
 def text_only(tokenizer: Tokenizer) -> Tokenizer:
@@ -54,11 +56,7 @@ def load(directory: Path, *, model: str, fall_backs: Sequence[str] = ("",)) -> T
 
     Raises ModelIncompatible where there is none, or where the special tokens have other ids.
     """
-    path = directory / TOKENIZER_FILE
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exceptions for a bad file
-        raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
+    tokenizer = _parsed(read_plain(directory / TOKENIZER_FILE, LARGEST))
     found = _described(type(tokenizer.model).__name__, fall_back_of(tokenizer))
     wanted = [_described(model, fall_back) for fall_back in fall_backs]
     if found not in wanted:
@@ -66,7 +64,24 @@ def load(directory: Path, *, model: str, fall_backs: Sequence[str] = ("",)) -> T
     for token_id, token in enumerate(SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != token_id:
             raise ModelIncompatible(f"{TOKENIZER_FILE}: {token} has not the id {token_id}")
+    ids = tokenizer.get_vocab().values()
+    if sorted(ids) != list(range(len(ids))):  # they are rows of tables that have no others
+        raise ModelIncompatible(
+            f"{TOKENIZER_FILE}: the ids of its {len(ids)} tokens are not 0 to {len(ids) - 1}"
+        )
     return text_only(tokenizer)
+
+
+def _parsed(content: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(content.decode())
+    except UnicodeDecodeError as error:
+        raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
+    except Exception as error:
+        # The library raises bare Exceptions for a bad file; whatever interrupts a job has a class.
+        if type(error) is not Exception:
+            raise
+        raise ModelIncompatible(f"{TOKENIZER_FILE} cannot be read: {error}") from error
 
 
 def fall_back_of(tokenizer: Tokenizer) -> str:

@@ -21,6 +21,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from backends.contracts import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
+from backends.json_files import read_plain
 from backends.tokenizers import huggingface
 from backends.tokenizers.blocks import PieceByPiece
 from backends.tokenizers.word_counts import count_words
@@ -129,10 +130,7 @@ class SentencePieceKind:
         tokenizer = huggingface.load(directory, model="BPE", fall_backs=("byte", "unk"))
         has_bytes = huggingface.fall_back_of(tokenizer) == "byte"
         _check_pieces(_pieces(tokenizer), FIXED if has_bytes else FIXED_WITHOUT_BYTES)
-        try:
-            model = (directory / MODEL_FILE).read_bytes()
-        except FileNotFoundError as error:
-            raise ModelIncompatible(f"{MODEL_FILE} cannot be read: {error}") from error
+        model = read_plain(directory / MODEL_FILE, huggingface.LARGEST)
         return SentencePieceTokenizer(tokenizer, model)
 
 

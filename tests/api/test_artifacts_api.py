@@ -116,13 +116,28 @@ def test_a_file_that_is_not_the_one_that_the_client_means_is_not_sent(
     assert client.get(path, headers=resumed).data == DATA
 
 
+@pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui.css", "/runs/{}/artifact/weights"])
 @pytest.mark.parametrize(
-    "date", ["Fri, 31 Dec 99999 23:59:59 GMT", "Fri, 31 Dec 0000 23:59:59 +9999", "9" * 5_000]
+    "date",
+    [
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 0000 23:59:59 +9999",
+        "9" * 5_000,
+        "Fri, 99 Jan 99999999999 00:00:00 GMT",
+        "Fri, 01 Jan 99999999999 00:00:00 GMT",
+        "Fri, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Fri, 01 Jan 2020 99999999999999999999:00:00 GMT",
+    ],
 )
-def test_a_date_that_is_none_is_ignored(client: FlaskClient, run_id: str, date: str) -> None:
-    path = f"/runs/{run_id}/artifact/weights"
-    for name in ("If-Modified-Since", "If-Unmodified-Since"):
-        assert client.get(path, headers={name: date}).data == DATA
+def test_a_date_that_is_none_is_ignored(
+    client: FlaskClient, run_id: str, path: str, date: str
+) -> None:
+    plain = client.get(path.format(run_id))
+    assert plain.status_code == 200
+    for name in ("If-Modified-Since", "If-Unmodified-Since", "If-Range"):
+        given = {name: date} | ({"Range": "bytes=0-1"} if name == "If-Range" else {})
+        response = client.get(path.format(run_id), headers=given)
+        assert (response.status_code, response.data) == (200, plain.data)
 
 
 def test_a_file_that_the_client_has_is_not_sent(client: FlaskClient, run_id: str) -> None:

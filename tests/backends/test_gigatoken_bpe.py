@@ -181,6 +181,20 @@ def test_a_tokenizer_that_the_library_cannot_load_is_named(
         ids(encoder, "text")
 
 
+def test_an_interruption_is_not_taken_for_a_tokenizer_that_cannot_be_loaded(
+    huggingface: HuggingFaceTokenizer,
+) -> None:
+    class Interrupted(Exception):
+        """What a signal may raise anywhere."""
+
+    def load(_: str) -> Gigatoken:
+        raise Interrupted
+
+    encoder = GigatokenEncoder(load, huggingface, piece_by_piece(huggingface))
+    with pytest.raises(Interrupted):
+        ids(encoder, "text")
+
+
 def with_normalizer(tokenizer: HuggingFaceTokenizer) -> None:
     tokenizer.normalizer = normalizers.Lowercase()
 

@@ -350,6 +350,9 @@ def test_a_copy_of_the_embedding_as_the_head_of_a_tied_model_is_read(
         ({"use_sliding_window": True}, "use_sliding_window is True; supported: False"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is .*sliding"),
         ({"layer_types": "sliding"}, "layer_types is 'sliding'"),
+        ({"layer_types": [[]]}, r"layer_types is \[\[\]\]; supported"),
+        ({"layer_types": ["full_attention", {}]}, r"layer_types is \['full_attention', {}\]"),
+        ({"layer_types": []}, r"layer_types is \[\]; supported"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters is .*longrope"),
         ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_parameters is .*yarn"),
         ({"rope_parameters": YARN | {"mrope_section": [1]}}, "rope_parameters is .*; supported"),
@@ -389,6 +392,20 @@ def test_a_copy_of_the_embedding_as_the_head_of_a_tied_model_is_read(
             "num_key_value_heads is 0, not a whole number of 1 to 16777216",
         ),
         ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"head_dim": 1026}, "head_dim 1026 is beyond 1024"),
+        (
+            {"head_dim": 65_536, "max_position_embeddings": 1 << 20},
+            "head_dim 65536 is beyond 1024, the most that is supported",
+        ),
+        (
+            {"head_dim": None, "hidden_size": 1 << 24, "num_attention_heads": 1}
+            | {"num_key_value_heads": 1},
+            "head_dim 16777216 is beyond 1024",
+        ),
+        (
+            {"head_dim": 258, "max_position_embeddings": 1 << 20},
+            "max_position_embeddings 1048576 with head_dim 258 needs tables of more than",
+        ),
         ({"head_dim": 16}, r"q_proj\.weight has shape \(32, 32\), the model needs \(64, 32\)"),
         ({"hidden_size": 64}, r"embed_tokens\.weight has shape \(40, 32\).* \(40, 64\)"),
         ({"num_key_value_heads": 4}, r"k_proj\.weight has shape \(16, 32\)"),

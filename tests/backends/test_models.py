@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,3 +213,38 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 def test_an_error_of_the_disk_keeps_its_number(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
         write_weights({"weight": torch.zeros(1)}, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_are_no_plain_file_are_refused_and_not_waited_for(
+    family: str, sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    model_family(family).save(build(family), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if sharded:
+        weights = weights.rename(tmp_path / "model-1-of-1.safetensors")
+        index = {"weight_map": {"any": weights.name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_model(tmp_path)
+    weights.unlink()
+
+    def refused() -> None:
+        with pytest.raises(ModelIncompatible, match=f"{weights.name} cannot be read"):
+            load_model(tmp_path)
+
+    refused()
+    os.mkfifo(weights)
+    refused()
+    weights.unlink()
+    for target in (Path("/dev/zero"), weights):
+        weights.symlink_to(target)
+        refused()
+        weights.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(weights.name)
+        refused()
+    weights.unlink()
+    weights.mkdir()
+    refused()

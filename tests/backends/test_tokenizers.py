@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from transformers import AutoTokenizer
 from backends.contracts import SPECIAL_TOKENS, UNK_ID, BlockEncoder, Tokenizer
 from backends.loading import load_tokenizer, tokenizer_kind
 from backends.registry import MIN_VOCAB_SIZES, TOKENIZER_KINDS
+from backends.tokenizers import huggingface
 from trainer_app.errors import FieldError, ModelIncompatible, TokenizerTrainFailed
 
 KINDS = sorted(TOKENIZER_KINDS)
@@ -165,6 +169,75 @@ def test_a_damaged_tokenizer_is_refused(
         path.write_text(content, encoding="latin-1")
     with pytest.raises(ModelIncompatible, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(tmp_path)
+
+
+FILES = [(kind, name) for kind in KINDS for name in SAVED_FILES[kind]]
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_a_fifo_a_device_or_a_folder_in_the_place_of_a_file_is_refused(
+    kind: str, name: str, tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    tokenizers[kind].save(tmp_path)
+    path = tmp_path / name
+    for instead in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")):
+        path.unlink()
+        instead(path)
+        with pytest.raises(ModelIncompatible, match=rf"{name} cannot be read: .* not a plain file"):
+            load_tokenizer(tmp_path)
+        if path.is_dir():
+            path.rmdir()
+            path.touch()
+
+
+def test_a_file_larger_than_any_tokenizers_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path)
+    monkeypatch.setattr(huggingface, "LARGEST", 100)
+    with pytest.raises(ModelIncompatible, match=r"tokenizer\.json has more than 100 bytes"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("token_id", [2**31, 2**32 - 1, 599, 601, 3])
+def test_ids_with_a_gap_are_refused(
+    token_id: int, tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    tokenizers["bpe"].save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    (last,) = (token for token, place in vocabulary.items() if place == 598)
+    vocabulary[last] = token_id
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelIncompatible, match=r"tokenizer\.json: the ids of its 600 tokens are"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_interruption_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        """What a signal may raise anywhere."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    characters = (chr(code) for code in range(0x4E00, 0x4E00 + 20_000))
+    big = tokenizer_kind("char").train(characters, vocab_size=30_000, min_frequency=1)
+    big.save(tmp_path)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for milliseconds in range(1, 12):
+            with pytest.raises(Interrupted):
+                _interrupted_after(milliseconds / 1_000, tmp_path)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def _interrupted_after(seconds: float, directory: Path) -> None:
+    """Load again and again until the time is over: most of it passes inside the library."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    while True:
+        load_tokenizer(directory)
 
 
 @pytest.mark.parametrize(("kind", "other"), list(permutations(KINDS, 2)))

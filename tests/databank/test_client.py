@@ -16,15 +16,19 @@ import structlog
 from tests.databank_server import (
     Behaviour,
     DataBankServer,
+    after_interim,
     body,
     cut,
     endless,
+    endless_interim,
     etag,
     hang_up,
     running_data_bank,
     sha256,
     silent,
     status,
+    steady_interim,
+    switching,
     trickle,
     trickle_headers,
 )
@@ -145,6 +149,9 @@ def test_an_id_that_could_lead_elsewhere_is_not_asked_for(
         (hang_up, TryAgain),
         (trickle_headers, TryAgain),
         (silent, TryAgain),
+        (endless_interim, TryAgain),
+        (steady_interim, TryAgain),
+        (switching, TryAgain),
     ],
 )
 def test_what_may_pass_is_told_from_what_will_not(
@@ -158,6 +165,14 @@ def test_what_may_pass_is_told_from_what_will_not(
 
     assert type(raised.value) is error
     assert time.monotonic() - started < 5
+
+
+def test_interim_answers_are_passed_over(server: DataBankServer, bank: DataBank) -> None:
+    file_id = server.put(TEXT * 1_000)
+    server.then("HEAD", after_interim)
+    server.then("GET", after_interim)
+
+    assert read(bank, file_id) == TEXT * 1_000
 
 
 def test_a_refused_key_is_named_but_not_shown(server: DataBankServer, bank: DataBank) -> None:
@@ -341,6 +356,35 @@ def test_an_answer_that_does_not_confirm_the_upload_is_none(
 
     with pytest.raises(TryAgain) as raised:
         bank.store(upload_of(TEXT))
+
+    assert raised.value.wrong
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"file_id": None},
+        {"file_id": True},
+        {"file_id": 12},
+        {"file_id": ["a"]},
+        {"size": 1.0},
+        {"size": True},
+        {"size": "1"},
+        {"size": None},
+        {"sha256": None},
+        {"sha256": [sha256(b"x")]},
+    ],
+)
+def test_an_answer_that_confirms_the_upload_in_other_types_is_none(
+    server: DataBankServer, bank: DataBank, wrong: dict[str, object]
+) -> None:
+    stored = {"file_id": "a", "size": 1, "sha256": sha256(b"x")}
+    server.then("POST", body(json.dumps(stored).encode(), 201))
+    assert bank.store(upload_of(b"x")) == "a"
+    server.then("POST", body(json.dumps(stored | wrong).encode(), 201))
+
+    with pytest.raises(TryAgain) as raised:
+        bank.store(upload_of(b"x"))
 
     assert raised.value.wrong
 

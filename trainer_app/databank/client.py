@@ -19,7 +19,7 @@ from trainer_app import settings
 from trainer_app.core.stopping import ShouldStop, never
 from trainer_app.databank.multipart import Multipart
 from trainer_app.databank.retry import TryAgain
-from trainer_app.databank.wire import StoppableBackend, Timeouts
+from trainer_app.databank.wire import StoppableBackend, Stream, Timeouts
 from trainer_app.errors import DataBankUnavailable, DataNotFound
 from trainer_app.safe_paths import is_id
 
@@ -153,11 +153,15 @@ class DataBank:
             stored: object = json.loads(text)
         except (ValueError, RecursionError):
             stored = None
-        if not isinstance(stored, dict) or not is_id(str(stored.get("file_id"))):
+        told = stored if isinstance(stored, dict) else {}
+        file_id, size, sha256 = (told.get(name) for name in ("file_id", "size", "sha256"))
+        # Of these types exactly: null and 12 have names as well, 3.0 and true equal numbers.
+        if type(file_id) is not str or not is_id(file_id):
             raise TryAgain("the data bank gives no id for what it was sent", wrong=True)
-        if (stored.get("size"), str(stored.get("sha256")).lower()) != (upload.size, upload.sha256):
+        same = type(size) is int and size == upload.size
+        if not same or type(sha256) is not str or sha256.lower() != upload.sha256:
             raise TryAgain("the data bank stored other bytes than were sent", wrong=True)
-        return str(stored["file_id"])
+        return file_id
 
     @contextmanager
     def _exchange(
@@ -193,6 +197,9 @@ class DataBank:
                 content=None if body is None else body(),
                 extensions=self._extensions,
             ) as response:
+                stream = response.extensions["network_stream"]
+                assert isinstance(stream, Stream)
+                stream.head_has_ended()
                 yield _Answer(response)
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
             # What the error says may name hosts: it is for the log.

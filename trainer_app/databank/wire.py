@@ -18,6 +18,7 @@ from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 
 _LOOK_SECONDS: Final = 0.25  # between two looks for a stop while nothing comes
 _PIECE: Final = 65_536  # bytes written between two looks
+_LONGEST_HEAD: Final = 262_144  # bytes before a body: more than any parser of heads takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Timeouts:
     connect: float = 5.0
     answer: float = 30.0  # until its first byte
     silence: float = 15.0  # without a byte, later and while it is sent to
-    window: float = 30.0  # over which it must keep up ``slowest``
+    window: float = 30.0  # over which it must keep up ``slowest``, and for the rest of a head
     slowest: float = 1_024.0  # bytes a second
 
 
@@ -52,10 +53,12 @@ class StoppableBackend(httpcore.SyncBackend):
     ) -> httpcore.NetworkStream:
         raise_if_stopped(self._should_stop)
         stream = super().connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Stream(stream, self._timeouts, self._should_stop)
+        return Stream(stream, self._timeouts, self._should_stop)
 
 
-class _Stream(httpcore.NetworkStream):
+class Stream(httpcore.NetworkStream):
+    """A connection for one request."""
+
     def __init__(
         self, stream: httpcore.NetworkStream, timeouts: Timeouts, should_stop: ShouldStop
     ) -> None:
@@ -64,6 +67,11 @@ class _Stream(httpcore.NetworkStream):
         self._should_stop = should_stop
         self._received = _Rate(timeouts)
         self._sent = _Rate(timeouts)
+        self._head: _Head | None = _Head(timeouts)
+
+    def head_has_ended(self) -> None:
+        """All of the answer's head has come; its body may be of any length."""
+        self._head = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         begun = self._received.begun
@@ -73,6 +81,8 @@ class _Stream(httpcore.NetworkStream):
         waited = time.monotonic() - started if begun else 0.0
         if self._received.too_slow(len(data), waited):
             raise httpcore.ReadTimeout
+        if self._head is not None and self._head.goes_on(len(data)):
+            raise httpcore.RemoteProtocolError("the head of the answer does not end")
         return data
 
     def _wait(self, max_bytes: int, give_up_at: float) -> bytes:
@@ -104,7 +114,7 @@ class _Stream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
-        return _Stream(stream, self._timeouts, self._should_stop)
+        return Stream(stream, self._timeouts, self._should_stop)
 
     def get_extra_info(self, info: str) -> object:
         return self._stream.get_extra_info(info)
@@ -128,3 +138,22 @@ class _Rate:
         slow = self._bytes < self._timeouts.slowest * self._waited
         self._waited, self._bytes = 0.0, 0
         return slow
+
+
+class _Head:
+    """What comes before an answer's body.
+
+    Interim answers (RFC 9110, 15.2) are skipped, and there may be any number of them.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._seconds = timeouts.window
+        self._left = _LONGEST_HEAD
+        self._must_end_by = float("inf")
+
+    def goes_on(self, count: int) -> bool:
+        """Whether, with so many bytes more, it has gone on for too long."""
+        now = time.monotonic()
+        self._must_end_by = min(self._must_end_by, now + self._seconds)
+        self._left -= count
+        return self._left < 0 or now > self._must_end_by
