@@ -16,9 +16,9 @@ from tasks import process, training
 from tasks.perform import Done, Job, perform
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import runs
+from trainer_app.store import runs, tokenizers
 from trainer_app.store.runs import Run
 
 TEXT = b"".join(b"The %d-th sheep jumps over the fence.\n" % number for number in range(400))
@@ -45,6 +45,8 @@ def folder(worker: Settings) -> Path:
     trained.save(staging)
     final = artifacts.tokenizer_directory(worker, "t1")
     artifacts.publish(staging, final, {"tokenizer_id": "t1"})
+    spec = TokenizerSpec(method="bpe", vocab_size=262, corpus_sha256="0" * 64, tokenizer_id="t1")
+    tokenizers.create(process.database(), spec, queue="light")
     return final
 
 
