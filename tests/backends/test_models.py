@@ -211,8 +211,9 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
 
 
 def test_an_error_of_the_disk_keeps_its_number(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        write_weights({"weight": torch.zeros(1)}, tmp_path / "absent")
+    (tmp_path / WEIGHTS_FILE).mkdir()
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        write_weights({"weight": torch.zeros(1)}, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from sqlalchemy import text
 
 from tests.databank_server import running_data_bank
 from trainer_app.cli.main import main
@@ -45,6 +46,20 @@ def corpus(settings: Settings, name: str, size: int, age: float) -> Path:
     path.write_bytes(bytes(size))
     os.utime(path, (time.time() - age, time.time() - age))
     return path
+
+
+def test_a_database_of_another_version_is_left_alone(
+    settings: Settings, sqlite_database: Database, clean: Clean
+) -> None:
+    old = corpus(settings, "old", 1_500, 900)
+    with sqlite_database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    code, _, err = clean("corpus-cache")
+
+    assert code != 0
+    assert "the database is not of this version" in err
+    assert old.exists()
 
 
 def test_the_cache_is_cut_down_to_its_size(

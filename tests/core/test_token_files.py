@@ -296,3 +296,8 @@ def test_no_run_learns_from_token_ids_that_were_zeroed(bench: Bench) -> None:
     assert train_ids() == expected
     assert PAD_ID not in expected
     assert [message for message in messages if message.startswith("WARNING")]
+
+
+def test_a_folder_that_is_gone_is_not_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        token_files.Meta.read(tmp_path / "deleted")

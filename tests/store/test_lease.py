@@ -33,6 +33,19 @@ def _lease_left(database: Database, run_id: str) -> float:
     return left
 
 
+def test_an_attempt_that_another_has_followed_has_ended_nothing(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    assert lease.stands(database, claim, message="") is None
+    lease.hand_back(database, claim, message="handed back")
+    assert lease.stands(database, claim, message="handed back") is Status.QUEUED
+    assert lease.stands(database, claim, message="paused at step 3") is None
+
+    assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is not None
+
+    assert lease.stands(database, claim, message="handed back") is None
+
+
 def test_a_claim_starts_an_attempt(database: Database, run_id: str) -> None:
     claim = lease.claim(database, run_id, "worker:1", lease_seconds=60)
     run = runs.get(database, run_id)

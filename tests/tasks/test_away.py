@@ -255,6 +255,28 @@ def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anyt
     assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
 
 
+def test_a_moment_without_an_answer_puts_no_lost_worker_off(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    reaper = Reaper(lambda: now[0])
+    reaper.one_pass()
+    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
+    with (
+        closing(Database("sqlite:////no/such/folder/trainer.db")) as away,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(process, "database", lambda: away)
+        now[0] = 2.0
+        with pytest.raises(Unavailable):
+            reaper.one_pass()
+
+    now[0] = 4.0
+    reaper.one_pass()
+
+    assert runs.get(process.database(), claim.job_id).status == "queued"
+
+
 def test_housekeeping_that_was_started_in_an_outage_lets_workers_renew_their_leases_first(
     claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -444,6 +444,20 @@ def test_a_database_that_stays_away_for_too_long_when_a_job_ends_is_not_waited_f
     assert runs.get(process.database(), run_id).status == "running"
 
 
+def test_a_file_that_is_missing_when_a_result_is_published_is_no_lost_lease(
+    worker: Settings, run_id: str
+) -> None:
+    def work(job: Job) -> Done:
+        with job.publishing():
+            raise FileNotFoundError("config.json")
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    run = runs.get(process.database(), run_id)
+    assert run.status == "queued"
+    assert "FileNotFoundError: config.json" in run.message
+
+
 def test_a_job_ends_when_its_time_is_over(
     worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

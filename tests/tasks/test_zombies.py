@@ -209,6 +209,16 @@ def test_what_cannot_be_taken_away_keeps_no_lost_attempt_alive(
     assert prepared.exists()
 
 
+def test_what_a_later_attempt_has_prepared_is_not_taken_away_from_it(run_id: str) -> None:
+    folder = process.settings().paths.runs / run_id
+    for attempt in (1, 2):
+        (folder / f"staging-{attempt}").mkdir(parents=True)
+
+    (taken,) = staging.take_away(process.settings(), run_id, 1)
+
+    assert sorted(path.name for path in folder.iterdir()) == [taken.name, "staging-2"]
+
+
 def test_what_was_taken_away_by_one_who_was_killed_is_deleted_by_the_next_attempt(
     run_id: str,
 ) -> None:
