@@ -212,92 +212,86 @@ def test_a_job_says_when_the_database_is_away_and_when_it_is_back(
     assert said[1].startswith("the database is back after ")
 
 
+class Passes:
+    """A reaper whose clock the test sets, and a run whose lease is over."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._now = 0.0
+        self._reaper = Reaper(lambda: self._now)
+
+    def end_lease(self) -> None:
+        lease.expire(process.database(), self._run_id, owner_prefix="train-0@here")
+
+    def at(self, seconds: float) -> str:
+        """Where the run stands after a pass at that time."""
+        self._now = seconds
+        self._reaper.one_pass()
+        return runs.get(process.database(), self._run_id).status
+
+    def in_vain_at(self, seconds: float, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
+        """A pass that the database does not answer."""
+        with (
+            closing(Database(database, wait_seconds=0.05)) as away,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(process, "database", lambda: away)
+            self._now = seconds
+            with pytest.raises(Unavailable):
+                self._reaper.one_pass()
+
+
+NOWHERE = "sqlite:////no/such/folder/trainer.db"
+
+
+@pytest.fixture
+def passes(claim: Claim) -> Passes:
+    return Passes(claim.job_id)
+
+
 def test_after_an_outage_workers_may_renew_their_leases_before_anything_is_reaped(
-    claim: Claim,
+    passes: Passes,
 ) -> None:
-    now = [0.0]
-    reaper = Reaper(lambda: now[0])
-
-    def status_after_pass_at(seconds: float) -> str:
-        now[0] = seconds
-        reaper.one_pass()
-        return runs.get(process.database(), claim.job_id).status
-
-    assert status_after_pass_at(0) == "running"
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    waited = [status_after_pass_at(300 + 2 * number) for number in range(9)]
+    assert passes.at(0) == "running"
+    passes.end_lease()
+    waited = [passes.at(300 + 2 * number) for number in range(9)]
 
     assert waited == ["running"] * 8 + ["queued"]  # a beat every 10 s
 
 
 def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anything_is_reaped(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-    reaper = Reaper(lambda: now[0])
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    with (
-        closing(Database(process.settings().database_url, wait_seconds=0.05)) as impatient,
-        closing(sqlite3.connect(str(impatient.file), isolation_level=None)) as connection,
-        monkeypatch.context() as patch,
-    ):
-        patch.setattr(process, "database", lambda: impatient)
+    url = process.settings().database_url
+    passes.end_lease()
+    with closing(sqlite3.connect(str(Database(url).file), isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        with pytest.raises(Unavailable):
-            reaper.one_pass()
+        passes.in_vain_at(0, monkeypatch, url)
 
-    statuses = []
-    for seconds in range(2, 18, 2):
-        now[0] = seconds
-        reaper.one_pass()
-        statuses.append(runs.get(process.database(), claim.job_id).status)
+    waited = [passes.at(seconds) for seconds in range(2, 18, 2)]
 
-    assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
+    assert waited == ["running"] * 7 + ["queued"]  # a beat every 10 s
 
 
 def test_a_moment_without_an_answer_puts_no_lost_worker_off(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-    reaper = Reaper(lambda: now[0])
-    reaper.one_pass()
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    with (
-        closing(Database("sqlite:////no/such/folder/trainer.db")) as away,
-        monkeypatch.context() as patch,
-    ):
-        patch.setattr(process, "database", lambda: away)
-        now[0] = 2.0
-        with pytest.raises(Unavailable):
-            reaper.one_pass()
+    passes.at(0)
+    passes.end_lease()
+    passes.in_vain_at(2, monkeypatch, NOWHERE)
 
-    now[0] = 4.0
-    reaper.one_pass()
-
-    assert runs.get(process.database(), claim.job_id).status == "queued"
+    assert passes.at(4) == "queued"
 
 
 def test_housekeeping_that_was_started_in_an_outage_lets_workers_renew_their_leases_first(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch
+    passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-    reaper = Reaper(lambda: now[0])
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-    with (
-        closing(Database("sqlite:////no/such/folder/trainer.db")) as away,
-        monkeypatch.context() as patch,
-    ):
-        patch.setattr(process, "database", lambda: away)
-        with pytest.raises(Unavailable):
-            reaper.one_pass()
+    passes.end_lease()
+    passes.in_vain_at(0, monkeypatch, NOWHERE)
 
-    statuses = []
-    for seconds in range(2, 18, 2):
-        now[0] = seconds
-        reaper.one_pass()
-        statuses.append(runs.get(process.database(), claim.job_id).status)
+    waited = [passes.at(seconds) for seconds in range(2, 18, 2)]
 
-    assert statuses == ["running"] * 7 + ["queued"]  # a beat every 10 s
+    assert waited == ["running"] * 7 + ["queued"]  # a beat every 10 s
 
 
 def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
