@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer_app.core.batches import Batches
-from trainer_app.core.compilation import Compilation, Execution
+from trainer_app.core.compilation import Compilation, Execution, resolve_compile
 from trainer_app.core.device import (
     ResolvedDevice,
     ResolvedPrecision,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from trainer_app.core.spec import TrainSpec
 
 TOKENS = 1 << 21  # of the stream
-STEPS = 1 << 30  # of a run without an end: the learning rate stays near its peak
+ENDLESS = 1 << 30  # steps of a run that is left when it was measured
 
 
 @contextmanager
@@ -38,11 +39,17 @@ def engine_step(
     *,
     device: ResolvedDevice = "cpu",
     precision: ResolvedPrecision = "fp32",
+    total_steps: int = ENDLESS,
 ) -> Iterator[TrainingStep]:
-    """A step of ``model`` as ``fit`` takes it; ``torch_compile`` of the spec is on or off."""
+    """A step of ``model`` as ``fit`` takes it; where ``torch_compile`` of the spec is on, compiled.
+
+    Without a warm-up: that of a run without an end would have one, too, and the peers have none.
+    The learning rate is at its peak from the first step on.
+    """
+    spec = replace(spec, warmup_ratio=0.0)
     random = np.random.default_rng(0)
     batches = Batches(
-        random.integers(0, model.config.vocab_size, TOKENS).astype(np.uint16),
+        random.integers(0, model.config.vocab_size, TOKENS, dtype=np.uint16),
         seq_len=spec.max_seq_len,
         batch_size=spec.batch_size,
         accumulation=spec.gradient_accumulation_steps,
@@ -66,8 +73,14 @@ def engine_step(
             optimizer=optimizer,
             feed=feed,
             spec=spec,
-            total_steps=STEPS,
-            compilation=Compilation(model, choice=spec.torch_compile, name=""),
+            total_steps=total_steps,
+            compilation=Compilation(
+                model,
+                choice=resolve_compile(
+                    spec.torch_compile, device, precision, deterministic=spec.deterministic
+                ),
+                name="",
+            ),
             execution=Execution(),
             tell=lambda message: print(f"  {message}", flush=True),
             should_stop=lambda: None,

@@ -1,22 +1,28 @@
 """What each optimizer makes of the same time: validation loss after so many seconds of training.
 
-    python -m benchmarks.optimizers [--seconds 60] [--rates 2e-3 4e-3 8e-3]
-        [--optimizers adamw muon] [--size tiny] [--seq-len 64] [--batch-size 16] [--device auto]
+    python -m benchmarks.optimizers [--seconds 60] [--optimizers adamw muon]
+        [--rates 2e-3 4e-3 8e-3] [--adamw-rates 3e-3 6e-3] [--muon-rates 1e-3 2e-3]
+        [--evaluations 10] [--size tiny] [--seq-len 64] [--batch-size 16] [--device auto]
 
 On the demo's corpus and tokenizer (the source of Python's standard library, a byte-level BPE of
 4,096). A short run of each optimizer finds out how many steps the time is, so that the learning
-rate has come down when it is over. Prints a JSON line a run, then a table. Random in nothing but
-the speed of the machine: use one that does nothing else.
+rate has come down when it is over. Prints a JSON line an evaluation (seconds of training up to
+there, without those of evaluating) and a run, then a table of all runs and one of the best rate of
+each optimizer, which is to lie between others that were tried. Random in nothing but the speed of
+the machine: use one that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import file_digest
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -25,7 +31,7 @@ from backends.loading import tokenizer_kind
 from trainer_app.cli.demo_corpus import write_corpus
 from trainer_app.core.device import resolve_device
 from trainer_app.core.fit import Finished, Inputs, Workspace, fit
-from trainer_app.core.observer import Silent, StepReport
+from trainer_app.core.observer import EvaluationReport, Silent, StepReport
 from trainer_app.core.spec import DEVICES, OPTIMIZERS, OptimizerName, RequestedDevice, TrainSpec
 
 VOCAB_SIZE: Final = 4_096
@@ -36,19 +42,32 @@ class Args(argparse.Namespace):
     """The command line."""
 
     seconds: float
-    rates: list[float]
+    rates: list[float]  # of an optimizer that has none of its own, such as adamw_rates
     optimizers: list[OptimizerName]
+    evaluations: int
     size: str
     seq_len: int
     batch_size: int
     device: RequestedDevice
 
 
-class Speed(Silent):
-    """Remembers the tokens a second of a run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One evaluation."""
 
-    def __init__(self) -> None:
+    step: int
+    seconds: float  # of training before it
+    val_loss: float
+
+
+class Curve(Silent):
+    """Remembers how fast a run was and what its evaluations said."""
+
+    def __init__(self, tell: Callable[[Look], None]) -> None:
+        self._tell = tell
         self._rates: list[float] = []
+        self._seconds = 0.0
+        self.looks: list[Look] = []
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,6 +76,25 @@ class Speed(Silent):
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         self._rates += [step.tokens_per_sec for step in steps]
+        self._seconds += sum(step.step_ms for step in steps) / 1_000
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        look = Look(
+            step=evaluation.step, seconds=round(self._seconds, 2), val_loss=evaluation.val_loss
+        )
+        self.looks.append(look)
+        self._tell(look)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What came of an optimizer at a learning rate."""
+
+    optimizer: OptimizerName
+    learning_rate: float
+    steps: int
+    seconds: float  # of training
+    val_loss: float  # when they were over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +104,58 @@ class Bench:
     folder: Path
     spec: TrainSpec
 
-    def train(self, spec: TrainSpec, name: str) -> tuple[Finished, float]:
-        """A run of its own, and its tokens a second."""
+    def train(self, spec: TrainSpec, tell: Callable[[Look], None]) -> Curve:
+        """A run of its own."""
         inputs = Inputs(corpus=self.folder / "corpus.txt", tokenizer=self.folder / "tokenizer")
-        workspace = Workspace(
-            run=self.folder / name,
-            tokens=self.folder / "tokens",
-            attempt=1,
-            checkpoint_seconds=3_600.0,
-        )
-        speed = Speed()
-        outcome = fit(spec, inputs, workspace, speed)
-        assert isinstance(outcome, Finished)
-        return outcome, speed.tokens_per_second
+        curve = Curve(tell)
+        with TemporaryDirectory(dir=self.folder) as place:
+            workspace = Workspace(
+                run=Path(place),
+                tokens=self.folder / "tokens",
+                attempt=1,
+                checkpoint_seconds=3_600.0,
+            )
+            assert isinstance(fit(spec, inputs, workspace, curve), Finished)
+        return curve
+
+    def steps_in(self, seconds: float, optimizer: OptimizerName) -> int:
+        """How many steps of an optimizer take so long."""
+        steps = _PROBE_STEPS[resolve_device(self.spec.device)]
+        probe = replace(self.spec, optimizer=optimizer, max_steps=steps, learning_rate=0.0)
+        curve = self.train(probe, lambda _: None)
+        tokens = self.spec.max_seq_len * self.spec.batch_size
+        return max(1, round(curve.tokens_per_second * seconds / tokens))
+
+    def compare(
+        self, optimizer: OptimizerName, rates: Sequence[float], *, steps: int, evaluations: int
+    ) -> list[Run]:
+        """A run at each rate, told line by line."""
+        runs = []
+        for rate in rates:
+            what = {"optimizer": optimizer, "learning_rate": rate}
+            spec = replace(
+                self.spec,
+                optimizer=optimizer,
+                learning_rate=rate,
+                max_steps=steps,
+                eval_steps=math.ceil(steps / evaluations),
+            )
+            curve = self.train(spec, partial(_print, what))
+            last = curve.looks[-1]
+            run = Run(
+                optimizer=optimizer,
+                learning_rate=rate,
+                steps=steps,
+                seconds=last.seconds,
+                val_loss=last.val_loss,
+            )
+            print(json.dumps(asdict(run)), flush=True)
+            runs.append(run)
+        return runs
+
+
+def _print(what: Mapping[str, object], look: Look) -> None:
+    print(json.dumps({**what, **asdict(look)}), flush=True)
 
 
 def bench(folder: Path, options: Args) -> Bench:
@@ -103,7 +180,7 @@ def bench(folder: Path, options: Args) -> Bench:
         test_split_ratio=0.0,
         early_stopping_patience=0,
         device=options.device,
-        eval_steps=1_000_000_000,  # at the end alone
+        eval_steps=1_000_000_000,  # of the probes: at the end alone
         torch_compile="off",
     )
     return Bench(folder=folder, spec=spec)
@@ -114,39 +191,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
+    for name in OPTIMIZERS:
+        parser.add_argument(f"--{name}-rates", type=float, nargs="+", help="in place of --rates")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=("adamw", "muon"))
+    parser.add_argument("--evaluations", type=int, default=10, help="of each run")
     parser.add_argument("--size", default="tiny", help="of GPT-2")
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", choices=DEVICES, default="auto")
     options = parser.parse_args(namespace=Args())
-    rows = []
+    runs = []
     with TemporaryDirectory() as place:
         made = bench(Path(place), options)
         for optimizer in options.optimizers:
-            spec = replace(made.spec, optimizer=optimizer)
-            probe_steps = _PROBE_STEPS[resolve_device(options.device)]
-            probe = replace(spec, max_steps=probe_steps, learning_rate=0.0)
-            _, tokens_per_second = made.train(probe, f"probe-{optimizer}")
-            tokens = spec.max_seq_len * spec.batch_size
-            steps = max(1, round(tokens_per_second * options.seconds / tokens))
-            for rate in options.rates:
-                run = replace(spec, max_steps=steps, learning_rate=rate)
-                outcome, _ = made.train(run, f"{optimizer}-{rate}")
-                row = {
-                    "optimizer": optimizer,
-                    "learning_rate": rate,
-                    "steps": steps,
-                    "seconds": round(outcome.training_seconds, 1),
-                    "val_loss": outcome.best_val_loss,
-                }
-                print(json.dumps(row), flush=True)
-                rows.append(row)
-    print(f"\n{'optimizer':12}{'rate':>8}{'steps':>8}{'seconds':>9}{'val loss':>10}")
-    for row in rows:
+            rates: list[float] = vars(options)[f"{optimizer}_rates"] or options.rates
+            steps = made.steps_in(options.seconds, optimizer)
+            runs += made.compare(optimizer, rates, steps=steps, evaluations=options.evaluations)
+    print_table("all runs", runs)
+    best = [
+        min((run for run in runs if run.optimizer == optimizer), key=attrgetter("val_loss"))
+        for optimizer in options.optimizers
+    ]
+    print_table("best rates", best)
+
+
+def print_table(title: str, runs: Sequence[Run]) -> None:
+    """A line a run."""
+    print(f"\n{title:12}{'rate':>8}{'steps':>8}{'seconds':>9}{'val loss':>10}")
+    for run in runs:
         print(
-            f"{row['optimizer']:12}{row['learning_rate']:8g}{row['steps']:8}"
-            f"{row['seconds']:9}{row['val_loss']:10.4f}"
+            f"{run.optimizer:12}{run.learning_rate:8g}{run.steps:8}"
+            f"{run.seconds:9.1f}{run.val_loss:10.4f}"
         )
 
 

@@ -1,12 +1,21 @@
 """Training on a GPU: this engine against HuggingFace's Trainer and plain loops, on the same work.
 
-    python -m benchmarks.train_gpu [--rounds 3] [--seconds 2] [--works gpt2-124m,...]
-        [--precisions bf16,fp16]
+    python -m benchmarks.train_gpu [--rounds 3] [--seconds 2] [--works gpt2-124m-b32,...]
+        [--precisions bf16,fp16,fp8] [--sides "ours, compiled;lean loop, compiled"]
+    python -m benchmarks.train_gpu --steps 2000 --works gpt2-10m --precisions bf16
 
-All sides take turns in one process, so that whatever else the machine does hits all. Prints a JSON
-line for each figure, then a table; figures are medians of the rounds, in tokens a second of whole
-steps (forward, backward, clipping, AdamW). What was compiled, and what was waited for before the
-first step, stands beside. No side has dropout. Needs torch, transformers and accelerate alone.
+Figures are medians of the rounds, in tokens a second of whole steps (forward, backward, clipping,
+AdamW); all sides take turns in one process, so that whatever else the machine does hits all. What
+was compiled, and what was waited for before the first step, stands beside.
+
+With ``--steps`` they are the seconds of a whole run instead: from nothing to the end of that step,
+each side in a process of its own each time, with empty caches of compiled code. The clock starts
+when the modules are imported; building, compiling, recording and the first kernels are counted.
+This engine chooses as a run with ``torch_compile: auto`` does that never ran on this machine.
+
+The peers have no fp8: beside it they compute in bf16, and ``computes_in`` says so. No side has
+dropout, but for char_lstm, where both have that of the model. Prints a JSON line for each figure,
+then a table. Needs torch, transformers and accelerate alone.
 """
 
 from __future__ import annotations
@@ -14,72 +23,33 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
+
+from benchmarks.sides import (
+    Setting,
+    Speed,
+    Work,
+    in_own_process,
+    lean_loop,
+    listed,
+    our_whole_run,
+    ours,
+    plain_loop,
+    stepped,
+    train_by_trainer,
+    trainer_speed,
+    whole,
 )
-
-from backends.contracts import CausalModel, ModelConfig
-from backends.loading import model_family
-from backends.models.gpt2 import DESIGN, gpt2_shape
-from backends.models.transformer import Transformer
-from benchmarks.engine import engine_step
-from benchmarks.lean_gpt import LeanGPT
 from trainer_app.core.device import ResolvedPrecision
-from trainer_app.core.spec import CompileChoice, TrainSpec
-
-WARM_STEPS: Final = 8  # before a side is measured: it has compiled, chosen and recorded by then
-DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A model and its batches."""
-
-    name: str
-    family: str = "gpt2"
-    size: str = "small"
-    width: int = 0  # of gpt2
-    layers: int = 0
-    heads: int = 0
-    vocab_size: int
-    seq_len: int
-    batch_size: int
-
-    def model(self) -> CausalModel:
-        """Fresh, on the CPU."""
-        torch.manual_seed(0)
-        config = ModelConfig(
-            family=self.family,
-            size=self.size,
-            vocab_size=self.vocab_size,
-            max_seq_len=self.seq_len,
-        )
-        if self.family != "gpt2":
-            return model_family(self.family).build(config)
-        shape = gpt2_shape(width=self.width, layers=self.layers, heads=self.heads)
-        model = Transformer(config, DESIGN, shape)
-        model.initialise()
-        return model
-
 
 GPT2_124M: Final = Work(
     name="gpt2-124m-b32",
@@ -117,7 +87,6 @@ WORKS: Final = (
     replace(LSTM, name="char-lstm-b64", batch_size=64),
     LSTM,
 )
-Step = Callable[[int], object]
 PRECISIONS: Final[dict[str, ResolvedPrecision]] = {
     "fp32": "fp32",
     "bf16": "bf16",
@@ -135,213 +104,48 @@ class Figures:
     gib: float  # of the GPU's memory, at most
 
 
-@contextmanager
-def ours(work: Work, precision: ResolvedPrecision, choice: CompileChoice) -> Iterator[Step]:
-    """The engine's own step, its data path included."""
-    spec = TrainSpec(
-        batch_size=work.batch_size,
-        max_seq_len=work.seq_len,
-        corpus_sha256="",
-        torch_compile=choice,
-        deterministic=False,
-    )
-    with engine_step(work.model(), spec, device="cuda", precision=precision) as step:
-        yield step
+def by_trainer(work: Work, setting: Setting, steps: int, *, compiled: bool) -> None:
+    """So many steps of HuggingFace's Trainer."""
+    train_by_trainer(work, setting, compiled=compiled, max_steps=steps)
 
 
-class LSTMLoop(nn.Module):
-    """The loop's model for char_lstm: the same layers on cuDNN, called as anyone would."""
-
-    def __init__(self, model: CausalModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = self.model(input_ids)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-@contextmanager
-def plain_loop(work: Work, precision: ResolvedPrecision) -> Iterator[Step]:
-    """The loop of the tutorials, with autocast and the fused AdamW."""
-    if work.family == "gpt2":
-        model: nn.Module = huggingface_model(work)
-    else:
-        model = LSTMLoop(work.model()).cuda()
-
-    def loss_of(ids_BT: torch.Tensor) -> torch.Tensor:
-        result = model(input_ids=ids_BT, labels=ids_BT)
-        loss: torch.Tensor = result if isinstance(result, torch.Tensor) else result.loss
-        return loss
-
-    yield usual_step(work, precision, model, loss_of)
-
-
-@contextmanager
-def lean_loop(work: Work, precision: ResolvedPrecision) -> Iterator[Step]:
-    """The same loop with a lean model, all of it through torch's compiler."""
-    model = LeanGPT(
-        vocab_size=work.vocab_size,
-        seq_len=work.seq_len,
-        width=work.width,
-        layers=work.layers,
-        heads=work.heads,
-    ).cuda()
-    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(model)
-    yield usual_step(work, precision, model, lambda ids_BT: compiled(ids_BT, ids_BT))
-
-
-def usual_step(
-    work: Work,
-    precision: ResolvedPrecision,
-    model: nn.Module,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-) -> Step:
-    """Forward, backward, clipping and AdamW, call by call, on one batch that is there already."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1, fused=True)
-    scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
-    ids_BT = torch.randint(0, work.vocab_size, (work.batch_size, work.seq_len), device="cuda")
-
-    def step(_: int) -> object:
-        with torch.autocast("cuda", dtype=DTYPES[precision], enabled=precision != "fp32"):
-            loss = loss_of(ids_BT)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        return loss
-
-    return step
-
-
-def huggingface_model(work: Work) -> GPT2LMHeadModel:
-    """transformers' model of this shape, on the GPU."""
-    with TemporaryDirectory() as folder:  # the shape as the engine exports it
-        model_family("gpt2").save(work.model(), Path(folder))
-        return GPT2LMHeadModel(GPT2Config.from_pretrained(folder)).cuda()
-
-
-class Windows(Dataset[dict[str, torch.Tensor]]):
-    """Random windows of tokens, ready in memory."""
-
-    def __init__(self, work: Work) -> None:
-        self._ids = torch.randint(0, work.vocab_size, (1 << 12, work.seq_len))
-
-    def __len__(self) -> int:
-        return 1 << 24
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids_T = self._ids[index % len(self._ids)]
-        return {"input_ids": ids_T, "labels": ids_T}
-
-
-class Clock(TrainerCallback):
-    """Ends a training once it has been measured for so long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._began = 0.0
-        self.steps_a_second = 0.0
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the library's signature
-        state: TrainerState,
-        control: TrainerControl,
-        **_: object,
-    ) -> None:
-        if state.global_step < WARM_STEPS:
-            return
-        if state.global_step % 4 == 0:
-            torch.cuda.synchronize()
-            now = time.perf_counter()
-            if state.global_step == WARM_STEPS:
-                self._began = now
-                return
-            self.steps_a_second = (state.global_step - WARM_STEPS) / (now - self._began)
-            control.should_training_stop = now - self._began > self._seconds
-
-
-def trainer_speed(
-    work: Work, precision: ResolvedPrecision, seconds: float, *, compiled: bool
-) -> float:
-    """Tokens a second of HuggingFace's Trainer with its best flags."""
-    clock = Clock(seconds)
-    with TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=work.batch_size,
-            max_steps=1 << 20,
-            learning_rate=5e-4,
-            weight_decay=0.1,
-            optim="adamw_torch_fused",
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
-            torch_compile=compiled,
-            dataloader_num_workers=4,
-            dataloader_pin_memory=True,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        Trainer(
-            model=huggingface_model(work),
-            args=arguments,
-            train_dataset=Windows(work),
-            callbacks=[clock],
-        ).train()
-    return clock.steps_a_second * work.batch_size * work.seq_len
-
-
-def speed(step: Step, work: Work, seconds: float) -> float:
-    """Tokens a second over so many seconds of steps after the warm ones."""
-    number = WARM_STEPS
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        for _ in range(4):
-            step(number)
-            number += 1
-        torch.cuda.synchronize()
-    elapsed = time.perf_counter() - began
-    return (number - WARM_STEPS) * work.batch_size * work.seq_len / elapsed
-
-
-def stepped(
-    make: Callable[[Work, ResolvedPrecision], AbstractContextManager[Step]],
-) -> Callable[[Work, ResolvedPrecision, float], float]:
-    """The speed of a side that is made of steps."""
-
-    def measured(work: Work, precision: ResolvedPrecision, seconds: float) -> float:
-        with make(work, precision) as step:
-            for number in range(WARM_STEPS):
-                step(number)
-            return speed(step, work, seconds)
-
-    return measured
-
-
-SIDES: Final[dict[str, Callable[[Work, ResolvedPrecision, float], float]]] = {
+WholeRun = Callable[[Work, Setting, int], None]
+SIDES: Final[dict[str, Speed]] = {
     "ours": stepped(partial(ours, choice="off")),
     "ours, compiled": stepped(partial(ours, choice="on")),
     "plain loop": stepped(plain_loop),
-    "lean loop, compiled": stepped(lean_loop),
+    "lean loop, compiled": stepped(partial(lean_loop, compiled=True)),
     "HF Trainer": partial(trainer_speed, compiled=False),
     "HF Trainer, compiled": partial(trainer_speed, compiled=True),
 }
+WHOLE_RUNS: Final[dict[str, WholeRun]] = {
+    "ours": our_whole_run,
+    "lean loop": whole(partial(lean_loop, compiled=False)),
+    "lean loop, compiled": whole(partial(lean_loop, compiled=True)),
+    "HF Trainer, compiled": partial(by_trainer, compiled=True),
+}
+OF_LSTM: Final = ("ours", "plain loop", "lean loop")
 
 
-def one_round(side: str, work: Work, precision: ResolvedPrecision, seconds: float) -> Figures:
+class Args(argparse.Namespace):
+    """The command line."""
+
+    rounds: int
+    seconds: float
+    steps: int
+    works: list[str]
+    precisions: list[str]
+    sides: list[str] | None
+
+
+def one_round(side: str, work: Work, setting: Setting, seconds: float) -> Figures:
     """One side, once, with nothing left of the one before."""
     gc.collect()
     torch.compiler.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    tokens = SIDES[side](work, precision, seconds)
+    tokens = SIDES[side](work, setting, seconds)
     return Figures(
         tokens_per_sec=tokens,
         seconds_before=time.perf_counter() - began - seconds,
@@ -349,58 +153,109 @@ def one_round(side: str, work: Work, precision: ResolvedPrecision, seconds: floa
     )
 
 
-def main() -> None:
-    """Run all comparisons and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--works", default=",".join(work.name for work in WORKS))
-    parser.add_argument("--precisions", default="bf16,fp16")
-    parser.add_argument("--sides", default="", help="default: all")
-    arguments = parser.parse_args()
-    sides = arguments.sides.split(";") if arguments.sides else list(SIDES)
-    rows = []
-    for work in WORKS:
-        if work.name not in arguments.works.split(","):
-            continue
-        rows += [
-            compare(work, precision, sides, arguments.rounds, arguments.seconds)
-            for precision in arguments.precisions.split(",")
-        ]
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; tokens/s, GiB")
-    print(f"{'work':24}" + "".join(f"{side:>24}" for side in sides))
-    for name, figures in rows:
-        cells = [
-            f"{figures[side].tokens_per_sec:,.0f} {figures[side].gib:5.1f}"
-            if side in figures
-            else "-"
-            for side in sides
-        ]
-        print(f"{name:24}" + "".join(f"{cell:>24}" for cell in cells))
+def whole_run(side: str, work: Work, setting: Setting, steps: int) -> float:
+    """Seconds of so many steps of a side; to be called in a process of its own."""
+    # The compiler's own processes may still write as the folder goes.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        os.environ |= {
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+        }
+        began = time.perf_counter()
+        WHOLE_RUNS[side](work, setting, steps)
+        setting.wait()
+        return time.perf_counter() - began
+
+
+def computes_in(side: str, setting: Setting) -> ResolvedPrecision:
+    """The precision of a side."""
+    return setting.precision if side.startswith("ours") else setting.of_peers
 
 
 def compare(
-    work: Work, precision: str, sides: Sequence[str], rounds: int, seconds: float
-) -> tuple[str, dict[str, Figures]]:
-    """The medians of each side over the rounds."""
-    wanted: ResolvedPrecision = PRECISIONS[precision]
-    name = f"{work.name} {precision}"
-    seen: dict[str, list[Figures]] = {}
+    work: Work, setting: Setting, sides: Sequence[str], *, rounds: int, seconds: float
+) -> dict[str, str]:
+    """The medians of each side over the rounds, as cells of the table."""
+    seen: dict[str, list[Figures]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            if work.family != "gpt2" and side not in {"ours", "plain loop"}:
-                continue
-            seen.setdefault(side, []).append(one_round(side, work, wanted, seconds))
-    medians = {}
+            seen[side].append(one_round(side, work, setting, seconds))
+    cells = {}
     for side, figures in seen.items():
-        medians[side] = Figures(
+        median = Figures(
             tokens_per_sec=statistics.median(f.tokens_per_sec for f in figures),
             seconds_before=statistics.median(f.seconds_before for f in figures),
             gib=max(f.gib for f in figures),
         )
-        line = {"work": work.name, "precision": precision, "side": side, **asdict(medians[side])}
-        print(json.dumps(line), flush=True)
-    return name, medians
+        report(work, setting, side, asdict(median))
+        cells[side] = f"{median.tokens_per_sec:,.0f} {median.gib:5.1f}"
+    return cells
+
+
+def compare_whole_runs(
+    work: Work, setting: Setting, sides: Sequence[str], *, rounds: int, steps: int
+) -> dict[str, str]:
+    """Likewise the seconds of whole runs."""
+    seen: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            seen[side].append(in_own_process(whole_run, side, work, setting, steps))
+    cells = {}
+    for side, seconds in seen.items():
+        median = statistics.median(seconds)
+        report(work, setting, side, {"steps": steps, "seconds": median, "each": seconds})
+        cells[side] = f"{median:.1f}"
+    return cells
+
+
+def report(work: Work, setting: Setting, side: str, figures: dict[str, object]) -> None:
+    """Print a JSON line."""
+    what = {
+        "work": work.name,
+        "precision": setting.precision,
+        "side": side,
+        "computes_in": computes_in(side, setting),
+    }
+    print(json.dumps(what | figures), flush=True)
+
+
+def main() -> None:
+    """Run all comparisons and print them."""
+    names = [work.name for work in WORKS]
+    known = list(dict.fromkeys([*SIDES, *WHOLE_RUNS]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each side and round")
+    parser.add_argument("--steps", type=int, default=0, help="whole runs of so many; 0: speeds")
+    parser.add_argument("--works", type=listed(names), default=names, help=",".join(names))
+    parser.add_argument("--precisions", type=listed(PRECISIONS), default=["bf16", "fp16"])
+    parser.add_argument("--sides", type=listed(known, ";"), default=None, help="default: all")
+    options = parser.parse_args(namespace=Args())
+    possible = WHOLE_RUNS if options.steps else SIDES
+    sides = options.sides or list(possible)
+    if other := [side for side in sides if side not in possible]:
+        parser.error(f"{', '.join(other)}: {'only without' if options.steps else 'needs'} --steps")
+    rows = []
+    for work in WORKS:
+        if work.name not in options.works:
+            continue
+        own = [side for side in sides if work.family == "gpt2" or side in OF_LSTM]
+        for precision in options.precisions:
+            setting = Setting(device="cuda", precision=PRECISIONS[precision])
+            if options.steps:
+                cells = compare_whole_runs(
+                    work, setting, own, rounds=options.rounds, steps=options.steps
+                )
+            else:
+                cells = compare(work, setting, own, rounds=options.rounds, seconds=options.seconds)
+            rows.append((f"{work.name} {precision}", cells))
+    unit = f"seconds of {options.steps} steps from nothing" if options.steps else "tokens/s, GiB"
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; {unit}")
+    if "fp8" in options.precisions:
+        print("beside fp8 the peers compute in bf16")
+    print(f"{'work':24}" + "".join(f"{side:>24}" for side in sides))
+    for name, cells in rows:
+        print(f"{name:24}" + "".join(f"{cells.get(side, '-'):>24}" for side in sides))
 
 
 if __name__ == "__main__":
