@@ -133,6 +133,15 @@ def test_what_compiling_cost_is_what_the_next_run_expects(tmp_path: Path) -> Non
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
 
 
+def test_what_compiling_has_cost_is_read_once_not_before_each_step(tmp_path: Path) -> None:
+    noted = tmp_path / "seconds.json"
+    noted.write_text('{"a model": 1.0}')
+    auto = compilation("auto", cache=tmp_path)
+    assert not auto.is_due(step_seconds=0.1, steps_left=1)
+    noted.write_text('{"a model": 1e9}')
+    assert auto.is_due(step_seconds=0.1, steps_left=1_000)
+
+
 def test_a_stop_is_heeded_while_it_compiles() -> None:
     made = compilation("on")
     began = time.monotonic()

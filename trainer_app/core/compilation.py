@@ -121,6 +121,7 @@ class Compilation:
         self._choice = choice
         self._name = name
         self._costs = None if cache is None else cache / COSTS_FILE
+        self._expected: float | None = None  # seconds; None: not yet looked up
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self.gains = model.gains_by_compiling
         self._tried = not self.gains
@@ -139,7 +140,9 @@ class Compilation:
             return True
         if step_seconds is None:
             return False
-        return steps_left * step_seconds * GAIN > MARGIN * self._expected_seconds()
+        if self._expected is None:  # read once: this is asked before each step
+            self._expected = self._seen().get(self._name, COLD_SECONDS)
+        return steps_left * step_seconds * GAIN > MARGIN * self._expected
 
     def compile(self, rehearse: Callable[[], None], should_stop: Callable[[], object]) -> str:
         """Compile; ``rehearse`` calls the model forward and backward as a step does.
@@ -183,9 +186,6 @@ class Compilation:
             yield
         finally:
             del self._model.hidden
-
-    def _expected_seconds(self) -> float:
-        return self._seen().get(self._name, COLD_SECONDS)
 
     def _seen(self) -> dict[str, float]:
         """Seconds by name, as they were the last time; compiled code is kept, so that is less."""
