@@ -121,6 +121,17 @@ def test_the_compiled_form_is_called_inside_alone_and_gives_the_same() -> None:
     assert "hidden" not in vars(model)
 
 
+def test_a_compiled_form_that_is_dropped_is_neither_called_nor_made_again() -> None:
+    model = tiny()
+    made = Compilation(model, choice="on", name="a model")
+    made.compile(lambda: None, never)
+    assert made.drop("it cannot be recorded") == "goes on uncompiled: it cannot be recorded"
+    assert not made.done
+    assert not made.is_due(step_seconds=1.0, steps_left=1_000_000_000)
+    with made.in_use():
+        assert "hidden" not in vars(model)
+
+
 def test_what_compiling_cost_is_what_the_next_run_expects(tmp_path: Path) -> None:
     first = compilation("auto", cache=tmp_path)
     left = int(20 * COLD_SECONDS)

@@ -29,6 +29,8 @@ from trainer_app.core.step import StepResult, TrainingStep
 from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.training_bench import Bench, Recorder
     from trainer_app.core.spec import TrainSpec
 
@@ -287,6 +289,61 @@ def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel_and_says_why(
     assert any("kernel by kernel, not as one CUDA graph" in text for text in observer.messages)
     monkeypatch.undo()
     finished(bench, bench.spec, recorder(), "the next")
+
+
+def test_a_step_that_cannot_be_recorded_anew_is_told_as_one_without_a_graph(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = transformer._attend
+    take = TrainingStep.__call__
+    looking: list[int] = []
+
+    def looked_at(*tensors: torch.Tensor) -> torch.Tensor:
+        if looking:
+            assert math.isfinite(tensors[0].sum().item())
+        return attend(*tensors)
+
+    def make_room_and_take(step: TrainingStep, number: int) -> StepResult | None:
+        if number == 20:
+            looking.append(number)
+            step.make_room()
+        return take(step, number)
+
+    monkeypatch.setattr(transformer, "_attend", looked_at)
+    monkeypatch.setattr(TrainingStep, "__call__", make_room_and_take)
+    observer = recorder()
+    outcome = finished(bench, replace(bench.spec, torch_compile="off"), observer, "looked at")
+    assert not outcome.execution.cuda_graph
+    assert outcome.execution.why_no_graph is not None
+    assert all(math.isfinite(report.train_loss) for report in observer.steps)
+
+
+def test_where_the_compiled_form_cannot_be_recorded_the_model_as_it_is_is(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looking(
+        hidden: Callable[[torch.Tensor], torch.Tensor], **_: object
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        def looked_at(ids_BT: torch.Tensor) -> torch.Tensor:
+            x_BTD = hidden(ids_BT)
+            assert math.isfinite(x_BTD.sum().item())
+            return x_BTD
+
+        return looked_at
+
+    monkeypatch.setattr(torch, "compile", looking)
+    spec = replace(bench.spec, precision="fp32", learning_rate=3e-4)
+    observer = recorder()
+    outcome = finished(bench, replace(spec, torch_compile="on"), observer, "looked at")
+    assert outcome.execution.cuda_graph
+    assert outcome.execution.why_no_graph is None
+    assert not outcome.execution.compiled
+    said = "goes on uncompiled: it cannot be recorded as a CUDA graph: "
+    assert any(text.startswith(said) for text in observer.messages)
+    plain = recorder()
+    finished(bench, replace(spec, torch_compile="off"), plain, "plain")
+    for ours, theirs in zip(observer.steps, plain.steps, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
 
 
 def test_a_machine_without_a_c_compiler_trains_all_the_same(

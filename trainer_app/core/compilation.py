@@ -163,12 +163,15 @@ class Compilation:
         except StopRequested:  # an interruption, no failure
             raise
         except Exception as error:  # whatever a compiler may raise
-            self._compiled = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"goes on uncompiled: {reason}"
+            return self.drop((str(error).strip() or type(error).__name__).splitlines()[0])
         seconds = time.monotonic() - began
         self._remember(seconds)
         return f"compiled the model in {seconds:.1f} s"
+
+    def drop(self, why: str) -> str:
+        """Go on with the model as it is, for good; returns that in a sentence."""
+        self._compiled = None
+        return f"goes on uncompiled: {why}"
 
     @property
     def done(self) -> bool:

@@ -81,6 +81,7 @@ class TrainingStep:
                 self._compute,
                 undo=self._drop_gradients,
                 recorded=self._after_recording,
+                simplify=self._uncompile,
                 execution=execution,
                 tell=tell,
             )
@@ -133,6 +134,14 @@ class TrainingStep:
         if self._recorded is not None:
             self._recorded.forget()  # pragma: needs cuda
         self._tell(self._compilation.compile(self._rehearse, should_stop))
+        self._execution.compiled = self._compilation.done
+        return True
+
+    def _uncompile(self, why: str) -> bool:  # pragma: needs cuda
+        """Go back to the model as it is, if it was compiled: for a small one, a graph wins more."""
+        if not self._compilation.done:
+            return False
+        self._tell(self._compilation.drop(f"it cannot be recorded as a CUDA graph: {why}"))
         self._execution.compiled = self._compilation.done
         return True
 
