@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from backends.loading import load_model
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import adamw, compilation, device, graphs, loss, optim
+from trainer_app.core import adamw, compilation, device, fp8, graphs, loss, optim
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -30,12 +30,14 @@ from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.training_bench import Bench, Recorder
     from trainer_app.core.spec import TrainSpec
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 PRECISIONS: tuple[RequestedPrecision, ...] = ("fp32", "bf16", "fp16", "auto")
+WITH_FP8: tuple[RequestedPrecision, ...] = (*PRECISIONS[:3], "fp8")
 
 
 def test_auto_is_cuda_in_fp16() -> None:
@@ -148,7 +150,7 @@ def finished(bench: Bench, spec: TrainSpec, observer: Recorder, run: str) -> Fin
     return outcome
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("precision", WITH_FP8)
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_kernel(
     bench: Bench,
@@ -174,7 +176,7 @@ def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_ker
     assert recorded.weights_sha256 == plain.weights_sha256
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("precision", WITH_FP8)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "char_lstm"])
 def test_a_deterministic_run_that_is_interrupted_ends_in_the_same_bytes(
@@ -447,6 +449,35 @@ def test_in_fp8_a_run_learns_as_in_bf16(bench: Bench, recorder: MakeRecorder, fa
         losses = torch.tensor([report.train_loss for report in observer.steps])
         curves.append(losses.reshape(20, 50).mean(1))
     torch.testing.assert_close(curves[1], curves[0], rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "char_lstm"])
+def test_fp8_without_the_compiler_never_calls_it(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("torch.compile was called")
+
+    fp8._compiler.cache_clear()
+    monkeypatch.setattr(torch, "compile", called)
+    spec = replace(bench.spec, model_family=family, precision="fp8", torch_compile="off")
+    observer = recorder()
+    outcome = finished(bench, spec, observer, "run")
+    assert outcome.execution.cuda_graph
+    assert not outcome.execution.compiled
+    assert observer.steps[-1].train_loss < observer.steps[0].train_loss - 0.5
+
+
+def test_what_the_compiler_keeps_of_fp8_is_no_pickled_graph(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    fp8._compiler.cache_clear()
+    spec = replace(bench.spec, precision="fp8", max_steps=10, eval_steps=None)
+    assert finished(bench, spec, recorder(), "run").execution.compiled
+    kept = {path.name for path in (tmp_path / "inductor").iterdir()}
+    assert kept
+    assert not kept & {"fxgraph", "aotautograd"}
 
 
 def test_a_gpu_without_fp8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

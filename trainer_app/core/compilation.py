@@ -53,15 +53,20 @@ def resolve_compile(
     *,
     deterministic: bool,
 ) -> CompileChoice:
-    """What auto means: off on a CPU, where torch's compiler wins nothing for these models, and
-    where equal bytes are asked for, which must not hang on when a run was compiled. On for fp8,
-    which pays where the compiler makes it together with what it is made of.
+    """What auto means: off where equal bytes are asked for, which must not hang on when a run was
+    compiled, and on a CPU, where torch's compiler wins nothing for these models. On for fp8, which
+    pays where the compiler makes it together with what it is made of.
     """
     if choice != "auto":
         return choice
-    if precision == "fp8":
-        return "on"
-    return "off" if device == "cpu" or deterministic else "auto"
+    if deterministic or device == "cpu":
+        return "off"
+    return "on" if precision == "fp8" else "auto"
+
+
+def is_called_compiled(model: CausalModel) -> bool:
+    """Whether this is inside ``Compilation.in_use`` of the model's compiled form."""
+    return "hidden" in vars(model)
 
 
 class _Left(BaseException):
