@@ -168,10 +168,10 @@ def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_ker
         gradient_accumulation_steps=2,
     )
     recorded = finished(bench, spec, recorder(), "recorded")
-    assert recorded.execution == Execution(cuda_graph=True)
+    assert replace(recorded.execution, why_not_compiled=None) == Execution(cuda_graph=True)
     monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
     plain = finished(bench, spec, recorder(), "plain")
-    assert plain.execution == Execution()
+    assert replace(plain.execution, why_not_compiled=None) == Execution()
     assert recorded.loss_chain == plain.loss_chain
     assert recorded.weights_sha256 == plain.weights_sha256
 
@@ -247,7 +247,7 @@ def test_a_step_that_is_recorded_anew_where_memory_was_short_gives_the_same_byte
 
     monkeypatch.setattr(TrainingStep, "__call__", make_room_and_take)
     disturbed = finished(bench, spec, recorder(), "disturbed")
-    assert disturbed.execution == Execution(cuda_graph=True)
+    assert replace(disturbed.execution, why_not_compiled=None) == Execution(cuda_graph=True)
     assert disturbed.loss_chain == undisturbed.loss_chain
     assert disturbed.weights_sha256 == undisturbed.weights_sha256
 
@@ -340,7 +340,7 @@ def test_where_the_compiled_form_cannot_be_recorded_the_model_as_it_is_is(
     assert outcome.execution.cuda_graph
     assert outcome.execution.why_no_graph is None
     assert not outcome.execution.compiled
-    said = "goes on uncompiled: it cannot be recorded as a CUDA graph: "
+    said = "goes uncompiled: it cannot be recorded as a CUDA graph: "
     assert any(text.startswith(said) for text in observer.messages)
     plain = recorder()
     finished(bench, replace(spec, torch_compile="off"), plain, "plain")
@@ -380,15 +380,18 @@ def test_a_compiler_that_fails_ends_no_run(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
     observer = recorder()
     outcome = finished(bench, replace(bench.spec, torch_compile="on"), observer, "run")
-    assert outcome.execution == Execution(cuda_graph=True)
-    assert "goes on uncompiled: no compiler here" in observer.messages
+    assert outcome.execution == Execution(cuda_graph=True, why_not_compiled="no compiler here")
+    assert "goes uncompiled: no compiler here" in observer.messages
 
 
 def test_a_long_run_compiles_by_itself_and_a_short_one_never_waits(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = finished(bench, bench.spec, recorder(), "short")
+    observer = recorder()
+    short = finished(bench, bench.spec, observer, "short")
     assert not short.execution.compiled
+    assert f"goes uncompiled: {short.execution.why_not_compiled}" in observer.messages
+    assert "recorded a step as one CUDA graph, to be replayed" in observer.messages
     monkeypatch.setattr(compilation, "COLD_SECONDS", 1e-9)
     long = finished(bench, replace(bench.spec, max_steps=2_000), recorder(), "long")
     assert long.execution == Execution(cuda_graph=True, compiled=True)

@@ -102,4 +102,6 @@ class RecordedStep:  # pragma: needs cuda
             return
         self._recorded()
         self._graph, self._outcome = graph, outcome
+        if not self._execution.cuda_graph:
+            self._tell("recorded a step as one CUDA graph, to be replayed")
         self._execution.cuda_graph = True
