@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from backends.loading import load_model
+from backends.contracts import ModelConfig
+from backends.loading import load_model, model_family
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
 from trainer_app.core import adamw, compilation, device, fp8, graphs, loss, optim
@@ -22,10 +25,13 @@ from trainer_app.core.device import (
     resolve_device,
     resolve_precision,
 )
+from trainer_app.core.evaluate import evaluate
 from trainer_app.core.fit import Finished, Stopped
-from trainer_app.core.loss import fused_loss
+from trainer_app.core.loss import LanguageModelLoss, fused_loss
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
 from trainer_app.core.step import StepResult, TrainingStep
+from trainer_app.core.stopping import never
+from trainer_app.core.streams import TokenStream
 from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -487,6 +493,27 @@ def test_a_gpu_without_fp8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "FP8_CAPABILITY", (99, 0))
     with pytest.raises(FieldError, match="'fp8' needs an H100 or later, and this is"):
         resolve_precision("fp8", "cuda")
+
+
+def test_an_evaluation_waits_for_the_gpu_once_however_many_batches_it_has() -> None:
+    config = ModelConfig(family="gpt2", size="tiny", vocab_size=300, max_seq_len=64)
+    model = LanguageModelLoss(model_family("gpt2").build(config)).cuda()
+
+    def waits(batches: int) -> int:
+        ids = (np.arange(8 * 64 * batches + 1) % 300).astype(np.uint16)
+        stream = TokenStream(ids=ids, bytes=len(ids))
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                evaluate(model, stream, seq_len=64, batch_size=8, device="cuda", should_stop=never)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in seen)
+
+    waits(1)  # kernels are loaded, and the loss's is compiled
+    assert 1 <= waits(1) == waits(20) <= 2
 
 
 def test_a_run_tells_its_speed_its_memory_and_how_much_of_the_gpu_it_used(
