@@ -180,9 +180,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: _Context, grad_loss: Tensor) -> _Gradients:
         hidden_grad, weight_grad = ctx.saved_tensors
+        # in place, for they are nobody else's: of a second backward autograd says that it is amiss
         return (
-            None if hidden_grad is None else hidden_grad * grad_loss,
-            None if weight_grad is None else weight_grad * grad_loss,
+            None if hidden_grad is None else hidden_grad.mul_(grad_loss),
+            None if weight_grad is None else weight_grad.mul_(grad_loss),
             None,
             None,
         )
