@@ -19,7 +19,7 @@ import torch
 
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import model_family
-from trainer_app.core import fit, loop, step_log
+from trainer_app.core import fit, loop, samples, step_log
 from trainer_app.core.compilation import (
     COLD_SECONDS,
     TOO_SHORT,
@@ -29,6 +29,7 @@ from trainer_app.core.compilation import (
 )
 from trainer_app.core.evaluate import evaluate
 from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.generate import generate
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import CompileChoice
 from trainer_app.core.stopping import StopRequested
@@ -329,6 +330,23 @@ def test_an_evaluation_for_which_there_is_no_room_beside_a_recorded_step_is_trie
     observer = recorder()
     assert isinstance(bench.fit(bench.spec, observer, run="short of memory"), Finished)
     assert len(tries) > len(observer.evaluations) > 0
+
+
+def test_a_sample_for_which_there_is_no_room_is_tried_again_and_told_once(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(bench.spec, sample_prompts=("the river", "past a mill"))
+    undisturbed, short = recorder(), recorder()
+    plain = bench.fit(spec, undisturbed, run="undisturbed")
+    tries: list[int] = []
+    monkeypatch.setattr(samples, "generate", without_room_at_first(generate, tries))
+    outcome = bench.fit(spec, short, run="short of memory")
+    assert isinstance(plain, Finished)
+    assert isinstance(outcome, Finished)
+    assert outcome.weights_sha256 == plain.weights_sha256
+    said = [text for text in short.messages if text.startswith("sample: ")]
+    assert said == [text for text in undisturbed.messages if text.startswith("sample: ")]
+    assert len(tries) == 1 + len(said) == 1 + 2 * len(short.evaluations)
 
 
 def test_an_interruption_while_it_compiles_is_no_failure_of_the_compiler() -> None:
