@@ -34,6 +34,7 @@ from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StepReport
+from trainer_app.core.performance import FLOPS_SOURCE
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
@@ -223,6 +224,7 @@ def test_a_manifest_tells_how_the_steps_were_computed_and_how_fast(start: Start)
     vocabulary = json.loads((folder / "config.json").read_bytes())["vocab_size"]
     weights = 1024 * (128 + 256) + 1024 * (256 + 256) + vocabulary * 256
     assert performance["flops_per_token"] == 6 * weights
+    assert performance["flops_source"] == FLOPS_SOURCE
     assert performance["mfu"] is None
     assert performance["peak_memory_bytes"] > 1 << 24
     logged = (folder / "logs.jsonl").read_text()
