@@ -232,7 +232,8 @@ def test_the_end_has_the_test_figures_and_a_table_of_the_epochs(
 
     [attempt] = records(tmp_path)
     last = rows(attempt)[-1]
-    assert last["peak_memory_bytes"] == PERFORMANCE.peak_memory_bytes
+    for name in ("peak_memory_bytes", "flops_per_token", "flops_source"):
+        assert last[name] == getattr(PERFORMANCE, name)
     assert (last["global_step"], last["early_stopped"], last["test_loss"]) == (4, True, 1.25)
     assert last["test_ppl"] == pytest.approx(math.exp(1.25))
     [table] = tmp_path.glob("tracked/wandb/offline-run-*/files/media/table/epoch_summary*.json")

@@ -206,8 +206,10 @@ def _finish(run: wandb.Run, curve: Curve, end: _End) -> None:
         if end.finished.test_loss is not None:  # there is a test split
             summary["test_loss"] = end.finished.test_loss
             summary["test_ppl"] = perplexity(end.finished.test_loss)
-        if end.finished.performance is not None:
-            summary["peak_memory_bytes"] = end.finished.performance.peak_memory_bytes
+        if (performance := end.finished.performance) is not None:
+            summary["peak_memory_bytes"] = performance.peak_memory_bytes
+            summary["flops_per_token"] = performance.flops_per_token
+            summary["flops_source"] = performance.flops_source
         run.log(summary, step=curve.logged + 1, commit=True)
     run.finish(exit_code=end.exit_code)
 

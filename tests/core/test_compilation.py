@@ -19,21 +19,24 @@ import torch
 
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import model_family
-from trainer_app.core import loop
+from trainer_app.core import fit, loop, samples, step_log
 from trainer_app.core.compilation import (
     COLD_SECONDS,
+    TOO_SHORT,
     Compilation,
     Execution,
     resolve_compile,
 )
 from trainer_app.core.evaluate import evaluate
 from trainer_app.core.fit import Finished, Stopped
+from trainer_app.core.generate import generate
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import CompileChoice
 from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
     from tests.training_bench import Bench, Recorder
+    from trainer_app.core.device import ResolvedPrecision
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 P = ParamSpec("P")
@@ -71,22 +74,32 @@ def compilation(
 
 
 def test_auto_never_compiles_on_a_cpu_nor_where_equal_bytes_are_asked_for() -> None:
-    assert resolve_compile("auto", "cpu", "fp32", deterministic=False) == "off"
-    assert resolve_compile("auto", "cuda", "bf16", deterministic=True) == "off"
-    assert resolve_compile("auto", "cuda", "bf16", deterministic=False) == "auto"
-    assert resolve_compile("on", "cpu", "fp32", deterministic=True) == "on"
-    assert resolve_compile("off", "cuda", "fp8", deterministic=False) == "off"
+    on_cpu = resolve_compile("auto", "cpu", "fp32", deterministic=False)
+    assert on_cpu == ("off", "on a CPU that wins nothing")
+    halves: tuple[ResolvedPrecision, ...] = ("bf16", "fp8")
+    for precision in halves:
+        equal = resolve_compile("auto", "cuda", precision, deterministic=True)
+        assert equal == ("off", "it is to be deterministic")
+    assert resolve_compile("auto", "cuda", "bf16", deterministic=False) == ("auto", None)
+    assert resolve_compile("on", "cpu", "fp32", deterministic=True) == ("on", None)
+    assert resolve_compile("off", "cuda", "fp8", deterministic=False) == ("off", None)
 
 
 def test_fp8_is_compiled_from_the_first_step() -> None:
-    assert resolve_compile("auto", "cuda", "fp8", deterministic=True) == "on"
+    assert resolve_compile("auto", "cuda", "fp8", deterministic=False) == ("on", None)
 
 
-def test_auto_compiles_once_the_rest_of_the_run_wins_more_than_it_costs() -> None:
+def test_auto_compiles_where_the_rest_of_the_run_wins_more_than_it_costs() -> None:
     auto = compilation("auto")
     assert not auto.is_due(step_seconds=None, steps_left=1_000_000_000)
-    assert not auto.is_due(step_seconds=0.1, steps_left=int(10 * COLD_SECONDS))
     assert auto.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
+
+
+def test_auto_decides_once_for_there_is_ever_less_left_to_win() -> None:
+    auto = compilation("auto")
+    assert not auto.is_due(step_seconds=0.1, steps_left=int(10 * COLD_SECONDS))
+    assert auto.why_not == "it would take 30 s, and win 4 s of what is left"
+    assert not auto.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
 
 
 def test_by_request_it_compiles_at_once_or_never() -> None:
@@ -98,13 +111,58 @@ def test_a_model_that_is_one_call_already_is_not_compiled() -> None:
     assert not compilation("on", family="char_lstm").is_due(step_seconds=None, steps_left=1)
 
 
-def test_who_asked_for_that_model_to_be_compiled_is_told(
-    bench: Bench, recorder: MakeRecorder
+@pytest.mark.parametrize(
+    ("family", "asked", "deterministic", "why"),
+    [
+        ("char_lstm", "on", False, "what this model calls is fused already"),
+        ("gpt2", "off", False, "torch_compile is off"),
+        ("gpt2", "auto", False, "on a CPU that wins nothing"),
+        ("gpt2", "auto", True, "it is to be deterministic"),
+    ],
+)
+def test_a_run_that_is_not_compiled_tells_why_once(
+    bench: Bench,
+    recorder: MakeRecorder,
+    family: str,
+    asked: CompileChoice,
+    deterministic: bool,
+    why: str,
 ) -> None:
     observer = recorder()
-    spec = replace(bench.spec, model_family="char_lstm", torch_compile="on", max_steps=1)
-    bench.fit(spec, observer, run="lstm")
-    assert "goes uncompiled: what this model calls is fused already" in observer.messages
+    spec = replace(
+        bench.spec,
+        model_family=family,
+        torch_compile=asked,
+        deterministic=deterministic,
+        max_steps=2,
+    )
+    outcome = bench.fit(spec, observer, run="run")
+    assert isinstance(outcome, Finished)
+    assert outcome.execution == Execution(why_not_compiled=why)
+    said = [text for text in observer.messages if "compiled" in text]
+    assert said == [f"goes uncompiled: {why}"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "why"),
+    [(0.001, "it would take 30 s, and win 0 s of what is left"), (None, TOO_SHORT)],
+)
+def test_a_run_in_which_auto_stays_as_it_is_tells_why_once(
+    bench: Bench,
+    recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float | None,
+    why: str,
+) -> None:
+    monkeypatch.setattr(fit, "resolve_compile", lambda *_, **__: ("auto", None))
+    monkeypatch.setattr(step_log, "READ_SECONDS", 3_600.0 if seconds is None else 0.0)
+    monkeypatch.setattr(step_log, "STEADY_AFTER", 2)
+    observer = recorder()
+    spec = replace(bench.spec, eval_steps=100, holdout_fraction=0.0)
+    outcome = bench.fit(spec, observer, run="run")
+    assert isinstance(outcome, Finished)
+    assert outcome.execution == Execution(why_not_compiled=why)
+    assert observer.messages.count(f"goes uncompiled: {why}") == 1
 
 
 def test_the_compiled_form_is_called_inside_alone_and_gives_the_same() -> None:
@@ -121,16 +179,36 @@ def test_the_compiled_form_is_called_inside_alone_and_gives_the_same() -> None:
     assert "hidden" not in vars(model)
 
 
+def test_a_compiled_form_that_is_dropped_is_neither_called_nor_made_again() -> None:
+    model = tiny()
+    made = Compilation(model, choice="on", name="a model")
+    made.compile(lambda: None, never)
+    assert made.drop("it cannot be recorded") == "goes uncompiled: it cannot be recorded"
+    assert not made.done
+    assert not made.is_due(step_seconds=1.0, steps_left=1_000_000_000)
+    with made.in_use():
+        assert "hidden" not in vars(model)
+
+
 def test_what_compiling_cost_is_what_the_next_run_expects(tmp_path: Path) -> None:
     first = compilation("auto", cache=tmp_path)
     left = int(20 * COLD_SECONDS)
-    assert not first.is_due(step_seconds=0.1, steps_left=left)
+    assert not compilation("auto", cache=tmp_path).is_due(step_seconds=0.1, steps_left=left)
     first.compile(lambda: None, never)
     assert compilation("auto", cache=tmp_path).is_due(step_seconds=0.1, steps_left=left)
     assert not compilation("auto", cache=tmp_path, name="another").is_due(
         step_seconds=0.1, steps_left=left
     )
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+def test_what_compiling_has_cost_is_read_once_not_before_each_step(tmp_path: Path) -> None:
+    noted = tmp_path / "seconds.json"
+    noted.write_text('{"a model": 1.0}')
+    auto = compilation("auto", cache=tmp_path)
+    assert not auto.is_due(step_seconds=0.1, steps_left=100)
+    noted.write_text('{"a model": 0.1}')
+    assert not auto.is_due(step_seconds=0.1, steps_left=99)
 
 
 def test_a_stop_is_heeded_while_it_compiles() -> None:
@@ -165,7 +243,7 @@ def test_a_compiler_that_fails_is_done_without(error: Exception) -> None:
         raise error
 
     reason = "no compiler here" if isinstance(error, RuntimeError) else "KeyError"
-    assert made.compile(fail, never) == f"goes on uncompiled: {reason}"
+    assert made.compile(fail, never) == f"goes uncompiled: {reason}"
     assert not made.done
     assert not made.is_due(step_seconds=None, steps_left=1)
 
@@ -179,7 +257,7 @@ def test_a_compiled_run_on_a_cpu_learns_the_same_and_says_so(
     plain = bench.finish(bench.spec, run="plain")
     assert any(text.startswith("compiled the model in") for text in observer.messages)
     assert compiled.execution == Execution(compiled=True)
-    assert plain.execution == Execution()
+    assert plain.execution == Execution(why_not_compiled="on a CPU that wins nothing")
     assert compiled.final_loss == pytest.approx(plain.final_loss, rel=1e-4)
 
 
@@ -205,7 +283,7 @@ def test_a_compiler_that_fails_leaves_no_trace_in_the_run(
     spec = replace(bench.spec, torch_compile="on")
     outcome = bench.fit(spec, observer, run="broken")
     assert isinstance(outcome, Finished)
-    said = "goes on uncompiled: no code for a gradient of 3 dimensions"
+    said = "goes uncompiled: no code for a gradient of 3 dimensions"
     assert said in observer.messages
     assert outcome.weights_sha256 == plain.weights_sha256
 
@@ -252,6 +330,23 @@ def test_an_evaluation_for_which_there_is_no_room_beside_a_recorded_step_is_trie
     observer = recorder()
     assert isinstance(bench.fit(bench.spec, observer, run="short of memory"), Finished)
     assert len(tries) > len(observer.evaluations) > 0
+
+
+def test_a_sample_for_which_there_is_no_room_is_tried_again_and_told_once(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(bench.spec, sample_prompts=("the river", "past a mill"))
+    undisturbed, short = recorder(), recorder()
+    plain = bench.fit(spec, undisturbed, run="undisturbed")
+    tries: list[int] = []
+    monkeypatch.setattr(samples, "generate", without_room_at_first(generate, tries))
+    outcome = bench.fit(spec, short, run="short of memory")
+    assert isinstance(plain, Finished)
+    assert isinstance(outcome, Finished)
+    assert outcome.weights_sha256 == plain.weights_sha256
+    said = [text for text in short.messages if text.startswith("sample: ")]
+    assert said == [text for text in undisturbed.messages if text.startswith("sample: ")]
+    assert len(tries) == 1 + len(said) == 1 + 2 * len(short.evaluations)
 
 
 def test_an_interruption_while_it_compiles_is_no_failure_of_the_compiler() -> None:

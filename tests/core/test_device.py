@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from trainer_app.core.device import (
     ResolvedDevice,
     ResolvedPrecision,
     available_cores,
+    copy_ids,
     data_loading,
     fresh_accelerator,
     out_of_memory_named,
@@ -155,3 +158,22 @@ def test_the_processor_has_a_name_where_there_is_no_proc(
 ) -> None:
     monkeypatch.setattr(device, "CPU_INFORMATION", Path("/nonexistent"))
     assert device.device_name("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 4, 10])
+def test_ids_are_copied_piece_by_piece(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(device, "IDS_COPIED_AT_ONCE", 4)
+    ids = np.arange(65_530, 65_530 + count, dtype=np.uint32)
+    target = torch.empty(count, dtype=torch.int32)
+    copy_ids(ids, target)
+    assert target.tolist() == ids.tolist()
+
+
+def test_copying_ids_takes_a_few_pieces_of_memory() -> None:
+    ids = np.ones(1 << 24, dtype=np.uint16)
+    target = torch.empty(len(ids), dtype=torch.int32)
+    tracemalloc.start()
+    copy_ids(ids, target)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 4 * device.IDS_COPIED_AT_ONCE < 4 * len(ids)

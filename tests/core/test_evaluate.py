@@ -65,6 +65,19 @@ def test_the_loss_is_a_mean_over_tokens_whatever_the_batches(family: str, tokens
         )
 
 
+def test_the_sum_over_batches_has_the_bytes_of_one_in_python() -> None:
+    made, text = model("gpt2"), stream(100)
+    found = evaluate(made, text, seq_len=8, batch_size=3, device="cpu", should_stop=never)
+    made.eval()
+    total = 0.0
+    with torch.inference_mode():
+        for first, rows, columns in [*((24 * n, 3, 8) for n in range(4)), (96, 1, 3)]:
+            ids = torch.tensor(text.ids[first : first + rows * columns + 1].astype(np.int64))
+            inputs, targets = ids[:-1].view(rows, columns), ids[1:].view(rows, columns)
+            total += made(inputs, targets).item() * rows * columns
+    assert found.loss == total / 99
+
+
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_it_draws_no_random_number_and_leaves_the_mode_as_it_was(family: str) -> None:
     made = model(family)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backends.contracts import ModelConfig
 from backends.models.gpt2 import DESIGN as GPT2
 from backends.models.gpt2 import gpt2_shape
 from backends.models.transformer import Block, Design, Transformer
+from trainer_app.core import loss
+from trainer_app.core.compilation import Compilation
 from trainer_app.core.fp8 import WIDEST, Float8Block, Float8Linear, in_fp8, use_fp8
 
 CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
@@ -66,3 +70,42 @@ def test_a_fused_block_computes_as_before_where_nothing_is_trained() -> None:
     expected = model.hidden(ids)
     use_fp8(model, fused=True)
     assert torch.equal(model.hidden(ids), expected)
+
+
+@pytest.mark.parametrize("uses_fp8", [True, False])
+def test_the_head_is_compiled_where_the_model_is_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, uses_fp8: bool
+) -> None:
+    called: list[str] = []
+    for name in ("fp8_product", "compiled_fp8_product"):
+
+        def product(x_MK: Tensor, weight_NK: Tensor, name: str = name) -> Tensor:
+            called.append(name)
+            return F.linear(x_MK, weight_NK)
+
+        monkeypatch.setattr(loss, name, product)
+
+    def taken(
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        *,
+        multiply: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        return F.cross_entropy(multiply(hidden_ND, weight_VD), targets_N)
+
+    monkeypatch.setattr(loss, "next_token_loss", taken)
+    monkeypatch.setattr(torch, "compile", lambda hidden, **_: hidden)
+    model = Transformer(CONFIG, GPT2, gpt2_shape(width=64, layers=1, heads=2))
+    model.initialise()
+    made = loss.LanguageModelLoss(model, fp8=uses_fp8)
+    compilation = Compilation(model, choice="on", name="a model")
+    ids = torch.arange(12).view(2, 6)
+    made(ids, ids)
+    compilation.compile(lambda: None, lambda: None)
+    with compilation.in_use():
+        made(ids, ids)
+        made.eval()(ids, ids)
+    made.train()(ids, ids)
+    expected = ["fp8_product", "compiled_fp8_product", "fp8_product"]
+    assert called == (expected if uses_fp8 else [])

@@ -33,6 +33,25 @@ def test_made_in_chunks_the_loss_and_its_gradients_are_those_of_the_whole(rows: 
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_gradients_made_in_chunks_are_scaled_where_they_are() -> None:
+    hidden, weight, targets = inputs(600, 4096)
+    weight.requires_grad_()
+    value = 3 * chunked_loss(hidden, weight, targets)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        torch.autograd.backward(value)
+    taken = [event.self_cpu_memory_usage for event in profiled.events() or ()]
+    assert taken
+    assert max(taken) < 4 * weight.numel()
+
+
+def test_gradients_that_were_scaled_already_are_never_scaled_twice() -> None:
+    hidden, weight, targets = inputs(600, 4096)
+    value = chunked_loss(hidden, weight.requires_grad_(), targets)
+    torch.autograd.backward(3 * value, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.backward(3 * value)
+
+
 @pytest.mark.parametrize("trained", [(True, False), (False, True)])
 def test_what_is_frozen_gets_no_gradient(trained: tuple[bool, bool]) -> None:
     hidden, weight, targets = inputs(600, 4096)

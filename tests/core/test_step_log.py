@@ -12,7 +12,7 @@ import torch
 from trainer_app.core import step_log
 from trainer_app.core.loss_chain import START
 from trainer_app.core.step import StepResult
-from trainer_app.core.step_log import StepLog
+from trainer_app.core.step_log import MOST_SKIPPED, StepLog
 from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
@@ -106,6 +106,23 @@ def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(
     scaled.add(10, result(1.0, math.inf), notable=False)
     scaled.flush()
     assert observer.steps[0].grad_norm is None
+
+
+def test_a_run_whose_every_step_overflows_fails_and_one_that_settles_goes_on(
+    recorder: type[Recorder],
+) -> None:
+    settled = log(recorder(), scaled=True)
+    for step in range(1, 3 * MOST_SKIPPED):
+        skipped = step % MOST_SKIPPED != 0
+        settled.add(step, result(1.0, math.inf if skipped else 1.0), notable=False)
+    settled.flush()
+    lost = log(recorder(), scaled=True)
+    for step in range(1, MOST_SKIPPED):
+        lost.add(step, result(1.0, math.nan), notable=False)
+    lost.flush()
+    lost.add(MOST_SKIPPED, result(1.0, math.inf), notable=False)
+    with pytest.raises(LossNotFinite, match="overflowed at each of the 100 steps up to step 100"):
+        lost.flush()
 
 
 def test_the_losses_of_the_curve_make_a_chain_that_a_resume_goes_on_with(

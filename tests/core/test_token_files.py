@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.core.streams import Streams, split_streams
-from trainer_app.core.token_files import Damaged
+from trainer_app.core.token_files import Damaged, Sum, check_sums
 
 RULE = SplitRule(seed=1, validation_fraction=0.1, test_fraction=0.2)
 ANOTHER = SplitRule(seed=2, validation_fraction=0.2, test_fraction=0.1)
@@ -301,3 +303,62 @@ def test_no_run_learns_from_token_ids_that_were_zeroed(bench: Bench) -> None:
 def test_a_folder_that_is_gone_is_not_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         token_files.Meta.read(tmp_path / "deleted")
+
+
+@pytest.fixture
+def summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Checks a file's sum; says how many pieces of it were read for that."""
+    monkeypatch.setattr(token_files, "PIECE_BYTES", 100)
+    (tmp_path / "ids.bin").write_bytes(bytes(1_000))
+
+    def check() -> int:
+        pieces: list[int] = []
+        sums = {"ids": Sum(bytes=1_000, crc32=zlib.crc32(bytes(1_000)))}
+        check_sums(tmp_path, sums, lambda: pieces.append(1))
+        return len(pieces)
+
+    return check
+
+
+def test_a_file_that_was_right_a_short_while_ago_is_not_read_again(
+    summed: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(token_files, "SETTLED_NS", -1)
+    assert [summed(), summed()] == [10, 0]
+    os.utime(tmp_path / "ids.bin", ns=(0, 0))
+    assert [summed(), summed()] == [10, 0]
+    monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    assert summed() == 10
+
+
+@pytest.mark.parametrize("damage", [flip, cut, remove])
+def test_a_file_that_has_changed_since_it_was_right_is_read_again(
+    summed: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: Damage
+) -> None:
+    monkeypatch.setattr(token_files, "SETTLED_NS", -1)
+    path = tmp_path / "ids.bin"
+    before = path.stat()
+    summed()
+    time.sleep(0.05)  # more than the grain of the file system's clock
+    damage(path)
+    if path.exists():
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(Damaged):
+        summed()
+
+
+def test_a_file_that_was_only_just_written_is_read_each_time(
+    summed: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "SETTLED_NS", 1 << 60)
+    assert [summed(), summed()] == [10, 10]
+
+
+def test_a_file_that_was_wrong_is_read_each_time(
+    summed: Callable[[], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(token_files, "SETTLED_NS", -1)
+    flip(tmp_path / "ids.bin")
+    for _ in range(2):
+        with pytest.raises(Damaged):
+            summed()

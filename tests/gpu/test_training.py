@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from backends.loading import load_model
+from backends.contracts import ModelConfig
+from backends.loading import load_model, model_family
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import adamw, compilation, device, graphs, loss, optim
+from trainer_app.core import adamw, compilation, device, fp8, graphs, loss, optim
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -22,18 +25,25 @@ from trainer_app.core.device import (
     resolve_device,
     resolve_precision,
 )
+from trainer_app.core.evaluate import evaluate
 from trainer_app.core.fit import Finished, Stopped
-from trainer_app.core.loss import fused_loss
+from trainer_app.core.loss import LanguageModelLoss, fused_loss
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
 from trainer_app.core.step import StepResult, TrainingStep
+from trainer_app.core.stopping import never
+from trainer_app.core.streams import TokenStream
 from trainer_app.errors import FieldError, OutOfMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.training_bench import Bench, Recorder
     from trainer_app.core.spec import TrainSpec
 
 MakeRecorder: TypeAlias = "type[Recorder]"
 PRECISIONS: tuple[RequestedPrecision, ...] = ("fp32", "bf16", "fp16", "auto")
+WITH_FP8: tuple[RequestedPrecision, ...] = (*PRECISIONS[:3], "fp8")
 
 
 def test_auto_is_cuda_in_fp16() -> None:
@@ -146,7 +156,7 @@ def finished(bench: Bench, spec: TrainSpec, observer: Recorder, run: str) -> Fin
     return outcome
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("precision", WITH_FP8)
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_kernel(
     bench: Bench,
@@ -164,15 +174,15 @@ def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_ker
         gradient_accumulation_steps=2,
     )
     recorded = finished(bench, spec, recorder(), "recorded")
-    assert recorded.execution == Execution(cuda_graph=True)
+    assert replace(recorded.execution, why_not_compiled=None) == Execution(cuda_graph=True)
     monkeypatch.setattr(graphs, "WARM_UP_STEPS", 1 << 30)
     plain = finished(bench, spec, recorder(), "plain")
-    assert plain.execution == Execution()
+    assert replace(plain.execution, why_not_compiled=None) == Execution()
     assert recorded.loss_chain == plain.loss_chain
     assert recorded.weights_sha256 == plain.weights_sha256
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:3])
+@pytest.mark.parametrize("precision", WITH_FP8)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "char_lstm"])
 def test_a_deterministic_run_that_is_interrupted_ends_in_the_same_bytes(
@@ -243,7 +253,7 @@ def test_a_step_that_is_recorded_anew_where_memory_was_short_gives_the_same_byte
 
     monkeypatch.setattr(TrainingStep, "__call__", make_room_and_take)
     disturbed = finished(bench, spec, recorder(), "disturbed")
-    assert disturbed.execution == Execution(cuda_graph=True)
+    assert replace(disturbed.execution, why_not_compiled=None) == Execution(cuda_graph=True)
     assert disturbed.loss_chain == undisturbed.loss_chain
     assert disturbed.weights_sha256 == undisturbed.weights_sha256
 
@@ -289,6 +299,61 @@ def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel_and_says_why(
     finished(bench, bench.spec, recorder(), "the next")
 
 
+def test_a_step_that_cannot_be_recorded_anew_is_told_as_one_without_a_graph(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = transformer._attend
+    take = TrainingStep.__call__
+    looking: list[int] = []
+
+    def looked_at(*tensors: torch.Tensor) -> torch.Tensor:
+        if looking:
+            assert math.isfinite(tensors[0].sum().item())
+        return attend(*tensors)
+
+    def make_room_and_take(step: TrainingStep, number: int) -> StepResult | None:
+        if number == 20:
+            looking.append(number)
+            step.make_room()
+        return take(step, number)
+
+    monkeypatch.setattr(transformer, "_attend", looked_at)
+    monkeypatch.setattr(TrainingStep, "__call__", make_room_and_take)
+    observer = recorder()
+    outcome = finished(bench, replace(bench.spec, torch_compile="off"), observer, "looked at")
+    assert not outcome.execution.cuda_graph
+    assert outcome.execution.why_no_graph is not None
+    assert all(math.isfinite(report.train_loss) for report in observer.steps)
+
+
+def test_where_the_compiled_form_cannot_be_recorded_the_model_as_it_is_is(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looking(
+        hidden: Callable[[torch.Tensor], torch.Tensor], **_: object
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        def looked_at(ids_BT: torch.Tensor) -> torch.Tensor:
+            x_BTD = hidden(ids_BT)
+            assert math.isfinite(x_BTD.sum().item())
+            return x_BTD
+
+        return looked_at
+
+    monkeypatch.setattr(torch, "compile", looking)
+    spec = replace(bench.spec, precision="fp32", learning_rate=3e-4)
+    observer = recorder()
+    outcome = finished(bench, replace(spec, torch_compile="on"), observer, "looked at")
+    assert outcome.execution.cuda_graph
+    assert outcome.execution.why_no_graph is None
+    assert not outcome.execution.compiled
+    said = "goes uncompiled: it cannot be recorded as a CUDA graph: "
+    assert any(text.startswith(said) for text in observer.messages)
+    plain = recorder()
+    finished(bench, replace(spec, torch_compile="off"), plain, "plain")
+    for ours, theirs in zip(observer.steps, plain.steps, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+
+
 def test_a_machine_without_a_c_compiler_trains_all_the_same(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,15 +386,18 @@ def test_a_compiler_that_fails_ends_no_run(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
     observer = recorder()
     outcome = finished(bench, replace(bench.spec, torch_compile="on"), observer, "run")
-    assert outcome.execution == Execution(cuda_graph=True)
-    assert "goes on uncompiled: no compiler here" in observer.messages
+    assert outcome.execution == Execution(cuda_graph=True, why_not_compiled="no compiler here")
+    assert "goes uncompiled: no compiler here" in observer.messages
 
 
 def test_a_long_run_compiles_by_itself_and_a_short_one_never_waits(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = finished(bench, bench.spec, recorder(), "short")
+    observer = recorder()
+    short = finished(bench, bench.spec, observer, "short")
     assert not short.execution.compiled
+    assert f"goes uncompiled: {short.execution.why_not_compiled}" in observer.messages
+    assert "recorded a step as one CUDA graph, to be replayed" in observer.messages
     monkeypatch.setattr(compilation, "COLD_SECONDS", 1e-9)
     long = finished(bench, replace(bench.spec, max_steps=2_000), recorder(), "long")
     assert long.execution == Execution(cuda_graph=True, compiled=True)
@@ -392,10 +460,60 @@ def test_in_fp8_a_run_learns_as_in_bf16(bench: Bench, recorder: MakeRecorder, fa
     torch.testing.assert_close(curves[1], curves[0], rtol=0.01, atol=0.0)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "char_lstm"])
+def test_fp8_without_the_compiler_never_calls_it(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("torch.compile was called")
+
+    fp8._compiler.cache_clear()
+    monkeypatch.setattr(torch, "compile", called)
+    spec = replace(bench.spec, model_family=family, precision="fp8", torch_compile="off")
+    observer = recorder()
+    outcome = finished(bench, spec, observer, "run")
+    assert outcome.execution.cuda_graph
+    assert not outcome.execution.compiled
+    assert observer.steps[-1].train_loss < observer.steps[0].train_loss - 0.5
+
+
+def test_what_the_compiler_keeps_of_fp8_is_no_pickled_graph(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    fp8._compiler.cache_clear()
+    spec = replace(bench.spec, precision="fp8", max_steps=10, eval_steps=None)
+    assert finished(bench, spec, recorder(), "run").execution.compiled
+    kept = {path.name for path in (tmp_path / "inductor").iterdir()}
+    assert kept
+    assert not kept & {"fxgraph", "aotautograd"}
+
+
 def test_a_gpu_without_fp8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "FP8_CAPABILITY", (99, 0))
     with pytest.raises(FieldError, match="'fp8' needs an H100 or later, and this is"):
         resolve_precision("fp8", "cuda")
+
+
+def test_an_evaluation_waits_for_the_gpu_once_however_many_batches_it_has() -> None:
+    config = ModelConfig(family="gpt2", size="tiny", vocab_size=300, max_seq_len=64)
+    model = LanguageModelLoss(model_family("gpt2").build(config)).cuda()
+
+    def waits(batches: int) -> int:
+        ids = (np.arange(8 * 64 * batches + 1) % 300).astype(np.uint16)
+        stream = TokenStream(ids=ids, bytes=len(ids))
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                evaluate(model, stream, seq_len=64, batch_size=8, device="cuda", should_stop=never)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in seen)
+
+    waits(1)  # kernels are loaded, and the loss's is compiled
+    assert 1 <= waits(1) == waits(20) <= 2
 
 
 def test_a_run_tells_its_speed_its_memory_and_how_much_of_the_gpu_it_used(

@@ -34,6 +34,7 @@ from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StepReport
+from trainer_app.core.performance import FLOPS_SOURCE
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
@@ -203,6 +204,31 @@ def test_the_final_figures_are_those_of_the_best_split_that_there_is(
     manifest = json.loads((folder / "manifest.json").read_bytes())
     name = {"test": "test_loss", "validation": "best_val_loss", "train": "final_loss"}[split]
     assert (last["split"], event.test_loss) == (split, manifest[name])
+
+
+def test_a_manifest_tells_how_the_steps_were_computed_and_how_fast(start: Start) -> None:
+    run_id = start()
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    folder = artifacts.model_directory(process.settings(), run_id)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest["execution"] == {
+        "cuda_graph": False,
+        "why_no_graph": None,
+        "compiled": False,
+        "why_not_compiled": "what this model calls is fused already",
+    }
+    performance = manifest["performance"]
+    assert performance["tokens_per_sec"] == pytest.approx(8 * 16_000 / performance["step_ms"])
+    # rows of both layers' inputs and states, and the head's, as docs/training.md counts them
+    vocabulary = json.loads((folder / "config.json").read_bytes())["vocab_size"]
+    weights = 1024 * (128 + 256) + 1024 * (256 + 256) + vocabulary * 256
+    assert performance["flops_per_token"] == 6 * weights
+    assert performance["flops_source"] == FLOPS_SOURCE
+    assert performance["mfu"] is None
+    assert performance["peak_memory_bytes"] > 1 << 24
+    logged = (folder / "logs.jsonl").read_text()
+    assert logged.count("goes uncompiled: what this model calls is fused already") == 1
 
 
 def test_a_run_that_fails_says_why(

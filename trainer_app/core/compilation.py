@@ -35,6 +35,7 @@ MARGIN: Final = 1.5  # times its cost that compiling must win
 COLD_SECONDS: Final = 30.0  # expected of a model that was never compiled on this machine
 STOP_POLL_SECONDS: Final = 0.25
 COSTS_FILE: Final = "seconds.json"
+TOO_SHORT: Final = "the run is over before its steps are timed"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Execution:
     cuda_graph: bool = False  # each step is one launch
     why_no_graph: str | None = None
     compiled: bool = False  # the model went through torch's compiler
+    why_not_compiled: str | None = None
 
 
 def resolve_compile(
@@ -52,16 +54,23 @@ def resolve_compile(
     precision: ResolvedPrecision,
     *,
     deterministic: bool,
-) -> CompileChoice:
-    """What auto means: off on a CPU, where torch's compiler wins nothing for these models, and
-    where equal bytes are asked for, which must not hang on when a run was compiled. On for fp8,
-    which pays where the compiler makes it together with what it is made of.
+) -> tuple[CompileChoice, str | None]:
+    """What auto means, and why where that is off: where equal bytes are asked for, which must not
+    hang on when a run was compiled, and on a CPU, where torch's compiler wins nothing for these
+    models. On for fp8, which pays where the compiler makes it together with what it is made of.
     """
     if choice != "auto":
-        return choice
-    if precision == "fp8":
-        return "on"
-    return "off" if device == "cpu" or deterministic else "auto"
+        return choice, None
+    if deterministic:
+        return "off", "it is to be deterministic"
+    if device == "cpu":
+        return "off", "on a CPU that wins nothing"
+    return "on" if precision == "fp8" else "auto", None
+
+
+def is_called_compiled(model: CausalModel) -> bool:
+    """Whether this is inside ``Compilation.in_use`` of the model's compiled form."""
+    return "hidden" in vars(model)
 
 
 class _Left(BaseException):
@@ -114,7 +123,13 @@ class Compilation:
     """
 
     def __init__(
-        self, model: CausalModel, *, choice: CompileChoice, name: str, cache: Path | None = None
+        self,
+        model: CausalModel,
+        *,
+        choice: CompileChoice,
+        name: str,
+        why_off: str | None = None,
+        cache: Path | None = None,
     ) -> None:
         """``name``: of model, shapes and precision; ``cache``: where compiled code is kept."""
         self._model = model
@@ -122,8 +137,12 @@ class Compilation:
         self._name = name
         self._costs = None if cache is None else cache / COSTS_FILE
         self._compiled: Callable[[Tensor], Tensor] | None = None
-        self.gains = model.gains_by_compiling
-        self._tried = not self.gains
+        self.decided = False  # whether nothing will change that it is not compiled
+        self.why_not: str | None = TOO_SHORT  # None: it was compiled
+        if not model.gains_by_compiling:
+            self.drop("what this model calls is fused already")
+        elif choice == "off":
+            self.drop(why_off or "torch_compile is off")
         if cache is not None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
             os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
@@ -131,15 +150,23 @@ class Compilation:
     def is_due(self, *, step_seconds: float | None, steps_left: int) -> bool:
         """Whether to compile before the next step; ``step_seconds``: None where not yet measured.
 
-        ``auto`` compiles once the rest of the run wins more by it than it costs.
+        ``auto`` compiles if the rest of the run wins more by it than it costs. That is decided
+        once, when the first steps are timed: there is ever less left to win.
         """
-        if self._tried or self._choice == "off":
+        if self.decided or self.done:
             return False
         if self._choice == "on":
             return True
         if step_seconds is None:
+            if steps_left == 1:
+                self.drop(TOO_SHORT)
             return False
-        return steps_left * step_seconds * GAIN > MARGIN * self._expected_seconds()
+        wins = steps_left * step_seconds * GAIN
+        costs = self._seen().get(self._name, COLD_SECONDS)
+        if wins > MARGIN * costs:
+            return True
+        self.drop(f"it would take {costs:.0f} s, and win {wins:.0f} s of what is left")
+        return False
 
     def compile(self, rehearse: Callable[[], None], should_stop: Callable[[], object]) -> str:
         """Compile; ``rehearse`` calls the model forward and backward as a step does.
@@ -147,7 +174,6 @@ class Compilation:
         Returns what came of it, in a sentence: a compiler that fails ends no run. It is left as
         soon as ``should_stop`` gives a reason.
         """
-        self._tried = True
         torch.compiler.reset()  # the shapes of the run before would make this one's sizes variable
         self._compiled = torch.compile(self._model.hidden, dynamic=False)
         began = time.monotonic()
@@ -155,17 +181,23 @@ class Compilation:
             with self.in_use(), _settings(), _left_on(should_stop):
                 rehearse()
         except _Left:
-            self._compiled = None
-            return "was to stop while it compiled"
+            self.drop(said := "was to stop while it compiled")
+            return said
         except StopRequested:  # an interruption, no failure
             raise
         except Exception as error:  # whatever a compiler may raise
-            self._compiled = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return f"goes on uncompiled: {reason}"
+            return self.drop((str(error).strip() or type(error).__name__).splitlines()[0])
         seconds = time.monotonic() - began
         self._remember(seconds)
+        self.why_not = None
         return f"compiled the model in {seconds:.1f} s"
+
+    def drop(self, why: str) -> str:
+        """Go on with the model as it is, for good; returns that in a sentence."""
+        self._compiled = None
+        self.decided = True
+        self.why_not = why
+        return f"goes uncompiled: {why}"
 
     @property
     def done(self) -> bool:
@@ -183,9 +215,6 @@ class Compilation:
             yield
         finally:
             del self._model.hidden
-
-    def _expected_seconds(self) -> float:
-        return self._seen().get(self._name, COLD_SECONDS)
 
     def _seen(self) -> dict[str, float]:
         """Seconds by name, as they were the last time; compiled code is kept, so that is less."""

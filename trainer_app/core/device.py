@@ -47,9 +47,8 @@ LARGEST_INT: Final = 2**31 - 1
 CPU_INFORMATION: Final = Path("/proc/cpuinfo")
 PROCESS_STATUS: Final = Path("/proc/self/status")
 PEAK_RESET: Final = Path("/proc/self/clear_refs")
-RESIDENT_SHARE: Final = (
-    8  # token ids that fill less than this part of a GPU's free memory live there
-)
+RESIDENT_SHARE: Final = 8  # ids that fill less than this part of a GPU's free memory live there
+IDS_COPIED_AT_ONCE: Final = 1 << 20
 
 
 def resolve_device(requested: RequestedDevice, before: Fingerprint | None = None) -> ResolvedDevice:
@@ -282,7 +281,16 @@ def resident_ids(ids: TokenIds, device: ResolvedDevice) -> Tensor | None:
     free, _ = torch.cuda.mem_get_info()  # pragma: needs cuda
     if 4 * len(ids) * RESIDENT_SHARE > free:  # pragma: needs cuda
         return None  # pragma: needs cuda
-    return torch.from_numpy(ids.astype(np.int32)).cuda()  # pragma: needs cuda
+    resident = torch.empty(len(ids), dtype=torch.int32, device="cuda")  # pragma: needs cuda
+    copy_ids(ids, resident)  # pragma: needs cuda
+    return resident  # pragma: needs cuda
+
+
+def copy_ids(ids: TokenIds, target: Tensor) -> None:
+    """Fill an int32 tensor with the ids of a stream, by way of little memory."""
+    for start in range(0, len(ids), IDS_COPIED_AT_ONCE):
+        piece = ids[start : start + IDS_COPIED_AT_ONCE].astype(np.int32)
+        target[start : start + len(piece)] = torch.from_numpy(piece)
 
 
 class DeviceWindows:  # pragma: needs cuda

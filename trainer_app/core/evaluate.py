@@ -57,16 +57,19 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    total_nats = 0.0
     tokens = len(stream) - 1
     try:
         with torch.inference_mode():
+            # on the device, and read once: a GPU would else have nothing to do between two batches
+            total = torch.zeros((), dtype=torch.float64, device=device)
             for first, rows, columns in _batches_of(tokens, seq_len, batch_size):
                 raise_if_stopped(should_stop)
                 places = first + np.arange(rows)[:, None] * seq_len + np.arange(columns + 1)
-                window = torch.from_numpy(stream.ids[places].astype(np.int64)).to(device)
+                ids = torch.from_numpy(stream.ids[places].astype(np.int64))
+                window = ids.to(device, non_blocking=True)  # of memory that is copied aside first
                 loss = model(window[:, :-1], window[:, 1:])
-                total_nats += float(loss) * rows * columns
+                total += loss.double() * rows * columns
+            total_nats = total.item()
     finally:
         model.train(was_training)
     loss = total_nats / tokens

@@ -230,14 +230,13 @@ class _Attempt:
 
     def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:
         spec = self._spec
+        choice, why_off = resolve_compile(
+            spec.torch_compile, self._device, self._precision, deterministic=spec.deterministic
+        )
         return Compilation(
             model,
-            choice=resolve_compile(
-                spec.torch_compile,
-                self._device,
-                self._precision,
-                deterministic=spec.deterministic,
-            ),
+            choice=choice,
+            why_off=why_off,
             name=(
                 f"{spec.model_family} {spec.model_size}, {batches.batch_size} x {batches.seq_len}, "
                 f"{self._precision} on {device_name(self._device)}, torch {torch.__version__}"

@@ -229,7 +229,7 @@ def _multiplied(  # pragma: needs cuda
 
 
 def compiled_fp8_product(x_MK: Tensor, weight_NK: Tensor) -> Tensor:  # pragma: needs cuda
-    """The same where nothing around it is compiled: the operands are made in a pass each."""
+    """The same by itself, for it is no part of the model: the operands are made in a pass each."""
     compiled: Callable[[Tensor, Tensor], Tensor] = _compiler()
     return compiled(x_MK, weight_NK)
 

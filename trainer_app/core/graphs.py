@@ -32,16 +32,19 @@ class RecordedStep:  # pragma: needs cuda
         *,
         undo: Callable[[], None],
         recorded: Callable[[], None],
+        simplify: Callable[[str], bool],
         execution: Execution,
         tell: Callable[[str], None],
     ) -> None:
         """``compute``: loss and norm (2,) of the step that the feed has loaded; ``undo`` takes
         back what a ``compute`` that was broken off has left, ``recorded`` does what one that was
-        recorded has left for later.
+        recorded has left for later. ``simplify`` is told why recording failed, and says whether
+        it has changed ``compute`` so that it may be tried again.
         """
         self._compute = compute
         self._undo = undo
         self._recorded = recorded
+        self._simplify = simplify
         self._execution = execution
         self._tell = tell
         self._aside = torch.Stream(device="cuda")
@@ -67,7 +70,8 @@ class RecordedStep:  # pragma: needs cuda
         self._warm = 0
 
     def go_without(self, why: str) -> None:
-        """Never record."""
+        """Never record, or never again."""
+        self._execution.cuda_graph = False  # it was one, if this is a recording anew
         self._execution.why_no_graph = why
         self._tell(f"steps run kernel by kernel, not as one CUDA graph: {why}")
 
@@ -89,8 +93,15 @@ class RecordedStep:  # pragma: needs cuda
                 outcome = self._compute()
         except RuntimeError as error:
             self._undo()
-            self.go_without(str(error).splitlines()[0])
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # where memory is short, what is simpler needs more of it
+            if not isinstance(error, torch.OutOfMemoryError) and self._simplify(why):
+                self.forget()
+                return
+            self.go_without(why)
             return
         self._recorded()
         self._graph, self._outcome = graph, outcome
+        if not self._execution.cuda_graph:
+            self._tell("recorded a step as one CUDA graph, to be replayed")
         self._execution.cuda_graph = True

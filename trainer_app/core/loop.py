@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from trainer_app.core.evaluate import Evaluation, evaluate
 from trainer_app.core.observer import CheckpointReport, EvaluationReport, Observer
 from trainer_app.core.performance import Performance, flops_per_token, peak_flops
 from trainer_app.core.run_state import RunState
-from trainer_app.core.samples import continue_prompts
+from trainer_app.core.samples import continue_prompt
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.step_log import StepLog
 from trainer_app.core.stopping import raise_if_stopped
@@ -38,7 +38,7 @@ from trainer_app.core.tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from accelerate import Accelerator
     from torch import nn
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
     from trainer_app.core.streams import TokenStream
+
+Looked = TypeVar("Looked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,11 +267,14 @@ class Loop:
             device=self._place.fingerprint.device,
             should_stop=self._observer.should_stop,
         )
-        try:
+        return self._with_room(look)
+
+    def _with_room(self, look: Callable[[], Looked]) -> Looked:
+        """What is called; where memory is short, a second time without the recorded step's."""
+        with suppress(torch.OutOfMemoryError):  # and forget it: it holds what was computed so far
             return look()
-        except torch.OutOfMemoryError:
-            self._step.make_room()  # a recorded step keeps what it computes in
-            return look()
+        self._step.make_room()
+        return look()
 
     def _evaluation_due(self) -> bool:
         step = self.state.step
@@ -296,14 +301,18 @@ class Loop:
                     evaluations_without_improvement=self.state.evaluations_without_improvement,
                 )
             )
-        continue_prompts(
-            self._place.model,
-            self._data.tokenizer,
-            prompts=self._spec.sample_prompts,
-            seed=self._spec.seed,
-            device=self._place.fingerprint.device,
-            observer=self._observer,
-        )
+        for prompt in self._spec.sample_prompts:
+            self._with_room(
+                partial(
+                    continue_prompt,
+                    self._place.model,
+                    self._data.tokenizer,
+                    prompt=prompt,
+                    seed=self._spec.seed,
+                    device=self._place.fingerprint.device,
+                    observer=self._observer,
+                )
+            )
         self._log.restart_clock()
 
     def _read_losses(self) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from trainer_app.core.fp8 import compiled_fp8_product
+from trainer_app.core.compilation import is_called_compiled
+from trainer_app.core.fp8 import compiled_fp8_product, fp8_product
 from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ VOCABULARY_MULTIPLE: Final = 128  # to which the head is padded on a GPU
 FEWEST_ROWS: Final = 512  # of a chunk: each adds to the whole (V, D) gradient once
 
 _Apply = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+_Product = Callable[[Tensor, Tensor], Tensor]  # x (M, K), weight (N, K): (M, N)
 
 
 class LanguageModelLoss(nn.Module):
@@ -46,20 +48,31 @@ class LanguageModelLoss(nn.Module):
             hidden_ND,
             self.model.head_weight(),
             targets_BT.flatten(),
-            fp8=self.fp8 and self.training,
+            multiply=self._head(),
         )
+
+    def _head(self) -> _Product:
+        """The head's product. A compiler makes no part of it where none makes the model's: what
+        it keeps and what its failure means is known there.
+        """
+        if not self.fp8 or not self.training:
+            return F.linear
+        return compiled_fp8_product if is_called_compiled(self.model) else fp8_product
 
 
 def next_token_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, fp8: bool = False
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, multiply: _Product = F.linear
 ) -> Tensor:
-    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32."""
+    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32.
+
+    ``multiply``: makes the logits, where a kernel of our own takes them.
+    """
     large = len(targets_N) * len(weight_VD) > CHUNK_LOGITS
     on_gpu = hidden_ND.device.type == "cuda"
     if large and not on_gpu:
         return chunked_loss(hidden_ND, weight_VD, targets_N)
     if on_gpu and why_unfused(logits_dtype()) is None:  # pragma: needs cuda
-        return fused_loss(hidden_ND, weight_VD, targets_N, fp8=fp8)
+        return fused_loss(hidden_ND, weight_VD, targets_N, multiply=multiply)
     return F.cross_entropy(F.linear(hidden_ND, weight_VD).float(), targets_N)
 
 
@@ -98,15 +111,15 @@ def why_unfused(dtype: torch.dtype) -> str | None:
 
 
 def fused_loss(  # pragma: needs cuda
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, fp8: bool = False
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, multiply: _Product = F.linear
 ) -> Tensor:
     """The same loss on a GPU, in as few passes over the logits as there can be.
 
-    ``fp8``: the head's product is in fp8. The hidden states' gradient is not: to write the logits'
-    gradient in fp8, too, takes longer than the product then wins (2.5 and 1.7 ms of 63).
+    ``multiply`` may be in fp8. The hidden states' gradient is not: to write the logits' gradient in
+    fp8, too, takes longer than the product then wins (2.5 and 1.7 ms of 63).
     """
-    apply: Callable[[Tensor, Tensor, Tensor, bool, bool], Tensor] = _FusedCrossEntropy.apply
-    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled(), fp8)
+    apply: Callable[[Tensor, Tensor, Tensor, bool, _Product], Tensor] = _FusedCrossEntropy.apply
+    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled(), multiply)
 
 
 _Gradients = tuple[Tensor | None, Tensor | None, None, None]
@@ -167,9 +180,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: _Context, grad_loss: Tensor) -> _Gradients:
         hidden_grad, weight_grad = ctx.saved_tensors
+        # in place, for they are nobody else's: of a second backward autograd says that it is amiss
         return (
-            None if hidden_grad is None else hidden_grad * grad_loss,
-            None if weight_grad is None else weight_grad * grad_loss,
+            None if hidden_grad is None else hidden_grad.mul_(grad_loss),
+            None if weight_grad is None else weight_grad.mul_(grad_loss),
             None,
             None,
         )
@@ -191,7 +205,7 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         weight_VD: Tensor,
         targets_N: Tensor,
         recorded: bool,
-        fp8: bool,
+        multiply: _Product,
     ) -> Tensor:
         from trainer_app.core.kernels import cross_entropy_  # noqa: PLC0415 - needs Triton
 
@@ -200,8 +214,7 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         vocab = len(weight_VD)
         hidden_ND = hidden_ND.to(dtype)
         weight_PD = F.pad(weight_VD.to(dtype), (0, 0, 0, -vocab % VOCABULARY_MULTIPLE))
-        multiplied = compiled_fp8_product if fp8 else F.linear
-        logits_NP = multiplied(hidden_ND, weight_PD)
+        logits_NP = multiply(hidden_ND, weight_PD)
         losses_N = cross_entropy_(logits_NP, targets_N, vocab=vocab, with_gradient=recorded)
         if recorded:
             ctx.save_for_backward(hidden_ND, weight_PD, logits_NP)

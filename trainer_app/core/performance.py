@@ -35,6 +35,12 @@ PEAKS: Final[tuple[tuple[str, tuple[float, float]], ...]] = (
 )
 
 
+FLOPS_SOURCE: Final = (
+    "counted, not measured: 6 x weights in products, head included, + 12 x layers x heads x head "
+    "width x max_seq_len (Chowdhery et al. 2022, appendix B)"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Performance:
     """Of the steps of a run's last attempt, evaluations and checkpoints aside."""
@@ -42,6 +48,7 @@ class Performance:
     tokens_per_sec: float
     step_ms: float
     flops_per_token: int  # of a training step, forward and backward
+    flops_source: str = FLOPS_SOURCE  # how they were counted
     mfu: float | None  # between 0 and 1; None: the processor's peak is not known here
     peak_memory_bytes: int  # of the GPU, taken from its driver; on a CPU the process's resident
 
@@ -49,9 +56,9 @@ class Performance:
 def flops_per_token(model: CausalModel, seq_len: int) -> int:
     """Floating-point operations that training asks for, per token.
 
-    6 for each weight that a token is multiplied with (2 forward, 4 backward), and 12 x layers x
-    heads x head width x T for attention's two products, which are counted whole though a causal
-    mask leaves half of them out.
+    FLOPS_SOURCE in words: 6 for each weight that a token is multiplied with (2 forward, 4
+    backward), and 12 x layers x heads x head width x T for attention's two products, which are
+    counted whole though a causal mask leaves half of them out.
     """
     weights = sum(matrix.numel() for matrix in hidden_matrices(model, frozen=True))
     return 6 * (weights + model.head_weight().numel()) + 12 * model.attention_width * seq_len

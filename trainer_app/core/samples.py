@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -18,21 +17,18 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS: Final = 64
 
 
-def continue_prompts(
+def continue_prompt(
     model: CausalModel,
     tokenizer: Tokenizer,
     *,
-    prompts: Sequence[str],
+    prompt: str,
     seed: int,
     device: str,
     observer: Observer,
 ) -> None:
-    """Tell the observer how the model goes on after each prompt; training is not disturbed."""
+    """Tell the observer how the model goes on after a prompt; training is not disturbed."""
     loaded = LoadedModel(model=model, tokenizer=tokenizer, device=device)
-    for prompt in prompts:
-        spec = GenerateSpec(prompt_text=prompt, max_new_tokens=SAMPLE_TOKENS, seed=seed)
-        with torch.random.fork_rng():
-            generation = generate(
-                loaded, spec, should_stop=lambda: observer.should_stop() is not None
-            )
-        observer.on_message(f"sample: {prompt!r} -> {generation.outputs[0]!r}")
+    spec = GenerateSpec(prompt_text=prompt, max_new_tokens=SAMPLE_TOKENS, seed=seed)
+    with torch.random.fork_rng():
+        generation = generate(loaded, spec, should_stop=lambda: observer.should_stop() is not None)
+    observer.on_message(f"sample: {prompt!r} -> {generation.outputs[0]!r}")

@@ -73,14 +73,16 @@ class TrainingStep:
         self._tell = tell
         self._should_stop = should_stop
         self._leaving = False  # between the micro-batches of the present step, if there is a reason
-        if spec.torch_compile == "on" and not compilation.gains:
-            tell("goes uncompiled: what this model calls is fused already")
+        self._note_compiling()
+        if compilation.decided:
+            tell(f"goes uncompiled: {compilation.why_not}")
         self._recorded: RecordedStep | None = None
         if accelerator.device.type == "cuda":  # pragma: needs cuda
             self._recorded = RecordedStep(
                 self._compute,
                 undo=self._drop_gradients,
                 recorded=self._after_recording,
+                simplify=self._uncompile,
                 execution=execution,
                 tell=tell,
             )
@@ -127,13 +129,29 @@ class TrainingStep:
         breaks it off.
         """
         left = self._total_steps - step
+        before = self._compilation.decided
         if not self._compilation.is_due(step_seconds=step_seconds, steps_left=left):
+            if self._compilation.decided and not before:
+                self._note_compiling()
+                self._tell(f"goes uncompiled: {self._compilation.why_not}")
             return False
         self._feed.load(step)
         if self._recorded is not None:
             self._recorded.forget()  # pragma: needs cuda
         self._tell(self._compilation.compile(self._rehearse, should_stop))
+        self._note_compiling()
+        return True
+
+    def _note_compiling(self) -> None:
         self._execution.compiled = self._compilation.done
+        self._execution.why_not_compiled = self._compilation.why_not
+
+    def _uncompile(self, why: str) -> bool:  # pragma: needs cuda
+        """Go back to the model as it is, if it was compiled: for a small one, a graph wins more."""
+        if not self._compilation.done:
+            return False
+        self._tell(self._compilation.drop(f"it cannot be recorded as a CUDA graph: {why}"))
+        self._note_compiling()
         return True
 
     @property

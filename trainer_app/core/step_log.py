@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 STEADY_AFTER: Final = 8  # steps of an attempt: libraries are loaded and the step recorded by then
 READ_SECONDS: Final = 0.25  # between two reads
+# In a row, by fp16's scaler. It halves the scale each time, from 65,536: one that does not settle
+# within so many never will, for gradients overflow at any scale.
+MOST_SKIPPED: Final = 100
 AHEAD_SECONDS: Final = 0.05  # of work that a GPU has before it: reports are made meanwhile
 
 
@@ -53,6 +56,7 @@ class StepLog:
     steady_step_seconds: float | None = None  # the least of them, once the first steps are over
     steps_timed: int = 0  # after the first of the attempt, which waits for much
     seconds_timed: float = 0.0  # that those took
+    _skipped: int = 0  # steps in a row
     _begun: bool = False
     _told: bool = False
     _reported: int = 0
@@ -148,7 +152,13 @@ class StepLog:
                 f"the loss became {loss} at step {step}: set a smaller learning_rate, "
                 f"gradient_clipping 1.0, or precision bf16 or fp32"
             )
-        if not math.isfinite(norm) and not self.scaled:
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped == MOST_SKIPPED:
+            raise LossNotFinite(
+                f"fp16 overflowed at each of the {MOST_SKIPPED} steps up to step {step}, which "
+                f"changed nothing: set precision bf16 or fp32, or a smaller learning_rate"
+            )
+        if self._skipped and not self.scaled:
             raise LossNotFinite(
                 f"the gradient norm became {norm} at step {step}: set a smaller learning_rate, "
                 f"or gradient_clipping 1.0"

@@ -3,17 +3,19 @@
 ``meta.json`` names the size and the CRC-32 of each ``.bin`` file beside it, and has a CRC-32 of its
 own. They guard against disks and crashes, not against people: whoever can write a file can write
 its sum as well, be it cryptographic. CRC-32 is the fastest in the standard library (2.2 GB/s of a
-core, SHA-256 1.0), and what a run is to read is summed before its first step.
+core, SHA-256 1.0), and what a run is to read is summed before its first step, but where this
+process has just done so: 10 GB of ids take 5 s.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 META: Final = "meta.json"
 _SUMMED: Final = frozenset({"files", "crc32"})  # what meta.json of earlier versions has not
 PIECE_BYTES: Final = 1 << 20  # read at once: still in the processor's cache when summed
+TRUSTED_SECONDS: Final = 3_600.0  # after it was summed, a file that nobody has written to since
+SETTLED_NS: Final = 2_000_000_000  # after a change, the next has another time on any file system
 
 
 class Damaged(Exception):
@@ -116,12 +120,54 @@ def check_sums(directory: Path, sums: Mapping[str, Sum], should_stop: ShouldStop
     for name, expected in sums.items():
         crc32 = 0
         with _opened(directory, name) as file:
+            state = _State.of(file, expected)
+            if state.was_right():
+                continue
             while size := file.readinto(buffer):
                 crc32 = zlib.crc32(buffer[:size], crc32)
                 if size == len(buffer):  # else this was the last
                     raise_if_stopped(should_stop)
         if crc32 != expected.crc32:
             raise Damaged(directory, f"{name}.bin is not what was written")
+        state.remember()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """Which file this is and when it was last changed: no two contents have the same."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified_ns: int
+    changed_ns: int  # of the inode, too: whoever sets the other one back cannot set this
+    crc32: int  # that it is to have
+    settled: bool = field(compare=False)  # else it may be changed again and look the same
+
+    @classmethod
+    def of(cls, file: BufferedReader, expected: Sum) -> _State:
+        found = os.fstat(file.fileno())
+        return cls(
+            device=found.st_dev,
+            inode=found.st_ino,
+            bytes=found.st_size,
+            modified_ns=found.st_mtime_ns,
+            changed_ns=found.st_ctime_ns,
+            crc32=expected.crc32,
+            settled=time.time_ns() - found.st_ctime_ns > SETTLED_NS,
+        )
+
+    def was_right(self) -> bool:
+        """Whether it had its sum a short while ago."""
+        return time.monotonic() < _trusted.get(self, 0.0)
+
+    def remember(self) -> None:
+        """It was summed, and is right."""
+        if self.settled:
+            _trusted[self] = time.monotonic() + TRUSTED_SECONDS
+
+
+_trusted: Final[dict[_State, float]] = {}  # until when, by this process's clock
 
 
 def check_sizes(directory: Path, sizes: Mapping[str, int]) -> None:
