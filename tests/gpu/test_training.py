@@ -324,6 +324,7 @@ def test_a_step_that_cannot_be_recorded_anew_is_told_as_one_without_a_graph(
     assert not outcome.execution.cuda_graph
     assert outcome.execution.why_no_graph is not None
     assert all(math.isfinite(report.train_loss) for report in observer.steps)
+    assert torch.rand(8, device="cuda").isfinite().all()  # as dropout needs it
 
 
 def test_where_the_compiled_form_cannot_be_recorded_the_model_as_it_is_is(

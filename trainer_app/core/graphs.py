@@ -92,6 +92,7 @@ class RecordedStep:  # pragma: needs cuda
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outcome = self._compute()
         except RuntimeError as error:
+            _leave_the_recording()
             self._undo()
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             # where memory is short, what is simpler needs more of it
@@ -105,3 +106,13 @@ class RecordedStep:  # pragma: needs cuda
         if not self._execution.cuda_graph:
             self._tell("recorded a step as one CUDA graph, to be replayed")
         self._execution.cuda_graph = True
+
+
+def _leave_the_recording() -> None:  # pragma: needs cuda
+    """Let random numbers be drawn again.
+
+    Where a recording breaks, torch's generator is not told that it is over, and refuses to draw for
+    as long as the process lives. A copy of its state knows nothing of a recording.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
