@@ -72,8 +72,9 @@ def test_in_halves_the_curve_is_that_of_the_plain_loop_in_float32(
     family: str,
     precision: RequestedPrecision,
 ) -> None:
-    # means: the scaler of fp16 may skip one of the first steps, which moves all that follow by one
-    made = replace(spec, model_family=family, precision=precision)
+    # Means, and a curve that is less steep: the scaler of fp16 may skip some of the first steps,
+    # which moves all that follow by as many.
+    made = replace(spec, model_family=family, precision=precision, learning_rate=1e-4)
     rel = 0.02 if precision == "bf16" else 0.03
     assert_learns_the_same(bench, made, recorder(), rel=rel, mean_of=20)
 
