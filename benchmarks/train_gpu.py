@@ -199,13 +199,10 @@ def compare_whole_runs(
     seen: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            seen[side].append(in_own_process(whole_run, side, work, setting, steps))
-    cells = {}
-    for side, seconds in seen.items():
-        median = statistics.median(seconds)
-        report(work, setting, side, {"steps": steps, "seconds": median, "each": seconds})
-        cells[side] = f"{median:.1f}"
-    return cells
+            seconds = in_own_process(whole_run, side, work, setting, steps)
+            report(work, setting, side, {"steps": steps, "seconds": seconds})  # it took long
+            seen[side].append(seconds)
+    return {side: f"{statistics.median(each):.1f}" for side, each in seen.items()}
 
 
 def report(work: Work, setting: Setting, side: str, figures: dict[str, object]) -> None:

@@ -529,3 +529,13 @@ def test_a_run_tells_its_speed_its_memory_and_how_much_of_the_gpu_it_used(
     assert performance.mfu is not None
     assert 0.0 < performance.mfu < 1.0
     assert observer.steps[-1].mfu is not None
+
+
+def test_a_small_batch_is_trained_as_asked_for_and_a_larger_one_recommended(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    observer = recorder()
+    outcome = bench.fit(replace(bench.spec, batch_size=4, max_steps=2), observer)
+    assert isinstance(outcome, Finished)
+    said = "batch_size 4 leaves most of the GPU idle: 32 is recommended for gpt2"
+    assert said in observer.messages

@@ -26,6 +26,7 @@ from trainer_app.core.device import (
     fresh_accelerator,
     keep_freed_memory,
     out_of_memory_named,
+    recommended_batch_size_for,
     release_memory,
     resolve_device,
     resolve_precision,
@@ -249,6 +250,13 @@ class _Attempt:
     ) -> None:
         """Take up the checkpoint, if any, and announce the start."""
         spec = self._spec
+        size = loop.batches.batch_size
+        advised = recommended_batch_size_for(spec.model_family, size, self._device)
+        if advised != size:  # pragma: needs cuda
+            self._observer.on_message(
+                f"batch_size {size} leaves most of the GPU idle: {advised} is recommended for "
+                f"{spec.model_family}"
+            )
         if found is not None:
             snapshot, path = found
             loop.restore(snapshot)
