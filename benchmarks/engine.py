@@ -67,6 +67,9 @@ def engine_step(
         deterministic_algorithms(device, wanted=spec.deterministic),
         Feed(batches, device=device, loading=data_loading(None, None, device)) as feed,
     ):
+        choice, why_off = resolve_compile(
+            spec.torch_compile, device, precision, deterministic=spec.deterministic
+        )
         step = TrainingStep(
             accelerator=accelerator,
             model=prepared,
@@ -74,13 +77,7 @@ def engine_step(
             feed=feed,
             spec=spec,
             total_steps=total_steps,
-            compilation=Compilation(
-                model,
-                choice=resolve_compile(
-                    spec.torch_compile, device, precision, deterministic=spec.deterministic
-                ),
-                name="",
-            ),
+            compilation=Compilation(model, choice=choice, why_off=why_off, name=""),
             execution=Execution(),
             tell=lambda message: print(f"  {message}", flush=True),
             should_stop=lambda: None,

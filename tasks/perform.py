@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import structlog
 
 from tasks import by_hand, process
-from tasks.held import Held, now_by_both_clocks
+from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
 from trainer_app.core.files import disk_full_named
@@ -38,6 +38,7 @@ _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job end
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 # Somebody waits for the answer to these, and a chat takes no other turn meanwhile.
 _WAITED_FOR: Final = frozenset({JobKind.GENERATE, JobKind.SCORE, JobKind.CHAT, JobKind.EVALUATE})
+_QUEUED_AGAIN: Final = frozenset({Status.QUEUED, Status.CANCELLED})  # the latter if asked for
 _SHORT_WAIT_SECONDS: Final = 1  # before their second attempt
 
 Written = TypeVar("Written")
@@ -158,6 +159,8 @@ def _claim(job_id: str, holder: str) -> Claim | None:
 
     def claim() -> Claim | None:
         nonlocal asked
+        if asked and draining.is_set():
+            return None  # what it may have been granted, its worker hands back
         before = lease.claim_of(process.database(), job_id, holder) if asked else None
         asked = True
         return before or lease.claim(
@@ -229,6 +232,7 @@ def _complete(job: Job, done: Done) -> None:
     _write_end(
         job,
         message,
+        {Status.COMPLETED},
         lambda: lease.finish(
             process.database(),
             job.claim,
@@ -249,6 +253,7 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
     status = _write_end(
         job,
         message,
+        _QUEUED_AGAIN,
         lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause),
     )
     if status is Status.CANCELLED:
@@ -266,6 +271,7 @@ def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorK
     _write_end(
         job,
         message,
+        {status},
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
         ),
@@ -294,6 +300,7 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     status = _write_end(
         job,
         message,
+        _QUEUED_AGAIN,
         lambda: lease.retry_later(
             process.database(),
             job.claim,
@@ -312,8 +319,10 @@ def _tell_of_cancellation(job: Job) -> None:
     job.events.failed("user", "cancelled")
 
 
-def _write_end(job: Job, message: str, change: Callable[[], Status]) -> Status:
-    """Write down how the job ends; where it stands then.
+def _write_end(
+    job: Job, message: str, ends: Collection[Status], change: Callable[[], Status]
+) -> Status:
+    """Write down how the job ends; where it stands then, which is one of ``ends``.
 
     Where the database took the end, but went away before it could say so, the next try finds the
     lease gone. That is no reason to leave the end untold.
@@ -331,7 +340,7 @@ def _write_end(job: Job, message: str, change: Callable[[], Status]) -> Status:
             stands = None
             if unanswered:
                 stands = lease.stands(process.database(), job.claim, message=message)
-            if stands is None:
+            if stands is None or stands not in ends:
                 raise
             return stands
 

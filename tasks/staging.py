@@ -24,12 +24,12 @@ def of_tokenizer(settings: Settings, job_id: str, attempt: int) -> Path:
 def take_away(settings: Settings, job_id: str, attempt: int) -> list[Path]:
     """Take what this attempt, and those before it, have prepared; what is to be deleted then.
 
-    A folder that cannot be moved is left: its attempt has lost its lease all the same.
+    What cannot be moved is left: its attempt has lost its lease all the same.
     """
     taken = []
-    for number, path in _prepared(settings, job_id):
-        if number <= attempt:
-            with suppress(OSError):
+    with suppress(OSError):  # of a disk that lists nothing: leases are ended all the same
+        for number, path in _prepared(settings, job_id):
+            if number <= attempt:
                 taken.append(move_away(path))
     return taken
 

@@ -158,3 +158,23 @@ def test_nothing_is_resumed_while_redis_is_away(
     run_id = world.run(Status.CANCELLED)
     assert client.post(f"/runs/{run_id}/resume").status_code == 503
     assert client.get(f"/runs/{run_id}").get_json()["status"] == "cancelled"
+
+
+def test_a_run_whose_corpus_was_deleted_since_is_not_resumed_unless_a_data_bank_may_have_it(
+    client: FlaskClient,
+    world: World,
+    settings: Settings,
+    make_client: Callable[[Settings], FlaskClient],
+) -> None:
+    file_id = client.post("/corpora", data=b"Once upon a time\n", content_type="text/plain")
+    corpus = file_id.get_json()["file_id"]
+    run_id = world.run(Status.CANCELLED, corpus_file_id=corpus, corpus_path=None)
+    assert client.delete(f"/corpora/{corpus}").status_code == 204
+
+    answer = client.post(f"/runs/{run_id}/resume")
+
+    assert (answer.status_code, answer.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    assert client.get(f"/runs/{run_id}").get_json()["status"] == "cancelled"
+    bank = replace(settings.data_bank, url="http://127.0.0.1:9")
+    remote = make_client(replace(settings, data_bank=bank))
+    assert remote.post(f"/runs/{run_id}/resume").status_code == 202

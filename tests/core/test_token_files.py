@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -362,3 +363,14 @@ def test_a_file_that_was_wrong_is_read_each_time(
     for _ in range(2):
         with pytest.raises(Damaged):
             summed()
+
+
+def test_a_fault_of_the_process_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(token_files, "open_regular", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        token_files.Meta.read(tmp_path)

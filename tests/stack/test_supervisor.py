@@ -233,13 +233,13 @@ def test_a_housekeeper_that_stays_stopped_is_replaced_and_a_broker_is_waited_for
 def test_a_housekeeper_that_was_stopped_for_a_while_is_left_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisors, "FROZEN_SECONDS", 0.5)
+    monkeypatch.setattr(supervisors, "FROZEN_SECONDS", 2.0)
     stage.start("sleep", "300", role=Role.HOUSEKEEPING)
     first = stage.pid()
-    for _ in range(3):
+    for _ in range(4):
         os.kill(first, signal.SIGSTOP)
         stage.until(lambda: rested(first))
-        over = time.monotonic() + 0.25
+        over = time.monotonic() + 0.6
         while time.monotonic() < over:
             stage.supervisor.tick()
             time.sleep(0.02)

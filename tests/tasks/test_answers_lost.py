@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,10 +10,12 @@ import pytest
 from sqlalchemy import Connection
 
 from tasks import process
+from tasks.held import draining
 from tasks.perform import Done, Job, perform
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import CorpusEmpty, DiskFull, Unavailable
+from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
@@ -59,16 +62,17 @@ def done(job: Job) -> Done:
 @pytest.mark.parametrize(
     ("ending", "status", "told"),
     [
-        (None, "completed", "trainer.job.completed.v1"),
-        (CorpusEmpty("the corpus holds no text"), "failed", "trainer.job.failed.v1"),
-        (StopReason.CANCEL, "cancelled", "trainer.job.failed.v1"),
-        (StopReason.DRAIN, "queued", "trainer.job.started.v1"),
-        (DiskFull("no space left"), "queued", "trainer.job.started.v1"),
+        (None, "completed", "completed"),
+        (CorpusEmpty("the corpus holds no text"), "failed", "the corpus holds no text"),
+        (StopReason.CANCEL, "cancelled", "cancelled"),
+        (StopReason.DRAIN, "queued", "handed back: its worker shuts down"),
+        (DiskFull("no space left"), "queued", "attempt 1 failed: no space left; again in 300 s"),
     ],
 )
 def test_an_end_whose_answer_was_lost_is_told_like_any_other(
     database: Unanswering,
     run_id: str,
+    worker: Settings,
     sent_events: Sent,
     ending: StopReason | Exception | None,
     status: str,
@@ -83,7 +87,10 @@ def test_an_end_whose_answer_was_lost_is_told_like_any_other(
     perform(run_id, hostname="train-0@here", work=work)
 
     assert runs.get(database, run_id).status == status
-    assert sent_events()[-1]["type"] == told
+    (*_, last) = job_log_path(worker, run_id).read_text().splitlines()
+    assert json.loads(last)["event"] == told
+    final = {"completed": "completed", "failed": "failed", "cancelled": "failed"}
+    assert sent_events()[-1]["type"] == f"trainer.job.{final.get(status, 'started')}.v1"
 
 
 def test_a_claim_whose_answer_was_lost_is_worked_on(database: Unanswering, run_id: str) -> None:
@@ -119,3 +126,41 @@ def test_an_end_that_was_not_taken_before_the_lease_was_lost_is_not_told(
 
     assert runs.get(database, run_id).status == "queued"
     assert [event["type"] for event in sent_events()] == ["trainer.job.started.v1"]
+
+
+def test_a_run_that_was_cancelled_before_its_end_was_taken_is_not_told_as_completed(
+    database: Unanswering, run_id: str, sent_events: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, tries = lease.finish, []
+
+    def finish_once_it_is_cancelled(*_: object, **__: object) -> Status:
+        tries.append(run_id)
+        if len(tries) == 1:
+            lease.expire(database, run_id, owner_prefix="train-0@here")
+            lease.reap(database, max_crashes=3)
+            lease.request_cancel(database, run_id)
+            raise Unavailable("the connection was lost before COMMIT")
+        return finish(database, claims[0], Status.COMPLETED, result="{}")
+
+    claims = []
+
+    def work(job: Job) -> Done:
+        claims.append(job.claim)
+        return done(job)
+
+    monkeypatch.setattr(lease, "finish", finish_once_it_is_cancelled)
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert runs.get(database, run_id).status == "cancelled"
+    assert [event["type"] for event in sent_events()] == ["trainer.job.started.v1"]
+
+
+def test_a_claim_without_an_answer_is_not_insisted_on_while_the_worker_shuts_down(
+    database: Unanswering, run_id: str
+) -> None:
+    database.answers_to_lose = 1
+    draining.set()
+
+    perform(run_id, hostname="train-0@here", work=done)
+
+    assert runs.get(database, run_id).status == "running"  # until its lease is ended for it

@@ -237,7 +237,10 @@ def test_a_cancellation_in_redis_is_heard_while_a_job_stops_for_another_reason(
         draining.set()
         until_stopped(job)
         process.redis_client().set(cancelled_key(run_id), "1")
-        time.sleep(1.5)  # a checkpoint is written
+        give_up_at = time.monotonic() + 20
+        while not lease.cancel_requested(process.database(), job.claim):  # a checkpoint is written
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
         if isinstance(ending, StopReason):
             return ending
         raise ending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -207,6 +208,20 @@ def test_what_cannot_be_taken_away_keeps_no_lost_attempt_alive(
 
     assert runs.get(process.database(), run_id).status == "queued"
     assert prepared.exists()
+
+
+def test_a_disk_that_lists_nothing_keeps_no_lost_attempt_alive(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    slept = claimed(run_id, "asleep:1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", fail)
+        end_lease(slept)
+
+    assert runs.get(process.database(), run_id).status == "queued"
 
 
 def test_what_a_later_attempt_has_prepared_is_not_taken_away_from_it(run_id: str) -> None:

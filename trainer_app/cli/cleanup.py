@@ -94,7 +94,10 @@ def _run(clean: Callable[[Database, Settings], Report], *, as_json: bool) -> Non
     settings = load_settings()
     with closing(Database(settings.database_url)) as database:
         if migrate.current_revision(database) != migrate.head_revision():
-            raise Unavailable("the database is not of this version: `trainer db upgrade` first")
+            raise Unavailable(
+                "the database is not of this version: `trainer db upgrade` first, or clean up with "
+                "the later version that it is of"
+            )
         report = clean(database, settings)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "freed_bytes": report.freed_bytes}, indent=2))

@@ -76,8 +76,10 @@ _database = typer.Typer(help="The database.", no_args_is_help=True)
 @_database.command("upgrade")
 def _upgrade() -> None:
     """Bring the database of DATABASE__URL to the form that this version needs."""
-    migrate.upgrade(load_settings().database_url)
-    typer.echo("the database is up to date")
+    if migrate.upgrade(load_settings().database_url):
+        typer.echo("the database is up to date")
+    else:
+        typer.echo("the database is of a later version, and left as it is")
 
 
 @_database.callback()

@@ -7,7 +7,6 @@ A folder appears by one rename; two are kept, and no damage to a file of one rea
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.files import (
+    DAMAGE,
     disk_full_named,
     fsync_tree,
     put_back,
@@ -39,18 +39,6 @@ BEST: Final = "best.safetensors"
 _FIXED: Final = frozenset({"model.safetensors", "optimizer.safetensors", "rng.safetensors", STATE})
 # What reading raises where the bytes are those that were written, but say something else.
 _MEANINGLESS: Final = (ValueError, LookupError, TypeError, AttributeError, SafetensorError)
-# Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
-_DAMAGE: Final = frozenset(
-    {
-        errno.ENOENT,
-        errno.EIO,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.ENODATA,
-        errno.EINVAL,  # no plain file
-    }
-)
 LARGEST_MANIFEST: Final = 1 << 20  # bytes: far more than the names of a checkpoint's files take
 _NAME: Final = re.compile(r"step-(\d+)-attempt-(\d+)")
 
@@ -215,7 +203,7 @@ def _verified(directory: Path) -> frozenset[str]:
             if sha256_file(directory / name) != digest:
                 raise Damaged(f"{name} is not what was written")
     except OSError as error:
-        if error.errno not in _DAMAGE:
+        if error.errno not in DAMAGE:
             raise  # too many open files, no permission: the fault is not the checkpoint's
         raise Damaged(f"{error.strerror}: {Path(error.filename or MANIFEST).name}") from error
     except (ValueError, TypeError, AttributeError) as error:

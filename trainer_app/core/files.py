@@ -20,6 +20,18 @@ from trainer_app.errors import DiskFull
 from trainer_app.safe_paths import open_regular
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
+DAMAGE: Final = frozenset(
+    {
+        errno.ENOENT,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENODATA,
+        errno.EINVAL,  # no plain file
+    }
+)
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 _BESIDE: Final = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(?:tmp|old)")
 

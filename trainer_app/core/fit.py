@@ -250,12 +250,12 @@ class _Attempt:
     ) -> None:
         """Take up the checkpoint, if any, and announce the start."""
         spec = self._spec
-        size = loop.batches.batch_size
+        size = spec.batch_size
         advised = recommended_batch_size_for(spec.model_family, size, self._device)
-        if advised != size:  # pragma: needs cuda
+        if advised != size and found is None:  # pragma: needs cuda
             self._observer.on_message(
-                f"batch_size {size} leaves most of the GPU idle: {advised} is recommended for "
-                f"{spec.model_family}"
+                f"batch_size {size} leaves most of a GPU idle: {advised} is recommended for "
+                f"{spec.model_family}, where memory and corpus allow it"
             )
         if found is not None:
             snapshot, path = found

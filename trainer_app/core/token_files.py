@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from trainer_app.core.files import write_atomically
+from trainer_app.core.files import DAMAGE, write_atomically
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.safe_paths import open_regular
 
@@ -163,6 +163,9 @@ class _State:
 
     def remember(self) -> None:
         """It was summed, and is right."""
+        now = time.monotonic()
+        for other in [state for state, until in _trusted.items() if until <= now]:
+            del _trusted[other]
         if self.settled:
             _trusted[self] = time.monotonic() + TRUSTED_SECONDS
 
@@ -200,6 +203,8 @@ def _damage_named(directory: Path) -> Iterator[None]:
     except (OSError, ValueError, RecursionError) as error:
         if not directory.is_dir():
             raise  # clean-up has been here: nothing is damaged
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
+            raise  # too many open files, no permission: the fault is not the file's
         raise Damaged(directory, str(error)) from error
 
 

@@ -24,11 +24,12 @@ _LOCK: Final = 4_706_213_870  # a number that nothing else on the server locks
 _log = structlog.get_logger(__name__)
 
 
-def upgrade(url: str) -> None:
+def upgrade(url: str) -> bool:
     """Create or migrate the schema, all or nothing; several may start at once.
 
     The schema of a later version is left as it is: it keeps what the version before it needs, so
-    that the two can work side by side. Raises Unavailable as the database does, and when another
+    that the two can work side by side. False then: any other that this code has never heard of is
+    taken for one. Raises Unavailable as the database does, and when another
     holds it for a minute.
     """
     database = Database(url, wait_seconds=_WAIT_SECONDS)
@@ -45,8 +46,9 @@ def upgrade(url: str) -> None:
             scripts = ScriptDirectory.from_config(config).walk_revisions()
             if there is None or there in {script.revision for script in scripts}:
                 command.upgrade(config, "head")
-            else:
-                _log.warning("the database has the schema of a later version", revision=there)
+                return True
+            _log.warning("the database has the schema of a later version", revision=there)
+            return False
     finally:
         database.close()
 
