@@ -19,6 +19,7 @@ from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim
 from trainer_app.store.tables import Status
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -111,7 +112,9 @@ def test_an_end_that_was_not_taken_before_the_lease_was_lost_is_not_told(
     status: str,
 ) -> None:
     """Also where the run was cancelled since: that is told by who cancelled it."""
-    finish, claims, tries = lease.finish, [], []
+    finish = lease.finish
+    claims: list[Claim] = []
+    tries: list[str] = []
 
     def finish_once_it_is_too_late(*_: object, **__: object) -> Status:
         tries.append(run_id)
