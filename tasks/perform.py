@@ -160,7 +160,7 @@ def _claim(job_id: str, holder: str) -> Claim | None:
     def claim() -> Claim | None:
         nonlocal asked
         if asked and draining.is_set():
-            return None  # what it may have been granted, its worker hands back
+            return None  # if it was granted, its lease ends as soon as this process does
         before = lease.claim_of(process.database(), job_id, holder) if asked else None
         asked = True
         return before or lease.claim(
