@@ -12,10 +12,12 @@ from threading import Timer
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from trainer_app.cli import main as mains
 from trainer_app.settings import Redis, Settings
 from trainer_app.stack.ports import free_port
+from trainer_app.store.database import Database
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
@@ -379,6 +381,17 @@ def test_a_file_that_cannot_be_read_is_one_line(
 
 def test_the_database_is_brought_up_to_date(settings: Settings, trainer: Trainer) -> None:
     assert trainer("db", "upgrade").out == "the database is up to date\n"
+
+
+def test_a_database_of_a_later_version_is_left_as_it_is(
+    settings: Settings, sqlite_database: Database, trainer: Trainer
+) -> None:
+    with sqlite_database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    said = trainer("db", "upgrade").out
+
+    assert said.endswith("the database is of a later version, and left as it is\n")
 
 
 def test_every_command_says_its_exit_codes(trainer: Trainer) -> None:
