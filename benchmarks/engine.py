@@ -19,7 +19,7 @@ from trainer_app.core.device import (
     fresh_accelerator,
 )
 from trainer_app.core.feed import Feed
-from trainer_app.core.fp8 import use_fp8
+from trainer_app.core.layers import use_kernels
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.step import TrainingStep
@@ -46,6 +46,10 @@ def engine_step(
     Without a warm-up: that of a run without an end would have one, too, and the peers have none.
     The learning rate is at its peak from the first step on.
     """
+
+    def tell(message: str) -> None:
+        print(f"  {message}", flush=True)
+
     spec = replace(spec, warmup_ratio=0.0)
     random = np.random.default_rng(0)
     batches = Batches(
@@ -57,8 +61,7 @@ def engine_step(
     )
     accelerator = fresh_accelerator(device, precision, batches.accumulation)
     model = model.to(accelerator.device)
-    if precision == "fp8":
-        use_fp8(model, fused=True)
+    use_kernels(model, precision, tell)
     prepared, optimizer = accelerator.prepare(
         LanguageModelLoss(model, fp8=precision == "fp8"), make_optimizer(model, spec)
     )
@@ -79,7 +82,7 @@ def engine_step(
             total_steps=total_steps,
             compilation=Compilation(model, choice=choice, why_off=why_off, name=""),
             execution=Execution(),
-            tell=lambda message: print(f"  {message}", flush=True),
+            tell=tell,
             should_stop=lambda: None,
         )
         step.compile_if_due(0, None, lambda: None)

@@ -25,7 +25,7 @@ from hashlib import file_digest
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, TypeVar
 
 from backends.loading import tokenizer_kind
 from trainer_app.cli.demo_corpus import write_corpus
@@ -86,6 +86,9 @@ class Curve(Silent):
         self._tell(look)
 
 
+CurveT = TypeVar("CurveT", bound=Curve)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """What came of an optimizer at a learning rate."""
@@ -104,10 +107,9 @@ class Bench:
     folder: Path
     spec: TrainSpec
 
-    def train(self, spec: TrainSpec, tell: Callable[[Look], None]) -> Curve:
-        """A run of its own."""
+    def train(self, spec: TrainSpec, curve: CurveT) -> CurveT:
+        """A run of its own; returns ``curve``, which has watched it."""
         inputs = Inputs(corpus=self.folder / "corpus.txt", tokenizer=self.folder / "tokenizer")
-        curve = Curve(tell)
         with TemporaryDirectory(dir=self.folder) as place:
             workspace = Workspace(
                 run=Path(place),
@@ -122,7 +124,7 @@ class Bench:
         """How many steps of an optimizer take so long."""
         steps = _PROBE_STEPS[resolve_device(self.spec.device)]
         probe = replace(self.spec, optimizer=optimizer, max_steps=steps, learning_rate=0.0)
-        curve = self.train(probe, lambda _: None)
+        curve = self.train(probe, Curve(lambda _: None))
         tokens = self.spec.max_seq_len * self.spec.batch_size
         return max(1, round(curve.tokens_per_second * seconds / tokens))
 
@@ -140,7 +142,7 @@ class Bench:
                 max_steps=steps,
                 eval_steps=math.ceil(steps / evaluations),
             )
-            curve = self.train(spec, partial(_print, what))
+            curve = self.train(spec, Curve(partial(_print, what)))
             last = curve.looks[-1]
             run = Run(
                 optimizer=optimizer,
@@ -158,7 +160,9 @@ def _print(what: Mapping[str, object], look: Look) -> None:
     print(json.dumps({**what, **asdict(look)}), flush=True)
 
 
-def bench(folder: Path, options: Args) -> Bench:
+def bench(
+    folder: Path, *, size: str, seq_len: int, batch_size: int, device: RequestedDevice
+) -> Bench:
     """The corpus and the tokenizer, made in the folder."""
     corpus = folder / "corpus.txt"
     write_corpus(corpus)
@@ -172,14 +176,14 @@ def bench(folder: Path, options: Args) -> Bench:
         digest = file_digest(file, "sha256").hexdigest()
     spec = TrainSpec(
         corpus_sha256=digest,
-        model_size=options.size,
-        max_seq_len=options.seq_len,
-        batch_size=options.batch_size,
+        model_size=size,
+        max_seq_len=seq_len,
+        batch_size=batch_size,
         num_epochs=1_000,
         holdout_fraction=0.005,
         test_split_ratio=0.0,
         early_stopping_patience=0,
-        device=options.device,
+        device=device,
         eval_steps=1_000_000_000,  # of the probes: at the end alone
         torch_compile="off",
     )
@@ -202,7 +206,13 @@ def main() -> None:
     options = parser.parse_args(namespace=Args())
     runs = []
     with TemporaryDirectory() as place:
-        made = bench(Path(place), options)
+        made = bench(
+            Path(place),
+            size=options.size,
+            seq_len=options.seq_len,
+            batch_size=options.batch_size,
+            device=options.device,
+        )
         for optimizer in options.optimizers:
             rates: list[float] = vars(options)[f"{optimizer}_rates"] or options.rates
             steps = made.steps_in(options.seconds, optimizer)

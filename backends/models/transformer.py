@@ -21,6 +21,7 @@ from backends.models.kv_cache import KeyValueCache, causal_mask
 from backends.models.rotary import rotate, rotation_tables
 
 INIT_STD: Final = 0.02
+BF16_SINCE: Final = 8  # Ampere, by its compute capability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +128,8 @@ class Block(nn.Module):
             y_BHTC = _attend(q_BHTC, k_BKTC, v_BKTC)
         else:
             y_BHTC = _attend_with_cache(q_BHTC, k_BKTC, v_BKTC, cache, layer)
-        x_BTD = x_BTD + self.attn_proj(y_BHTC.transpose(1, 2).flatten(2))
-        return x_BTD + self.feed_forward(self.ln_2(x_BTD))
+        x_BTD = _added(x_BTD, self.attn_proj(y_BHTC.transpose(1, 2).flatten(2)))
+        return _added(x_BTD, self.feed_forward(self.ln_2(x_BTD)))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """What is added to the residual stream, of a normalised copy of it."""
@@ -140,6 +141,27 @@ class Block(nn.Module):
             h_BTF = F.gelu(h_BTF, approximate="tanh")
         y_BTD: Tensor = self.mlp_proj(h_BTF)
         return y_BTD
+
+
+def _stream_dtype(x: Tensor, *, training: bool) -> torch.dtype:
+    """Of the residual stream that begins with x: bf16 where products are in half precision.
+
+    That is half the bytes to move. Never fp16, which ends at 65,504: single channels of published
+    models come near it. Beside products in fp16 it is bf16 while training alone, on GPUs that
+    compute in it.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x.dtype
+    if torch.get_autocast_dtype(device) == torch.bfloat16:
+        return torch.bfloat16
+    native = torch.cuda.get_device_properties(x.device).major >= BF16_SINCE  # pragma: needs cuda
+    return torch.bfloat16 if training and native else x.dtype  # pragma: needs cuda
+
+
+def _added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in bf16 where x is: of bf16 and fp16 torch would make float32."""
+    return x + (y.to(x.dtype) if x.dtype == torch.bfloat16 else y)
 
 
 def _attend(
@@ -242,11 +264,7 @@ class Transformer(CausalModel):
             x_BTD = x_BTD + self.wpe.weight[at]
         else:
             rotation = (self.cos_table[at], self.sin_table[at])
-        device = x_BTD.device.type
-        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
-            # The residual stream in the precision of the products: half the bytes to move. Not in
-            # fp16, which ends at 65,504: single channels of published models come near it.
-            x_BTD = x_BTD.bfloat16()
+        x_BTD = x_BTD.to(_stream_dtype(x_BTD, training=self.training))
         for layer, block in enumerate(self.h):
             x_BTD = block(x_BTD, rotation, cache, layer)
         normed: Tensor = self.ln_f(x_BTD)

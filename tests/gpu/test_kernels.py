@@ -44,6 +44,38 @@ def test_the_loss_and_its_gradient_are_those_of_torch(
     assert not logits_NP[:, vocab:].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("count", [1, 2048, 5000])
+def test_a_scale_on_the_gpu_multiplies_in_float32(count: int, dtype: torch.dtype) -> None:
+    from trainer_app.core.kernels import scaled  # noqa: PLC0415 - needs Triton
+
+    torch.manual_seed(0)
+    numbers = torch.randn(count, device="cuda").to(dtype)
+    scale = torch.tensor(1 / 3, device="cuda")
+    expected = (numbers.float() * scale).to(dtype)
+    assert torch.equal(scaled(numbers, scale, out=torch.empty_like(numbers)), expected)
+    assert scaled(numbers, scale, out=numbers) is numbers
+    assert torch.equal(numbers, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "width"), [(1, 128), (513, 200), (1024, 3072)])
+def test_the_gradient_of_gelu_and_the_sums_of_its_rows_are_those_of_torch(
+    rows: int, width: int, dtype: torch.dtype
+) -> None:
+    from trainer_app.core.gelu_kernels import gelu_gradient  # noqa: PLC0415 - needs Triton
+
+    torch.manual_seed(0)
+    u_MF = torch.randn(rows, width, device="cuda").to(dtype)
+    grad_MF = torch.randn(rows, width, device="cuda").to(dtype)
+    reference_MF = u_MF.float().requires_grad_()
+    torch.autograd.backward(F.gelu(reference_MF, approximate="tanh"), grad_MF.float())
+    assert reference_MF.grad is not None
+    out_MF, sums_PF = gelu_gradient(grad_MF, u_MF)
+    torch.testing.assert_close(out_MF, reference_MF.grad.to(dtype))
+    torch.testing.assert_close(sums_PF.sum(0), out_MF.float().sum(0), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_clipped_steps_are_those_of_torch(max_norm: float, offset: int) -> None:

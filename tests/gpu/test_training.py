@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from backends.contracts import ModelConfig
 from backends.loading import load_model, model_family
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import adamw, compilation, device, fp8, graphs, loss, optim
+from trainer_app.core import adamw, compilation, device, fp8, gelu, graphs, loss, optim
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trainer_app.core.spec import TrainSpec
 
 MakeRecorder: TypeAlias = "type[Recorder]"
+P = ParamSpec("P")
 PRECISIONS: tuple[RequestedPrecision, ...] = ("fp32", "bf16", "fp16", "auto")
 WITH_FP8: tuple[RequestedPrecision, ...] = (*PRECISIONS[:3], "fp8")
 
@@ -180,6 +181,45 @@ def test_steps_recorded_as_one_graph_have_the_bytes_of_steps_taken_kernel_by_ker
     assert replace(plain.execution, why_not_compiled=None) == Execution()
     assert recorded.loss_chain == plain.loss_chain
     assert recorded.weights_sha256 == plain.weights_sha256
+
+
+def test_a_busy_gpu_draws_no_other_random_numbers_at_the_first_recorded_step(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(bench.spec, model_family="char_lstm", deterministic=True, max_steps=20)
+    usual = finished(bench, spec, recorder(), "usual")
+    matrix, product = (torch.ones(8192, 8192, device="cuda") for _ in range(2))
+
+    def busily(begin: Callable[P, None]) -> Callable[P, None]:
+        def begin_late(*args: P.args, **kwargs: P.kwargs) -> None:
+            for _ in range(10):  # before what torch does aside as a recording begins
+                torch.mm(matrix, matrix, out=product)
+            begin(*args, **kwargs)
+
+        return begin_late
+
+    late = busily(torch.cuda.CUDAGraph.capture_begin)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", late)
+    busy = finished(bench, spec, recorder(), "busy")
+    assert busy.loss_chain == usual.loss_chain
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_kernel_of_gelu_gives_the_loss_curve_without_it(
+    bench: Bench,
+    recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: RequestedPrecision,
+) -> None:
+    spec = replace(bench.spec, precision=precision, max_steps=200, learning_rate=3e-4)
+    without, uncompiled, compiled = recorder(), recorder(), recorder()
+    finished(bench, spec, without, "without")
+    monkeypatch.setattr(gelu, "FEWEST", 1)
+    finished(bench, spec, uncompiled, "uncompiled")
+    finished(bench, replace(spec, torch_compile="on"), compiled, "compiled")
+    expected = [step.train_loss for step in without.steps]
+    for other in (uncompiled, compiled):
+        assert [step.train_loss for step in other.steps] == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("precision", WITH_FP8)

@@ -36,7 +36,7 @@ from trainer_app.core.device import (
 from trainer_app.core.evaluate import Evaluation, perplexity
 from trainer_app.core.feed import Feed
 from trainer_app.core.files import fsync_tree, sha256_file
-from trainer_app.core.fp8 import use_fp8, why_unfused
+from trainer_app.core.layers import use_kernels
 from trainer_app.core.loop import Loop, Place
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.model import initial_model
@@ -207,12 +207,9 @@ class _Attempt:
         accelerator = fresh_accelerator(self._device, self._precision, feed.batches.accumulation)
         model = initial_model(spec, data, self._inputs.base_model).to(accelerator.device)
         compilation = self._compilation(model, feed.batches)  # first: it says where kernels go
-        fp8 = self._precision == "fp8"
-        if fp8:
-            self._use_fp8(model)  # pragma: needs cuda
-        prepared, optimizer = accelerator.prepare(
-            LanguageModelLoss(model, fp8=fp8), make_optimizer(model, spec)
-        )
+        use_kernels(model, self._precision, self._observer.on_message)
+        loss = LanguageModelLoss(model, fp8=self._precision == "fp8")
+        prepared, optimizer = accelerator.prepare(loss, make_optimizer(model, spec))
         return Place(
             accelerator=accelerator,
             model=model,
@@ -222,12 +219,6 @@ class _Attempt:
             fingerprint=fingerprint(self._device, self._precision, threads),
             compilation=compilation,
         )
-
-    def _use_fp8(self, model: CausalModel) -> None:  # pragma: needs cuda
-        why = why_unfused()
-        if why is not None:
-            self._observer.on_message(f"GELU in fp8 has no kernels of its own: {why}")
-        use_fp8(model, fused=why is None)
 
     def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:
         spec = self._spec

@@ -14,15 +14,13 @@ import triton
 import triton.language as tl
 
 from trainer_app.core.fp8 import FP8, LARGEST, SMALLEST_ROW, programs
+from trainer_app.core.gelu_kernels import CUBE, SLOPE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORWARD_WARPS: Final = 16  # measured on an H100, like PROGRAMS of fp8.py
 BACKWARD_WARPS: Final = 8
-# gelu(x) = x sigmoid(SLOPE (x + CUBE x^3)), the form with tanh (Hendrycks and Gimpel 2016)
-SLOPE: Final = 1.5957691216057308
-CUBE: Final = 0.044715
 
 
 @triton.jit

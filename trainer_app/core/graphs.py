@@ -91,6 +91,9 @@ class RecordedStep:  # pragma: needs cuda
             # thread_local: other threads may copy batches meanwhile, which is no part of the step
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outcome = self._compute()
+            # torch sets the graph's place among the random numbers to 0 aside before it records,
+            # and here to the right one before it replays: a busy GPU may do that first.
+            torch.cuda.synchronize()
         except RuntimeError as error:
             _leave_the_recording()
             self._undo()

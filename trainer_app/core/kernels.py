@@ -23,6 +23,7 @@ HELD_BLOCK: Final = 4096
 HELD_BLOCKS: Final = 13
 LARGEST_BLOCK: Final = 8192
 LOGITS_PER_WARP: Final = 512
+SCALED: Final = 2048  # numbers that a program multiplies by one scale
 
 # Of the optimizer: numbers that a program changes, and partial sums that one adds at a time.
 CHUNK: Final = 1024
@@ -176,6 +177,30 @@ def _holds(blocks: int, dtype: torch.dtype, vocab: int) -> bool:
     except Exception:
         return False
     return True
+
+
+@triton.jit
+def _scaled(
+    numbers: tl.tensor,
+    out: tl.tensor,
+    scale: tl.tensor,
+    count: int,
+    block: tl.constexpr,
+) -> None:
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    x = tl.load(numbers + at, mask=at < count, other=0.0).to(tl.float32)
+    tl.store(out + at, x * tl.load(scale), mask=at < count)
+
+
+def scaled(numbers: Tensor, scale: Tensor, *, out: Tensor) -> Tensor:
+    """``numbers`` times a scale of float32 on the GPU, into ``out``, which may be ``numbers``.
+
+    Both are contiguous. torch's own product of a half-precision tensor and such a scale takes
+    four times as long: it reads number by number.
+    """
+    count = numbers.numel()
+    _scaled[(triton.cdiv(count, SCALED),)](numbers, out, scale, count, SCALED, num_warps=4)
+    return out
 
 
 @triton.jit

@@ -213,7 +213,10 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         dtype = torch.get_autocast_dtype("cuda") if mixed else hidden_ND.dtype
         vocab = len(weight_VD)
         hidden_ND = hidden_ND.to(dtype)
-        weight_PD = F.pad(weight_VD.to(dtype), (0, 0, 0, -vocab % VOCABULARY_MULTIPLE))
+        padded = vocab + -vocab % VOCABULARY_MULTIPLE
+        weight_PD = weight_VD.new_empty(padded, weight_VD.shape[1], dtype=dtype)
+        weight_PD[:vocab].copy_(weight_VD)  # cast in the pass that pads
+        weight_PD[vocab:].zero_()
         logits_NP = multiply(hidden_ND, weight_PD)
         losses_N = cross_entropy_(logits_NP, targets_N, vocab=vocab, with_gradient=recorded)
         if recorded:
@@ -230,12 +233,16 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         assert hidden_ND is not None
         assert weight_PD is not None
         assert grad_NP is not None
+        from trainer_app.core.kernels import scaled  # noqa: PLC0415 - needs Triton
+
         scale = grad_loss / len(hidden_ND)
         to_hidden, to_weight = ctx.needs_input_grad[:2]
         hidden_grad = weight_grad = None
         if to_hidden:
-            hidden_grad = (grad_NP @ weight_PD) * scale
+            hidden_grad = grad_NP @ weight_PD
+            scaled(hidden_grad, scale, out=hidden_grad)
         if to_weight:
-            scaled_ND = hidden_ND * scale
-            weight_grad = (grad_NP.t() @ scaled_ND)[: ctx.vocab].float()
+            scaled_ND = scaled(hidden_ND, scale, out=torch.empty_like(hidden_ND))
+            # summed up in float32, and left so
+            weight_grad = torch.mm(grad_NP.t(), scaled_ND, out_dtype=torch.float32)[: ctx.vocab]
         return hidden_grad, weight_grad, None, None, None
