@@ -266,11 +266,12 @@ class Held:
 
     def _notice_sleep(self, now: float) -> None:
         """Notice, in whichever thread runs first, that none did for longer than the lease."""
-        signs = (now, self._lasting_clock())
-        silent = max(sign - last for sign, last in zip(signs, self._awake_at, strict=True))
-        if silent > self._jobs.lease_seconds:
+        lasting = self._lasting_clock()
+        awake, awake_lasting = self._awake_at
+        # without a loop: the job asks between any two steps
+        if max(now - awake, lasting - awake_lasting) > self._jobs.lease_seconds:
             self._slept = True
-        self._awake_at = signs
+        self._awake_at = (now, lasting)
 
     def _look_after_sleep(self) -> None:
         """Ask whether the lease still stands.

@@ -112,6 +112,8 @@ class Observers:
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
+        # asked between any two steps: not those who never have a reason
+        self._asked = [each for each in observers if type(each).should_stop != Silent.should_stop]
 
     def on_message(self, message: str) -> None:
         for observer in self._observers:
@@ -134,8 +136,10 @@ class Observers:
             observer.on_checkpoint(checkpoint)
 
     def should_stop(self) -> StopReason | None:
-        reasons = (observer.should_stop() for observer in self._observers)
-        return next((reason for reason in reasons if reason is not None), None)
+        for observer in self._asked:
+            if (reason := observer.should_stop()) is not None:
+                return reason
+        return None
 
 
 class Silent:
