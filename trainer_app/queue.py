@@ -74,6 +74,11 @@ def heartbeat_key(run_id: str) -> str:
     return f"runs:hb:{run_id}"
 
 
+def attempt_key(job_id: str) -> str:
+    """The Redis key that holds the newest attempt at a running job; the database decides."""
+    return f"runs:{job_id}:attempt"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveWorker:
     """A worker that has given a sign of life within WORKER_TTL_SECONDS."""
