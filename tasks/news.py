@@ -2,7 +2,7 @@
 
 It tells clients that it lives, and others that hold the job, or believe so, which attempt it is:
 one that the database does not answer has no other way to learn that a later one has begun. It
-hears the wish of a client to cancel the job.
+hears the wish that the job be cancelled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 
 import redis
 
-from trainer_app.queue import attempt_key, cancelled_key, heartbeat_key
+from trainer_app import wishes
+from trainer_app.queue import attempt_key, heartbeat_key
 from trainer_app.store.claims import Claim
 
 # KEYS[1]: the newest attempt, ARGV[1]: this one. Anybody may have written there: what is no number,
@@ -45,7 +46,7 @@ class Heard:
     """What there was to hear."""
 
     later_attempt: int | None  # that has begun; None: none is known
-    cancelled: bool  # that is what a client wishes
+    cancelled: bool  # that is what somebody wishes
 
 
 class News:
@@ -62,10 +63,16 @@ class News:
         job_id, mine = self._claim.job_id, self._claim.attempt
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(heartbeat_key(job_id), str(int(time.time())), ex=self._seconds)
-            pipe.get(cancelled_key(job_id))
+            pipe.mget(wishes.keys(job_id))
             pipe.eval(_TELL, 1, attempt_key(job_id), mine, self._seconds, self._refuted)
-            _, asked, newest = pipe.execute()
-        return Heard(later_attempt=newest if newest > mine else None, cancelled=asked == "1")
+            _, values, newest = pipe.execute()
+        self._refuted = 0
+        wish = wishes.read(*values)
+        if wish is not None and not wish.is_for(mine):
+            # Announced late: what the database was asked to end has ended.
+            self._redis.delete(*wishes.keys(job_id))
+            wish = None
+        return Heard(later_attempt=newest if newest > mine else None, cancelled=wish is not None)
 
     def refute(self, later_attempt: int) -> None:
         """There is no such attempt, says the database: what Redis has is somebody's mistake."""
@@ -78,5 +85,5 @@ class News:
         """
         job_id = self._claim.job_id
         # The wish to cancel a job that is not over is the next attempt's to hear.
-        keys = [heartbeat_key(job_id), *([cancelled_key(job_id)] if is_over else [])]
+        keys = [heartbeat_key(job_id), *(wishes.keys(job_id) if is_over else [])]
         self._redis.eval(_END, 1 + len(keys), attempt_key(job_id), *keys, self._claim.attempt)

@@ -17,10 +17,10 @@ from trainer_app.api.chat import MAX_TURNS
 from trainer_app.chat_sessions import ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
 from trainer_app.events import connect
-from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease
 from trainer_app.store.tables import Status
+from trainer_app.wishes import cancelled_key
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
