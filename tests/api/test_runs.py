@@ -38,6 +38,8 @@ RUN_FIELDS = {
     "val_loss",
     "tokens_per_sec",
     "eta_sec",
+    "loss_chain",
+    "loss_chain_step",
     "queue_position",
     "created_at",
     "started_at",

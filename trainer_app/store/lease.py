@@ -89,6 +89,8 @@ class Progress:
     message: str | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
+    loss_chain: str | None = None  # that the curve has come to: core/loss_chain.py
+    loss_chain_step: int | None = None  # at which step
     progress: int | None = None  # percent
     step: int | None = None
     total_steps: int | None = None
