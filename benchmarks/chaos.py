@@ -27,6 +27,7 @@ from typing import Final
 
 from benchmarks.chaos_arena import Arena
 from benchmarks.chaos_faults import FAULTS, resume_all
+from benchmarks.chaos_news import News
 from benchmarks.chaos_promises import (
     Violation,
     attempts_fenced,
@@ -37,6 +38,7 @@ from benchmarks.chaos_users import Users, prepare
 
 FAULT_SECONDS: Final = 5.0  # from one to the next, on average
 SETTLE_SECONDS: Final = 420.0  # for all runs to end: the longest back-off after a crash is 120 s
+QUIET_SECONDS: Final = 10.0  # after the last fault: what slept has woken, what was sent has come
 SAY_SECONDS: Final = 5.0
 
 
@@ -101,17 +103,25 @@ def main() -> int:
     rng = random.Random(args.seed)
     with Arena(root, database_url=args.database) as arena:
         began = time.monotonic()
+        news = News(arena)
+        news.start()
         recipes = prepare(arena)
         say(f"{len(recipes)} undisturbed runs took {time.monotonic() - began:.0f} s")
         users = Users(arena, recipes, random.Random(args.seed + 1))
         users.start()
         done = disturb(arena, users, rng, 60 * args.minutes)
+        quiet_since = time.time() + QUIET_SECONDS
         settled = settle(arena, users)
         users.stop()
-        violations = check_all(arena, recipes, users)
+        news.stop()
+        violations = check_all(arena, recipes, users, news, quiet_since=quiet_since)
     violations += check_leftovers(arena)
     figures = figures_of(args, done, users, settled)
-    figures |= {"attempts_fenced": attempts_fenced(arena), "violations": len(violations)}
+    figures |= {
+        "events": len(news),
+        "attempts_fenced": attempts_fenced(arena),
+        "violations": len(violations),
+    }
     report(figures, done, violations)
     if not violations and args.data_root is None:
         shutil.rmtree(root)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.chaos_arena import Arena
+from benchmarks.chaos_news import News, Told, missing, untrue
 from benchmarks.chaos_users import Accepted, Recipe, Users
 from trainer_app.client import Client
 from trainer_app.core.files import sha256_file
@@ -43,8 +44,13 @@ class Violation:
     what: Mapping[str, object]
 
 
-def check_all(arena: Arena, recipes: list[Recipe], users: Users) -> list[Violation]:
-    """Every promise about runs and answers, while the stack still runs."""
+def check_all(
+    arena: Arena, recipes: list[Recipe], users: Users, news: News, *, quiet_since: float
+) -> list[Violation]:
+    """Every promise about runs, answers and news, while the stack still runs.
+
+    ``quiet_since``: when all was left alone, in unix seconds.
+    """
     found = [
         Violation(promise="no answer of the API is an error of its own", what={"answer": answer})
         for answer in users.problems
@@ -55,9 +61,15 @@ def check_all(arena: Arena, recipes: list[Recipe], users: Users) -> list[Violati
         undisturbed = {
             recipe.name: _outcome(arena, client, recipe.undisturbed) for recipe in recipes
         }
+        for recipe in recipes:
+            run = runs.get(database, recipe.undisturbed)
+            found += _check_news(run, news.of(run.run_id), resumes=0, quiet_since=0.0)
         for one in users.accepted:
             run = runs.get(database, one.run_id)
             found += _check_end(one, run)
+            found += _check_folder(arena, run)
+            told = news.of(run.run_id)
+            found += _check_news(run, told, resumes=one.resumes, quiet_since=quiet_since)
             found += _check_log(arena, run)
             if run.status == "completed":
                 found += _check_bytes(arena, client, one, run, undisturbed[one.recipe.name])
@@ -107,6 +119,28 @@ def _check_end(one: Accepted, run: Run) -> Iterator[Violation]:
     if run.status not in allowed:
         what = {"run_id": run.run_id, "status": run.status, "message": run.message}
         yield Violation(promise="every run reaches its one final state", what=what)
+
+
+def _check_folder(arena: Arena, run: Run) -> Iterator[Violation]:
+    """Of what was cancelled, or has failed, nothing is published."""
+    if run.status != "completed" and _folder(arena, run.run_id).exists():
+        what = {"run_id": run.run_id, "status": run.status}
+        yield Violation(promise="only what completes is published", what=what)
+
+
+def _check_news(
+    run: Run, told: list[Told], *, resumes: int, quiet_since: float
+) -> Iterator[Violation]:
+    """Each event is true, the order is the contract's, and each end is told once."""
+    ends = resumes + (run.status != "completed")
+    wrong = [*untrue(told, status=run.status, ends=ends)]
+    wrong += missing(
+        told, status=run.status, since=quiet_since, ended_at=run.completed_at or quiet_since
+    )
+    for why in wrong:
+        yield Violation(
+            promise="news are true and in order", what={"run_id": run.run_id, "why": why}
+        )
 
 
 def _check_log(arena: Arena, run: Run) -> Iterator[Violation]:

@@ -42,6 +42,7 @@ class Accepted:
     run_id: str
     recipe: Recipe
     cancelled: bool = False  # by a user, for good
+    resumes: int = 0  # that were asked for, and not refused
     seen: Run | None = field(default=None)  # as last seen
 
 
@@ -192,7 +193,7 @@ class Users(threading.Thread):
         if move == "pause":
             client.pause_run(one.run_id)
         elif move == "resume":
-            client.resume_run(one.run_id)
+            _resume(client, one)
         else:
             # Even a request without an answer may have been carried out.
             one.cancelled = one.cancelled or self._rng.random() < 0.3
@@ -203,7 +204,7 @@ class Users(threading.Thread):
             if _has_ended(one):
                 continue
             try:
-                client.resume_run(one.run_id)
+                _resume(client, one)
             except ApiError as error:
                 self._judge(error)
 
@@ -211,6 +212,16 @@ class Users(threading.Thread):
         self.refused[error.code] += 1
         if error.status >= 500 and error.status != 503:
             self.problems.append(f"{error.status} {error.code}: {error.message}")
+
+
+def _resume(client: Client, one: Accepted) -> None:
+    """Even a request without an answer may have been carried out."""
+    one.resumes += 1
+    try:
+        client.resume_run(one.run_id)
+    except ApiError as error:
+        one.resumes -= error.status < 500
+        raise
 
 
 def _has_ended(one: Accepted) -> bool:

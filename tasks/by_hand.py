@@ -1,4 +1,4 @@
-"""Cancellations that a client sets in Redis itself, of runs that no worker has yet.
+"""Cancellations that are set in Redis, of runs that no worker has yet.
 
 A running one's are heard by the thread that keeps its lease.
 """
@@ -11,12 +11,11 @@ from typing import Final
 import redis
 
 from tasks import process
+from trainer_app import wishes
 from trainer_app.errors import AlreadyFinished, NotFound, Unavailable
-from trainer_app.queue import CANCELLED_TTL_SECONDS, cancelled_key
 from trainer_app.store import lease, runs
-from trainer_app.store.tables import JobKind
+from trainer_app.store.tables import JobKind, Status
 
-_ASKED: Final = "1"
 _AT_ONCE: Final = 1_000  # keys in one look at Redis
 
 
@@ -26,9 +25,9 @@ def heed(run_ids: Sequence[str]) -> None:
     try:
         for start in range(0, len(run_ids), _AT_ONCE):
             some = run_ids[start : start + _AT_ONCE]
-            asked = client.mget([cancelled_key(run_id) for run_id in some])
+            asked = client.mget([wishes.cancelled_key(run_id) for run_id in some])
             for run_id, value in zip(some, asked, strict=True):
-                if value == _ASKED:
+                if value == wishes.ASKED:
                     _cancel(run_id)
     except (redis.RedisError, OSError):
         return  # heard at the next look, or by the thread that keeps the run's lease
@@ -40,10 +39,14 @@ def heed_queued() -> None:
 
 
 def _cancel(run_id: str) -> None:
-    if not _take(run_id):
+    wish = wishes.take(process.redis_client(), run_id)
+    if wish is None:
         return  # another housekeeper has, and whoever resumes the run since is not to be cancelled
     try:
         run = runs.get(process.database(), run_id)
+        running = run.status is Status.RUNNING
+        if not wish.is_for(run.attempt if running else run.attempt + 1):
+            return  # announced late: what the database was asked to end has ended
         events = process.job_events(
             JobKind.TRAIN, job_id=run_id, user_id=run.user_id, queue_name=run.queue
         )
@@ -51,21 +54,10 @@ def _cancel(run_id: str) -> None:
             process.database(), run_id, on_cancelled=lambda: events.failed("user", "cancelled")
         )
     except NotFound:
-        _put_back(run_id)  # another kind of job: its lease's thread looks
+        # another kind of job: its lease's thread looks
+        wishes.put(process.redis_client(), run_id, wish)
     except AlreadyFinished:
         pass
     except Unavailable:
-        _put_back(run_id)
+        wishes.put(process.redis_client(), run_id, wish)
         raise
-
-
-def _take(run_id: str) -> bool:
-    """Take the wish out of Redis, where a client's own has no end; whether it was there."""
-    with process.redis_client().pipeline(transaction=True) as pipe:
-        pipe.get(cancelled_key(run_id))
-        pipe.delete(cancelled_key(run_id))
-        return bool(pipe.execute()[0] == _ASKED)
-
-
-def _put_back(run_id: str) -> None:
-    process.redis_client().set(cancelled_key(run_id), _ASKED, ex=CANCELLED_TTL_SECONDS)

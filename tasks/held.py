@@ -24,6 +24,7 @@ from typing import Final, Self
 import redis
 import structlog
 
+from tasks.news import News
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -33,7 +34,6 @@ from trainer_app.core.observer import (
 )
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, Unavailable
-from trainer_app.queue import cancelled_key, heartbeat_key
 from trainer_app.settings import Jobs
 from trainer_app.store import lease, pauses
 from trainer_app.store.database import Database
@@ -96,7 +96,7 @@ class Held:
         """
         self.claim = claim
         self._database = database
-        self._redis = client
+        self._news = News(client, claim, lease_seconds=jobs.lease_seconds)
         self._jobs = jobs
         self._say = say
         self._on_stuck = on_stuck
@@ -143,13 +143,10 @@ class Held:
             thread.join()
         if self._reason is StopReason.FENCED:
             return  # the keys are another attempt's by now
-        job_id = self.claim.job_id
-        # The wish to cancel a job that is not over is the next attempt's to hear.
-        keys = [heartbeat_key(job_id), *([cancelled_key(job_id)] if self.ended else [])]
         try:
-            self._redis.delete(*keys)
+            self._news.end(is_over=self.ended)
         except (redis.RedisError, OSError):
-            _log.debug("a heartbeat was left to expire", job_id=job_id)
+            _log.debug("a heartbeat was left to expire", job_id=self.claim.job_id)
 
     def on_message(self, message: str) -> None:
         """Raises StopRequested when the lease is lost, like all that follow."""
@@ -329,18 +326,14 @@ class Held:
         self._look_at = self._clock() + _LOOK_SECONDS
 
     def _look_at_the_news(self, now: float) -> None:
-        """A heartbeat for clients, and a cancellation set by one of them by hand."""
-        if now < self._news_at:
+        """What is told and heard through Redis: tasks/news.py."""
+        if now < self._news_at or self._reason is StopReason.FENCED:
             return
-        job_id = self.claim.job_id
         try:
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.set(
-                    heartbeat_key(job_id), str(int(time.time())), ex=int(self._jobs.lease_seconds)
-                )
-                pipe.get(cancelled_key(job_id))
-                asked = pipe.execute()[1] == "1"
-            if asked and not self._heard:
+            heard = self._news.exchange()
+            if heard.later_attempt is not None:
+                self._look_for(heard.later_attempt)
+            if heard.cancelled and not self._heard:
                 # Also of a job that is to stop for another reason: it is not to be queued again.
                 lease.cancel(self._database, self.claim)
                 self._heard = True
@@ -348,7 +341,22 @@ class Held:
         except LeaseLost:
             self.stop(StopReason.FENCED)
         except (redis.RedisError, OSError, Unavailable) as error:
-            _log.debug("Redis is away", job_id=job_id, error=str(error))
+            _log.debug("Redis is away", job_id=self.claim.job_id, error=str(error))
             self._news_at = self._clock() + _REDIS_PAUSE_SECONDS
         else:
             self._news_at = self._clock() + _NEWS_SECONDS
+
+    def _look_for(self, later_attempt: int) -> None:
+        """Whether the job is another attempt's by now, as Redis has it. Raises LeaseLost."""
+        try:
+            lease.cancel_requested(self._database, self.claim)
+        except Unavailable:
+            # Away for this process alone, it seems: it has given the job to another.
+            _log.warning(
+                "another attempt has begun, and the database is away",
+                job_id=self.claim.job_id,
+                later_attempt=later_attempt,
+            )
+            self.stop(StopReason.FENCED)
+        else:
+            self._news.refute(later_attempt)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import psutil
@@ -65,7 +66,12 @@ class RowReporter(Silent):
     def on_start(self, start: StartReport) -> None:
         self._resumed = resumed(self._claim, start)
         self._pace.start(start.first_step, start.total_steps)
-        self._change(Progress(step=start.first_step, total_steps=start.total_steps))
+        self._change(
+            # Not always what was told last: the newest checkpoint may be damaged.
+            Progress(step=start.first_step, total_steps=start.total_steps).merged(
+                _reached(start.first_step, start.loss_chain)
+            )
+        )
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         last = steps[-1]
@@ -87,7 +93,11 @@ class RowReporter(Silent):
         self._change(Progress(val_loss=evaluation.val_loss), [point])
 
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
-        self._change(Progress(checkpoint=checkpoint.path.name, checkpoint_step=checkpoint.step))
+        self._change(
+            Progress(checkpoint=checkpoint.path.name, checkpoint_step=checkpoint.step).merged(
+                _reached(checkpoint.step, checkpoint.loss_chain)
+            )
+        )
 
     @property
     def behind(self) -> bool:
@@ -127,6 +137,8 @@ class RowReporter(Silent):
                 count = min(len(self._points), _WRITTEN_POINTS)
                 points = [self._points.popleft() for _ in range(count)]
                 self._changed = bool(self._points)
+            if self._changed:  # what the curve is said to reach is to be there
+                update = replace(update, loss_chain=None, loss_chain_step=None)
             try:
                 lease.progress(self._database, self._claim, update, points)
             except LeaseLost:
@@ -143,6 +155,13 @@ class RowReporter(Silent):
                 _log.exception("progress could not be written", job_id=self._claim.job_id)
                 self.has_dropped = True
         return True
+
+
+def _reached(step: int, loss_chain: str | None) -> Progress:
+    """What a curve must come to; nothing of a run that was begun by a version without a chain."""
+    if loss_chain is None:
+        return Progress()
+    return Progress(loss_chain=loss_chain, loss_chain_step=step)
 
 
 def points_of(steps: Sequence[StepReport]) -> list[MetricPoint]:

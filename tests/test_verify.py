@@ -1,10 +1,12 @@
-"""A curve is checked against the chain in its manifest, or against its own."""
+"""A curve is checked against the chain in its manifest, or its checkpoint's and its own."""
 
 from __future__ import annotations
 
+import pytest
+
 from trainer_app.core.loss_chain import START, link
 from trainer_app.replies import MetricPoint
-from trainer_app.verify import check_curve, check_unfinished_curve
+from trainer_app.verify import Verdict, check_curve, check_unfinished_curve
 
 
 def curve() -> list[MetricPoint]:
@@ -90,8 +92,63 @@ def test_what_an_attempt_measured_beyond_the_end_of_the_last_is_no_part_of_the_r
     assert (verdict.ok, verdict.steps) == (True, 1)
 
 
+def stopped_at(step: int, chain: str | None, points: list[MetricPoint]) -> Verdict:
+    """Of a run whose newest checkpoint is there."""
+    return check_unfinished_curve(points, loss_chain=chain, loss_chain_step=step)
+
+
+@pytest.mark.parametrize("step", [3, 4, 100], ids="checkpoint at {}".format)
+def test_the_curve_of_a_stopped_run_reaches_its_newest_checkpoint(step: int) -> None:
+    points = curve()  # of which the last is at 3: no step after that was due to be logged
+    chain = points[-1]["chain"]
+    assert stopped_at(step, chain, points).ok
+
+    for lost in (points[:2], points[:1], []):
+        verdict = stopped_at(step, chain, lost)
+        assert (verdict.ok, verdict.steps) == (False, len([*filter(has_loss, lost)]))
+        assert f"the curve lacks points, or has others, up to step {step}" in verdict.message
+
+
+def has_loss(point: MetricPoint) -> bool:
+    return point["train_loss"] is not None
+
+
+def test_what_a_stopped_run_measured_behind_its_checkpoint_is_checked_as_well() -> None:
+    points = curve()
+    chain = points[0]["chain"]
+    assert stopped_at(1, chain, points).ok
+    assert stopped_at(2, chain, points).ok
+    assert stopped_at(2, chain, points[:1]).ok  # what is missing there nobody can tell
+
+    points[2]["train_loss"] = 0.2
+    assert stopped_at(2, chain, points).message.startswith("step 3")
+    points[0]["train_loss"] = 0.2
+    assert stopped_at(2, chain, points).message.startswith("step 1")
+
+
+def test_a_curve_that_is_right_in_itself_but_another_than_the_checkpoints_is_found() -> None:
+    points = curve()
+    chain = points[2]["chain"]
+    points[2]["train_loss"] = 0.2
+    points[2]["chain"] = link(str(points[0]["chain"]), 3, 0.2)
+    assert check_unfinished_curve(points).ok
+
+    assert not stopped_at(3, chain, points).ok
+
+
+def test_of_an_attempt_that_goes_on_from_an_earlier_checkpoint_what_lies_behind_it_is_no_part() -> (
+    None
+):
+    points = curve()
+    points[0]["attempt"] = 2  # it has come to step 1, and the first attempt's third is of no use
+    points[2]["chain"] = START
+    assert stopped_at(0, START, points).ok
+    assert stopped_at(1, points[0]["chain"], points).ok
+
+
 def test_a_run_that_has_measured_nothing_or_kept_no_chain_is_not_verified() -> None:
     assert check_unfinished_curve([]).message == "the curve has no training loss yet"
+    assert stopped_at(0, START, []).message == "the curve has no training loss yet"
     assert check_unfinished_curve(curve()[1:2]).message == "the curve has no training loss yet"
     points = curve()
     for point in points:

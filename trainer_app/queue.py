@@ -17,10 +17,12 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from trainer_app import wishes
 from trainer_app.errors import Unavailable
 from trainer_app.events import connect
 from trainer_app.settings import Settings
 from trainer_app.store.lease import JobKind, Wakeup
+from trainer_app.wishes import Wish
 
 TASK_NAMES: Final[Mapping[JobKind, str]] = {
     JobKind.TRAIN: "trainer.train",
@@ -32,7 +34,6 @@ TASK_NAMES: Final[Mapping[JobKind, str]] = {
 }
 WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
 WORKER_TTL_SECONDS: Final = 20
-CANCELLED_TTL_SECONDS: Final = 86_400
 _HIGHEST_PRIORITY: Final = 9
 
 _log = structlog.get_logger(__name__)
@@ -64,14 +65,14 @@ def queue_of(settings: Settings, kind: JobKind) -> str:
     return owners.get(kind, inference_queue)(settings)
 
 
-def cancelled_key(run_id: str) -> str:
-    """The Redis key that asks for cancellation when it is set to "1"."""
-    return f"runs:{run_id}:cancelled"
-
-
 def heartbeat_key(run_id: str) -> str:
     """The Redis key that holds the unix time of a running job's last sign of life."""
     return f"runs:hb:{run_id}"
+
+
+def attempt_key(job_id: str) -> str:
+    """The Redis key that holds the newest attempt at a running job; the database decides."""
+    return f"runs:{job_id}:attempt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,20 +154,20 @@ class Queue:
         }
         return [shared, *sorted(pinned - {shared})]
 
-    def announce_cancel(self, job_id: str) -> None:
+    def announce_cancel(self, job_id: str, wish: Wish) -> None:
         """Let the worker know at once; the row has it already, so a failure only costs time."""
         try:
-            self._redis.set(cancelled_key(job_id), "1", ex=CANCELLED_TTL_SECONDS)
+            wishes.put(self._redis, job_id, wish)
         except (redis.RedisError, OSError) as error:
             _log.warning("a cancellation was not announced", job_id=job_id, error=str(error))
 
-    def forget_cancel(self, job_id: str) -> bool:
-        """Take back what asks for a cancellation in Redis; whether there was such.
+    def forget_cancel(self, job_id: str) -> Wish | None:
+        """Take back what asks for a cancellation in Redis, if it does.
 
         Raises Unavailable when Redis is away.
         """
         try:
-            return self._redis.delete(cancelled_key(job_id)) > 0
+            return wishes.take(self._redis, job_id)
         except (redis.RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer: {type(error).__name__}") from error
 

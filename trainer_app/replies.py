@@ -67,6 +67,8 @@ class Run(TypedDict):
     val_loss: float | None
     tokens_per_sec: float | None
     eta_sec: float | None
+    loss_chain: str | None
+    loss_chain_step: int | None
     queue_position: int | None
     last_heartbeat_ts: float | None
     created_at: float

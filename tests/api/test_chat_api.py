@@ -17,10 +17,10 @@ from trainer_app.api.chat import MAX_TURNS
 from trainer_app.chat_sessions import ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
 from trainer_app.events import connect
-from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease
 from trainer_app.store.tables import Status
+from trainer_app.wishes import cancelled_key
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
@@ -277,23 +277,6 @@ def test_a_chat_is_gone_an_hour_after_its_last_turn(
         assert code(response) == (404, "DATA_NOT_FOUND")
 
 
-@ON_BOTH_DATABASES
-def test_a_repeated_message_gets_the_first_answer_and_says_nothing_twice(
-    client: FlaskClient, run_id: str
-) -> None:
-    def post(message: str) -> TestResponse:
-        return client.post(
-            f"/runs/{run_id}/chat", json={"message": message}, headers={"Idempotency-Key": "k"}
-        )
-
-    first, again = post("a"), post("a")
-    assert (again.status_code, again.get_json()) == (202, first.get_json())
-    assert again.headers["Location"] == first.headers["Location"]
-    chat = client.get(f"/runs/{run_id}/chat/{first.get_json()['session_id']}").get_json()
-    assert len(chat["messages"]) == 1
-    assert post("b").status_code == 422
-
-
 def test_without_redis_there_is_no_chat(
     make_client: Callable[[Settings], FlaskClient], settings: Settings, run_id: str
 ) -> None:
@@ -316,19 +299,3 @@ def test_a_message_that_was_queued_is_accepted_though_redis_dies_meanwhile(
     made = say(client, run_id)
     assert made.status_code == 202
     assert client.get(made.headers["Location"]).get_json()["status"] == "queued"
-
-
-@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
-def test_a_repeated_message_gets_the_first_answer_byte_for_byte_also_when_it_is_answered(
-    client: FlaskClient, world: World, run_id: str, status: Status
-) -> None:
-    def ask() -> TestResponse:
-        headers = {"Idempotency-Key": "k"}
-        return client.post(f"/runs/{run_id}/chat", json={"message": "a"}, headers=headers)
-
-    first = ask()
-    request_id = first.get_json()["request_id"]
-    world.end(request_id, status, json.dumps({"response": "b"}))
-    again = ask()
-    assert (again.status_code, again.data) == (first.status_code, first.data)
-    assert client.get(first.headers["Location"]).get_json()["status"] == status

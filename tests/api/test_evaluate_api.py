@@ -236,19 +236,6 @@ def test_an_unknown_run_has_no_evaluations(client: FlaskClient) -> None:
         assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
 
 
-@ON_BOTH_DATABASES
-def test_a_repeated_evaluation_gets_the_first_answer(
-    client: FlaskClient, world: World, run_id: str
-) -> None:
-    world.corpus("t.txt", "one")
-    asked: Body = {"path_override": "t.txt"}
-    first = evaluate(client, run_id, asked, **{"Idempotency-Key": "k"})
-    world.corpus("t.txt", "another")
-    again = evaluate(client, run_id, asked, **{"Idempotency-Key": "k"})
-    assert (again.status_code, again.get_json()) == (202, first.get_json())
-    assert evaluate(client, run_id, {}, **{"Idempotency-Key": "k"}).status_code == 422
-
-
 def test_a_fifo_in_the_place_of_an_evaluation_is_damage_and_not_waited_for(
     client: FlaskClient, world: World
 ) -> None:
@@ -271,18 +258,3 @@ def test_an_evaluation_that_may_not_be_read_is_not_taken_for_damaged(
     monkeypatch.setattr(artifacts, "open_regular", refused)
     with pytest.raises(PermissionError):
         artifacts.read_evaluation(world.settings, world.run(Status.COMPLETED), "validation")
-
-
-@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
-def test_a_repeated_evaluation_gets_the_first_answer_byte_for_byte_also_when_it_is_over(
-    client: FlaskClient, world: World, run_id: str, status: Status
-) -> None:
-    def ask() -> TestResponse:
-        return evaluate(client, run_id, {"split": "test"}, **{"Idempotency-Key": "k"})
-
-    first = ask()
-    request_id = first.get_json()["request_id"]
-    world.end(request_id, status, json.dumps({"loss": 1.0, "perplexity": 2.7}))
-    again = ask()
-    assert (again.status_code, again.data) == (first.status_code, first.data)
-    assert client.get(first.headers["Location"]).get_json()["status"] == status

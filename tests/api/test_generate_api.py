@@ -184,34 +184,3 @@ def test_a_failed_request_says_why(client: FlaskClient, world: World, run_id: st
     world.end(request_id, Status.FAILED)
     found = client.get(f"/runs/{run_id}/generate/{request_id}").get_json()
     assert (found["status"], found["error"]) == ("failed", "TIMED_OUT: over")
-
-
-@ON_BOTH_DATABASES
-def test_a_repeat_with_the_same_key_gets_the_first_answer(
-    client: FlaskClient, world: World, run_id: str
-) -> None:
-    world.corpus("p.txt", "one")
-    asked: Body = {"prompt_path": "p.txt"}
-    first = generate(client, run_id, asked, **{"Idempotency-Key": "k"})
-    world.corpus("p.txt", "another")
-    again = generate(client, run_id, asked, **{"Idempotency-Key": "k"})
-    assert (again.status_code, again.get_json()) == (202, first.get_json())
-    other = generate(client, run_id, {"prompt_text": "x"}, **{"Idempotency-Key": "k"})
-    assert other.status_code == 422
-
-
-@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
-def test_a_repeat_gets_the_first_answer_byte_for_byte_also_when_the_text_is_written(
-    client: FlaskClient, world: World, run_id: str, status: Status
-) -> None:
-    def ask() -> TestResponse:
-        return generate(client, run_id, {"prompt_text": "Once"}, **{"Idempotency-Key": "k"})
-
-    first = ask()
-    request_id = first.get_json()["request_id"]
-    world.end(
-        request_id, status, json.dumps({"outputs": [" king"], "steps": 3, "eos_terminated": [True]})
-    )
-    again = ask()
-    assert (again.status_code, again.data) == (first.status_code, first.data)
-    assert client.get(first.headers["Location"]).get_json()["status"] == status

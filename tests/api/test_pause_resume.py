@@ -11,10 +11,10 @@ from flask.testing import FlaskClient
 
 from tests.api.conftest import ON_BOTH_DATABASES, World
 from trainer_app.errors import Unavailable
-from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses
 from trainer_app.store.tables import Status
+from trainer_app.wishes import cancelled_key, keys
 
 pytestmark = ON_BOTH_DATABASES
 
@@ -43,7 +43,7 @@ def test_a_cancelled_run_that_is_resumed_is_not_cancelled_again(
     assert client.post(f"/runs/{run_id}/resume").status_code == 202
 
     with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
-        assert news.get(cancelled_key(run_id)) is None
+        assert not news.exists(*keys(run_id))
     assert lease.claim(world.database, run_id, "worker", lease_seconds=60) is not None
 
 

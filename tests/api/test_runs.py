@@ -14,11 +14,11 @@ from flask.testing import FlaskClient
 
 from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.events import STREAM
-from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease
 from trainer_app.store.lease import Progress
 from trainer_app.store.tables import Status
+from trainer_app.wishes import cancelled_key, up_to_key
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
@@ -38,6 +38,8 @@ RUN_FIELDS = {
     "val_loss",
     "tokens_per_sec",
     "eta_sec",
+    "loss_chain",
+    "loss_chain_step",
     "queue_position",
     "created_at",
     "started_at",
@@ -208,6 +210,7 @@ def test_a_running_run_is_told_to_stop(client: FlaskClient, world: World) -> Non
     assert client.get(f"/runs/{run_id}").get_json()["status"] == "running"
     with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
         assert news.get(cancelled_key(run_id)) == "1"
+        assert news.get(up_to_key(run_id)) == str(claim.attempt)
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.CANCELLED])

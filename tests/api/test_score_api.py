@@ -9,7 +9,6 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.core.score_spec import ScoreSpec
 from trainer_app.store.tables import Status
 
@@ -158,30 +157,3 @@ def test_a_failed_score_says_why_and_has_no_figures(
     found = client.get(f"/runs/{run_id}/score/{request_id}").get_json()
     assert (found["status"], found["error"]) == ("failed", "TIMED_OUT: over")
     assert {name: found[name] for name in NOTHING} == NOTHING
-
-
-@ON_BOTH_DATABASES
-def test_a_repeated_score_gets_the_first_answer(
-    client: FlaskClient, world: World, run_id: str
-) -> None:
-    first = score(client, run_id, {"text": "ab"}, **{"Idempotency-Key": "k"})
-    again = score(client, run_id, {"text": "ab"}, **{"Idempotency-Key": "k"})
-    assert (again.status_code, again.get_json()) == (202, first.get_json())
-    assert again.headers["Location"] == first.headers["Location"]
-    other = score(client, run_id, {"text": "x"}, **{"Idempotency-Key": "k"})
-    assert other.status_code == 422
-
-
-@pytest.mark.parametrize("status", [Status.RUNNING, Status.COMPLETED, Status.FAILED])
-def test_a_repeated_score_gets_the_first_answer_byte_for_byte_also_when_it_is_over(
-    client: FlaskClient, world: World, run_id: str, status: Status
-) -> None:
-    def ask() -> TestResponse:
-        return score(client, run_id, {"text": "ab"}, **{"Idempotency-Key": "k"})
-
-    first = ask()
-    request_id = first.get_json()["request_id"]
-    world.end(request_id, status, json.dumps({"loss": 1.0, "perplexity": 2.7}))
-    again = ask()
-    assert (again.status_code, again.data) == (first.status_code, first.data)
-    assert client.get(first.headers["Location"]).get_json()["status"] == status

@@ -67,6 +67,30 @@ def test_the_curve_of_a_run_that_is_not_completed_is_checked_against_its_own_cha
     assert said in answer.out
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["whole", "without its end"])
+def test_the_curve_of_a_stopped_run_is_checked_against_its_newest_checkpoint(
+    server: Server, trainer: Trainer, lost: bool
+) -> None:
+    run_id = server.run()
+    claim = server.claim(run_id)
+    first = link(START, 1, 4.25)
+    second = link(first, 2, 4.0)
+    points = [
+        MetricPoint(step=1, train_loss=4.25, chain=first),
+        MetricPoint(step=2, train_loss=4.0, chain=second),
+    ]
+    told = Progress(step=2, loss_chain=second, loss_chain_step=2)
+    lease.progress(server.database, claim, told, points[: 1 if lost else 2])
+    server.finish(claim, Status.CANCELLED)
+    shown = json.loads(trainer("runs", "show", run_id, url=server.url).out)
+    assert (shown["loss_chain"], shown["loss_chain_step"]) == (second, 2)
+
+    answer = trainer("runs", "verify", run_id, url=server.url)
+
+    assert answer.code == lost
+    assert ("the curve lacks points" if lost else "verified as far as") in answer.out
+
+
 def test_a_run_is_paused_and_resumed(server: Server, trainer: Trainer) -> None:
     run_id = server.run()
     assert trainer("runs", "pause", run_id, url=server.url).out == "queued\n"

@@ -9,7 +9,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,14 @@ import pytest
 from backends.contracts import PAD_ID
 from backends.loading import load_tokenizer
 from tests.training_bench import Bench
-from trainer_app.core import token_files
+from trainer_app.core import encode, files, token_files
 from trainer_app.core.data import prepare_data
 from trainer_app.core.encode import READS, encode_corpus, while_it_stands
 from trainer_app.core.observer import StopReason
 from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.core.streams import Streams, split_streams
-from trainer_app.core.token_files import Damaged, Sum, check_sums
+from trainer_app.core.token_files import Damaged, Identity, Sum, check_sums, examining
 
 RULE = SplitRule(seed=1, validation_fraction=0.1, test_fraction=0.2)
 ANOTHER = SplitRule(seed=2, validation_fraction=0.2, test_fraction=0.1)
@@ -270,11 +270,114 @@ def test_a_disk_that_damages_all_that_is_written_is_an_error(tmp_path: Path) -> 
     found: list[str] = []
 
     def read() -> None:
-        raise Damaged(tmp_path / "entry", "ids.bin is not what was written")
+        (tmp_path / "entry").mkdir()
+        with examining(tmp_path / "entry"):
+            raise Damaged(tmp_path / "entry", "ids.bin is not what was written")
 
     with pytest.raises(Damaged, match=r"^entry: ids\.bin is not what was written$"):
         while_it_stands(read, found.append)
     assert len(found) == READS - 1
+
+
+@pytest.fixture
+def another_run(cache: Cache) -> Callable[[], object]:
+    """Finds the same damage, removes what is damaged and makes it anew, while this one looks on."""
+
+    entry = cache.entry
+
+    def make_anew() -> None:
+        shutil.rmtree(entry, ignore_errors=True)
+        other = replace(cache, messages=[], should_stop=never)
+        other.read()
+        assert other.entry == entry
+
+    return make_anew
+
+
+Others = Callable[[Callable[[Path], Path], Path, Callable[[], object]], Path]
+
+
+def made_anew_before(move: Callable[[Path], Path], path: Path, other: Callable[[], object]) -> Path:
+    other()
+    return move(path)
+
+
+def made_anew_before_and_after(
+    move: Callable[[Path], Path], path: Path, other: Callable[[], object]
+) -> Path:
+    other()
+    taken = move(path)
+    shutil.copytree(taken, path)
+    return taken
+
+
+def removed_before(move: Callable[[Path], Path], path: Path, other: Callable[[], object]) -> Path:
+    shutil.rmtree(path)
+    try:
+        return move(path)
+    finally:
+        other()
+
+
+@pytest.mark.parametrize("others", [made_anew_before, made_anew_before_and_after, removed_before])
+def test_what_another_run_has_made_anew_just_when_this_one_removes_is_not_removed(
+    cache: Cache,
+    another_run: Callable[[], object],
+    others: Others,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = cache.read()
+    zero(cache.entry / "ids.bin")
+    shutil.rmtree(cache.entry / RULE.name)
+    times: list[Path] = []
+
+    def move(path: Path) -> Path:
+        times.append(path)
+        return others(files.move_away, path, another_run)
+
+    monkeypatch.setattr(encode, "move_away", move)
+    assert cache.read() == expected
+    assert cache.warnings == []
+    assert len(times) == 1
+    assert not list(cache.root.rglob(".*"))
+
+
+def test_what_another_run_has_made_anew_before_this_one_removes_it_is_not_removed(
+    cache: Cache, another_run: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "PIECE_BYTES", 100)
+    expected = cache.read()
+    zero(cache.entry / "ids.bin")
+    shutil.rmtree(cache.entry / RULE.name)
+    made: list[Identity | None] = []
+
+    def look() -> None:
+        """Called while this run sums the ids."""
+        if not made:
+            another_run()
+            made.append(Identity.of(cache.entry))
+
+    cache.should_stop = look
+    assert cache.read() == expected
+    assert cache.warnings == []
+    assert made == [Identity.of(cache.entry)]
+
+
+def test_a_folder_that_is_made_anew_is_another_though_its_number_is_used_again(
+    tmp_path: Path,
+) -> None:
+    folder, moved = tmp_path / "entry", tmp_path / "moved"
+    assert Identity.of(folder) is None
+    folder.mkdir()
+    without = Identity.of(folder)
+    (folder / "meta.json").touch()
+    first = Identity.of(folder)
+    folder.rename(moved)
+    assert Identity.of(moved) == first != without
+
+    time.sleep(0.05)  # more than the grain of the file system's clock
+    (moved / "meta.json").write_text("{}")
+    assert Identity.of(moved) != first
 
 
 def test_no_run_learns_from_token_ids_that_were_zeroed(bench: Bench) -> None:

@@ -182,7 +182,7 @@ def test_what_was_said_in_a_chat_is_forgotten_and_what_runs_is_stopped(
     claim = _claim(database, running)
     others = [_ask(database, run_id, topic="session-2"), _ask(database, run_id, JobKind.SCORE)]
 
-    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == [running.request_id]
+    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == {running.request_id: 1}
 
     assert lease.cancel_requested(database, claim)
     with pytest.raises(DataNotFound):
@@ -202,5 +202,5 @@ def test_a_message_that_waits_is_forgotten_and_never_answered(
     database: Database, run_id: str
 ) -> None:
     waiting = _ask(database, run_id)
-    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == []
+    assert requests.forget(database, JobKind.CHAT, run_id, "session-1") == {}
     assert lease.claim(database, waiting.request_id, "worker:1", lease_seconds=60) is None

@@ -20,10 +20,10 @@ from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DataNotFound, Unavailable
 from trainer_app.log import JobLog, job_log_path
-from trainer_app.queue import cancelled_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, requests, runs, upkeep
 from trainer_app.store.lease import JobKind, Wakeup
+from trainer_app.wishes import cancelled_key
 
 Sent = Callable[[], list[dict[str, object]]]
 

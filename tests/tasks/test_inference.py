@@ -26,6 +26,7 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs
 from trainer_app.store.lease import JobKind
 from trainer_app.store.requests import Request
+from trainer_app.wishes import Wish
 
 TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
 
@@ -290,7 +291,7 @@ def test_a_request_that_is_cancelled_while_it_runs_stops_within_two_seconds(
     def cancel() -> None:
         time.sleep(0.5)
         lease.request_cancel(process.database(), request_id)
-        process.queue().announce_cancel(request_id)
+        process.queue().announce_cancel(request_id, Wish(up_to=1))
         asked.append(time.monotonic())
 
     thread = threading.Thread(target=cancel)

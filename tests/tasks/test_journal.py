@@ -220,6 +220,47 @@ def test_more_points_than_memory_keeps_while_the_database_is_away_are_told_by_th
     assert list(losses(database, claim)) == list(range(1, 251))
 
 
+def test_what_a_curve_is_said_to_reach_is_there(
+    database: Database, claim: Claim, held: Held, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reporting, "_WRITTEN_POINTS", 30)
+    real = lease.progress
+    reached: list[int] = []
+
+    def tell_and_look(
+        db: Database, claim: Claim, update: Progress, points: Sequence[lease.MetricPoint]
+    ) -> None:
+        real(db, claim, update, points)
+        run = runs.get(db, claim.job_id)
+        assert (run.loss_chain_step or 0) <= max(losses(db, claim), default=0)
+        reached.append(run.loss_chain_step or 0)
+
+    monkeypatch.setattr(lease, "progress", tell_and_look)
+    rows = RowReporter(Database("postgresql://nobody@127.0.0.1:1/none"), claim, held)
+    rows.on_start(replace(START, loss_chain=START_OF_CHAIN))
+    rows.on_steps([step(number) for number in range(1, 101)])
+    rows.on_checkpoint(
+        CheckpointReport(path=tmp_path, step=100, seconds=0.1, loss_chain=f"{100:064x}")
+    )
+    rows._database = database  # it is back
+    rows.close()
+
+    assert reached[-1] == 100
+    assert runs.get(database, claim.job_id).loss_chain == f"{100:064x}"
+
+
+def test_of_a_run_that_was_begun_without_a_chain_none_is_kept(
+    database: Database, claim: Claim, held: Held, tmp_path: Path
+) -> None:
+    rows = RowReporter(database, claim, held)
+    rows.on_start(replace(START, first_step=7))
+    rows.on_checkpoint(CheckpointReport(path=tmp_path, step=9, seconds=0.1))
+    rows.close()
+
+    run = runs.get(database, claim.job_id)
+    assert (run.checkpoint_step, run.loss_chain, run.loss_chain_step) == (9, None, None)
+
+
 def test_a_resume_does_not_wait_for_a_database_that_is_away(claim: Claim, tmp_path: Path) -> None:
     (tmp_path / "curve-0.jsonl").write_text(json.dumps({"step": 1, "train_loss": 1.0}))
     with closing(Journal(tmp_path, Database("postgresql://nobody@127.0.0.1:1/none"), claim)) as one:

@@ -26,10 +26,11 @@ from trainer_app.errors import (
     TrainerError,
     Unavailable,
 )
-from trainer_app.queue import cancelled_key, heartbeat_key
+from trainer_app.queue import heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.lease import JobKind, Progress
+from trainer_app.wishes import cancelled_key
 
 Sent = Callable[[], list[dict[str, object]]]
 

@@ -20,6 +20,7 @@ from trainer_app.api.metrics_schema import PointSchema
 from trainer_app.core.loss_chain import START, link
 from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog, job_log_path, last_events
+from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, pauses, runs
 from trainer_app.store.runs import Run
@@ -78,6 +79,12 @@ def logged(run_id: str) -> str:
     return job_log_path(process.settings(), run_id).read_text()
 
 
+def reaches_its_checkpoint(run: Run, points: list[MetricPoint]) -> bool:
+    return check_unfinished_curve(
+        points, loss_chain=run.loss_chain, loss_chain_step=run.loss_chain_step
+    ).ok
+
+
 def test_a_run_that_is_paused_waits_at_a_checkpoint_and_goes_on_from_it(run_id: str) -> None:
     paused = train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id))
     assert (paused.status, paused.paused) == ("queued", True)
@@ -101,7 +108,9 @@ def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(
     assert cancelled.status == "cancelled"
     assert cancelled.checkpoint_step
     stopped = PointSchema(many=True).dump(metrics.curve(process.database(), run_id))
-    assert check_unfinished_curve(stopped).ok
+    assert cancelled.loss_chain_step == cancelled.checkpoint_step
+    assert reaches_its_checkpoint(cancelled, stopped)
+    assert not reaches_its_checkpoint(cancelled, stopped[:-1])
 
     pauses.resume(process.database(), run_id)
     run = train(run_id)
@@ -197,12 +206,18 @@ def test_a_damaged_checkpoint_is_told_in_the_log_and_the_message_and_the_one_bef
     weights.write_bytes(weights.read_bytes()[:-1])
 
     said: list[str] = []
+    reached: list[int | None] = []
 
     def look_and_pause() -> None:
-        said.append(runs.get(process.database(), run_id).message)
+        run = runs.get(process.database(), run_id)
+        said.append(run.message)
+        reached.append(run.loss_chain_step)
         pauses.pause(process.database(), run_id)
 
     train_until_second_start(run_id, look_and_pause, attempt=3)
+    assert reached == [first]
+    points = PointSchema(many=True).dump(metrics.curve(process.database(), run_id))
+    assert reaches_its_checkpoint(runs.get(process.database(), run_id), points)
     pauses.resume(process.database(), run_id)
     run = train(run_id)
 

@@ -323,6 +323,29 @@ def test_a_run_that_is_cancelled_while_its_model_is_written_keeps_a_checkpoint_a
     assert not list(worker.paths.runs.rglob("model"))
 
 
+def test_a_run_whose_database_is_away_when_its_model_is_written_is_published_when_it_is_back(
+    start: Start, worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = start()
+    file = process.database().file
+    assert file is not None
+    aside = file.with_suffix(".aside")
+    back = threading.Timer(2.0, lambda: aside.rename(file))
+
+    def move_away(folder: Path) -> None:
+        files.fsync_tree(folder)
+        file.rename(aside)  # before the row is asked for the last time whether it is cancelled
+        back.start()
+
+    monkeypatch.setattr("trainer_app.core.fit.fsync_tree", move_away)
+    perform(run_id, hostname="train-0@here", work=training.work)
+    back.join()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt, run.step) == ("completed", 1, 12)
+    assert artifacts.model_directory(worker, run_id).exists()
+
+
 def test_a_database_that_is_away_when_a_curve_is_cut_is_waited_for(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,11 @@ from tasks.held import Held, draining
 from tasks.worker import _Termination, heed_a_termination, leave_after_a_termination
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import TASK_NAMES, cancelled_key
+from trainer_app.queue import TASK_NAMES
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Claim, JobKind
+from trainer_app.wishes import cancelled_key
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 

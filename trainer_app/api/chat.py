@@ -25,6 +25,7 @@ from trainer_app.core.chat_spec import ChatSpec
 from trainer_app.errors import Conflict, DataNotFound, Unavailable
 from trainer_app.store import requests, runs
 from trainer_app.store.tables import JobKind
+from trainer_app.wishes import Wish
 
 if TYPE_CHECKING:
     from trainer_app.api.run_requests import Resolved
@@ -114,8 +115,9 @@ def delete_chat(run_id: str, session_id: str) -> Response:
     """Stop what the model writes, and forget the chat."""
     _session(run_id, session_id)
     # Should Redis fail below, the session is still there, and can be deleted again.
-    for job_id in requests.forget(current.database(), JobKind.CHAT, run_id, session_id):
-        current.queue().announce_cancel(job_id)
+    stopped = requests.forget(current.database(), JobKind.CHAT, run_id, session_id)
+    for job_id, attempt in stopped.items():
+        current.queue().announce_cancel(job_id, Wish(up_to=attempt))
     current.service(ChatSessions).forget(session_id)
     return Response(status=204)
 

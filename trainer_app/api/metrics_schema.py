@@ -60,7 +60,7 @@ class PointSchema(Schema):
         allow_none=True,
         metadata=about(
             "SHA-256 over the one before, this step and its training loss.",
-            "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+            examples.LOSS_CHAIN,
         ),
     )
 

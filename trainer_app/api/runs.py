@@ -30,6 +30,7 @@ from trainer_app.store import idempotency, lease, pauses, runs
 from trainer_app.store.pages import Page
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import JobKind
+from trainer_app.wishes import Wish
 
 blueprint = Blueprint("runs", __name__, description="Training runs.")
 
@@ -107,15 +108,15 @@ def cancel_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
     database = current.database()
     key = idempotency_key("")
     if idempotency.find(database, key) is None:
-        run = runs.get(database, run_id)
+        run, queue = runs.get(database, run_id), current.queue()
         lease.request_cancel(
             database,
             run_id,
             kind=JobKind.TRAIN,
             idempotency=key,
             on_cancelled=lambda: _tell_of_cancellation(run),
+            on_asked=lambda attempt: queue.announce_cancel(run_id, Wish(up_to=attempt)),
         )
-        current.queue().announce_cancel(run_id)
     return {"status": "cancellation-requested"}
 
 
@@ -166,8 +167,8 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
         try:
             status = pauses.resume(database, run_id, remote_corpora=remote_corpora, idempotency=key)
         except TrainerError:
-            if asked:
-                current.queue().announce_cancel(run_id)
+            if asked is not None:
+                current.queue().announce_cancel(run_id, asked)
             raise
         wake(run_id)
     return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}

@@ -89,6 +89,20 @@ class RunSchema(Schema):
     eta_sec = fields.Float(
         required=True, allow_none=True, metadata=about("Seconds until it should be done.")
     )
+    loss_chain = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=about(
+            "What the hashes over steps and training losses come to at the newest checkpoint; "
+            "null: none is kept. Of the end of a completed run its manifest has it.",
+            examples.LOSS_CHAIN,
+        ),
+    )
+    loss_chain_step = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata=about("The step of that checkpoint: the curve reaches it.", 120),
+    )
     queue_position = fields.Integer(
         required=True, allow_none=True, metadata=about("How many start before it; null: none wait.")
     )

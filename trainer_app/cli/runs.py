@@ -125,13 +125,18 @@ def resume(session: Session, run_id: RunId) -> Exit:
 
 @command(group, "verify")
 def verify(session: Session, run_id: RunId) -> Exit:
-    """Check a run's curve against its hash chain: of a finished run, that of its manifest."""
-    completed = session.client.get_run(run_id)["status"] == "completed"  # asked for first
+    """Check a run's curve against its hash chain: its manifest's, or its newest checkpoint's."""
+    run = session.client.get_run(run_id)  # first: the curve may have got further since
     points = session.client.run_metrics(run_id)["points"]
-    if completed:
+    if run["status"] == "completed":
         verdict = check_curve(points, session.client.run_manifest(run_id))
     else:
-        verdict = check_unfinished_curve(points)
+        verdict = check_unfinished_curve(
+            points,
+            # which a server of the version before has not
+            loss_chain=run.get("loss_chain"),
+            loss_chain_step=run.get("loss_chain_step"),
+        )
     if session.as_json:
         session.print_json({"run_id": run_id, **asdict(verdict)})
     else:

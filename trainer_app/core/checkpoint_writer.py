@@ -58,8 +58,12 @@ class CheckpointWriter:
         except BaseException as error:  # raised again in the thread that trains
             self._error = error
         else:
-            seconds = time.monotonic() - began
-            self._report = CheckpointReport(path=path, step=snapshot.state.step, seconds=seconds)
+            self._report = CheckpointReport(
+                path=path,
+                step=snapshot.state.step,
+                seconds=time.monotonic() - began,
+                loss_chain=snapshot.state.loss_chain,
+            )
 
 
 def fits_beside(tensors: Tensors, root: Path = Path("/")) -> bool:

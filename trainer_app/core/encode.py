@@ -30,18 +30,20 @@ from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core.corpus import read_units
 from trainer_app.core.files import (
     disk_full_named,
-    remove_directory,
+    move_away,
     rename_directory,
     temporary_beside,
 )
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.core.token_files import (
     Damaged,
+    Identity,
     Meta,
     Sum,
     SummedFile,
     check_sizes,
     check_sums,
+    examining,
     write_meta,
 )
 
@@ -80,10 +82,11 @@ class Encoded:
         Without sums, whether the units add up to the whole. Raises Damaged, StopRequested, and
         FileNotFoundError where they were cleaned away.
         """
-        check_sums(self.directory, self.sums, should_stop)
-        totals = (self.counts().sum(dtype=np.int64), self.sizes().sum(dtype=np.int64))
-        if totals != (self.tokens, self.bytes):
-            raise Damaged(self.directory, "the units do not add up to the corpus")
+        with examining(self.directory):
+            check_sums(self.directory, self.sums, should_stop)
+            totals = (self.counts().sum(dtype=np.int64), self.sizes().sum(dtype=np.int64))
+            if totals != (self.tokens, self.bytes):
+                raise Damaged(self.directory, "the units do not add up to the corpus")
 
     def ids(self) -> TokenIds:
         """The ids (tokens,), memory-mapped."""
@@ -156,7 +159,8 @@ def encode_corpus(
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _opened(directory)
+    with examining(directory):
+        return _opened(directory)
 
 
 def _opened(directory: Path) -> Encoded:
@@ -185,8 +189,9 @@ def _opened(directory: Path) -> Encoded:
 def while_it_stands(read: Callable[[], Read], on_message: OnMessage) -> Read:
     """What ``read`` makes of token ids, from the start where clean-up deletes them meanwhile.
 
-    So it is where they are damaged, after what is damaged was removed. Once they are open they
-    stay readable, whatever becomes of their names. Raises Damaged where new ones are, too.
+    So it is where they are damaged, after what is damaged was removed, but nothing that another run
+    has made in its place. Once they are open they stay readable, whatever becomes of their names.
+    Raises Damaged where new ones are, too.
     """
     for _ in range(1, READS):
         try:
@@ -194,9 +199,27 @@ def while_it_stands(read: Callable[[], Read], on_message: OnMessage) -> Read:
         except FileNotFoundError:
             continue
         except Damaged as damage:
-            on_message(f"WARNING: damaged token ids are made anew: {damage}")
-            remove_directory(damage.directory)
+            if _remove(damage):
+                on_message(f"WARNING: damaged token ids are made anew: {damage}")
     return read()
+
+
+def _remove(damage: Damaged) -> bool:
+    """Remove what was found damaged; False: another run has, and what is there now is another."""
+    directory, identity = damage.directory, damage.identity
+    if identity is None or Identity.of(directory) != identity:
+        return False
+    try:
+        taken = move_away(directory)
+    except FileNotFoundError:
+        return False
+    try:
+        if Identity.of(taken) == identity:
+            return True
+        publish_first(taken, directory)  # it was made anew since it was looked at
+        return False
+    finally:
+        shutil.rmtree(taken, ignore_errors=True)
 
 
 def sweep(root: Path) -> None:

@@ -278,6 +278,7 @@ class _Attempt:
                 precision=place.fingerprint.precision,
                 threads=place.fingerprint.threads,
                 resumed_from=None if found is None else found[1].name,
+                loss_chain=loop.state.loss_chain,
                 left_out=tuple(self._left_out),
             )
         )

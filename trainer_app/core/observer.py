@@ -43,6 +43,7 @@ class StartReport:
     precision: str  # "fp32", "fp16", "bf16"
     threads: int
     resumed_from: str | None  # the checkpoint's name
+    loss_chain: str | None = None  # of the losses up to first_step: core/loss_chain.py
     left_out: tuple[str, ...] = ()  # of newer checkpoints, which are damaged: one sentence each
 
 
@@ -83,6 +84,7 @@ class CheckpointReport:
     path: Path
     step: int
     seconds: float
+    loss_chain: str | None = None  # of the losses up to here: core/loss_chain.py
 
 
 class Observer(Protocol):

@@ -26,6 +26,7 @@ from trainer_app.core.token_files import (
     SummedFile,
     check_sizes,
     check_sums,
+    examining,
     size_of,
     write_meta,
 )
@@ -86,6 +87,11 @@ def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop)
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    with examining(directory):
+        return _opened(encoded, directory, should_stop)
+
+
+def _opened(encoded: Encoded, directory: Path, should_stop: ShouldStop) -> Streams:
     meta = Meta.read(directory)
     text_bytes = {split.label: meta.number(split.label) for split in Split}
     if meta.sums:

@@ -33,12 +33,49 @@ TRUSTED_SECONDS: Final = 3_600.0  # after it was summed, a file that nobody has 
 SETTLED_NS: Final = 2_000_000_000  # after a change, the next has another time on any file system
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which folder this is: one that was made anew in its place is another."""
+
+    device: int
+    inode: int
+    written_ns: int | None  # its META, last of all: file systems use the numbers of inodes again
+
+    @classmethod
+    def of(cls, directory: Path) -> Identity | None:
+        """None: there is none."""
+        try:
+            folder = directory.lstat()
+        except OSError:
+            return None
+        try:
+            written_ns = (directory / META).lstat().st_mtime_ns
+        except OSError:
+            written_ns = None
+        return cls(device=folder.st_dev, inode=folder.st_ino, written_ns=written_ns)
+
+
 class Damaged(Exception):
     """A folder of token ids does not hold what was written: it is to be made anew."""
 
     def __init__(self, directory: Path, reason: str) -> None:
         super().__init__(f"{directory.name}: {reason}")
         self.directory = directory
+        self.identity: Identity | None = None  # of the folder, as ``examining`` found it
+
+
+@contextmanager
+def examining(directory: Path) -> Iterator[None]:
+    """What is found damaged within the block is the folder that stands there at its beginning.
+
+    Should another have taken its place meanwhile, nobody can tell which of both it was.
+    """
+    identity = Identity.of(directory)
+    try:
+        yield
+    except Damaged as damage:
+        damage.identity = identity
+        raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,8 @@ class Progress:
     message: str | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
+    loss_chain: str | None = None  # that the curve has come to: core/loss_chain.py
+    loss_chain_step: int | None = None  # at which step
     progress: int | None = None  # percent
     step: int | None = None
     total_steps: int | None = None
@@ -226,34 +228,39 @@ def request_cancel(
     kind: JobKind | None = None,
     idempotency: IdempotencyKey | None = None,
     on_cancelled: Callable[[], None] | None = None,
+    on_asked: Callable[[int], None] | None = None,
 ) -> Status:
     """Ask for a job's cancellation: at once when queued, else its worker is told.
 
-    ``on_cancelled`` is called, after the commit, by the one call that ends a queued job.
+    ``on_cancelled`` is called, after the commit, by the one call that ends a queued job;
+    ``on_asked`` by each that finds one to end, with the last attempt that it is about.
 
     Returns where it stands now; asking twice gives the same. With a key that was used before,
     nothing happens, and it returns what it did then. Raises AlreadyFinished once it has completed
     or failed, the NotFound of the kind when there is no such job, or of another kind, and
     FieldError when the key came with another body.
     """
-    ended = False
+    asked: list[int] = []  # the attempt, where this call has found one to end
 
     def act() -> str:
-        nonlocal ended
-        status, ended = _request_cancel(connection, job_id, kind)
+        status, attempt = _request_cancel(connection, job_id, kind)
+        asked.extend([] if attempt is None else [attempt])
         return status
 
     with db.write() as connection:
         status = Status(once(connection, idempotency, act))
-    if ended and on_cancelled is not None:
-        on_cancelled()
+    for attempt in asked:
+        if status is Status.CANCELLED and on_cancelled is not None:
+            on_cancelled()
+        if on_asked is not None:
+            on_asked(attempt)
     return status
 
 
 def _request_cancel(
     connection: Connection, job_id: str, kind: JobKind | None
-) -> tuple[Status, bool]:
-    """Where the job stands now, and whether it was ended by this."""
+) -> tuple[Status, int | None]:
+    """Where the job stands now, and its last attempt; None: there was nothing to end."""
     named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
     queued = JobRow.status == Status.QUEUED
     statement = (
@@ -270,16 +277,18 @@ def _request_cancel(
                 else_=JobRow.message,
             ),
         )
-        .returning(JobRow.status)
+        .returning(JobRow.status, JobRow.attempt)
     )
-    moved = connection.scalar(statement)
-    status = moved or connection.scalar(select(JobRow.status).where(*named))
+    moved = connection.execute(statement).one_or_none()
+    if moved is not None:
+        return Status(moved.status), moved.attempt
+    status = connection.scalar(select(JobRow.status).where(*named))
     if status is None:
         missing = NotFound if kind is None else _NOT_FOUND.get(kind, DataNotFound)
         raise missing(f"{job_id}: there is no such job")
     if status in {Status.COMPLETED, Status.FAILED}:
         raise AlreadyFinished(f"{job_id} has already {status}")
-    return Status(status), moved == Status.CANCELLED
+    return Status(status), None
 
 
 def _is_news(value: object) -> bool:

@@ -103,23 +103,24 @@ def latest(db: Database, kind: JobKind, run_id: str, topic: str) -> Request | No
     return None if row is None else _request(row)
 
 
-def forget(db: Database, kind: JobKind, run_id: str, topic: str) -> list[str]:
+def forget(db: Database, kind: JobKind, run_id: str, topic: str) -> dict[str, int]:
     """Delete what was asked about this topic, and what came of it.
 
-    Returns those that run: they are to be cancelled, and forget at once what they were asked.
+    Returns those that run, with their attempts: they are to be cancelled, and forget at once what
+    they were asked.
     """
     about = (JobRow.kind == kind, JobRow.run_id == run_id, JobRow.topic == topic)
     running = JobRow.status == Status.RUNNING
     with db.write() as connection:
         gone = connection.scalars(delete(JobRow).where(*about, ~running).returning(JobRow.id)).all()
         connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
-        stopped = connection.scalars(
+        stopped = connection.execute(
             update(JobRow)
             .where(*about, running)
             .values(cancel_requested=True, spec="{}")
-            .returning(JobRow.id)
+            .returning(JobRow.id, JobRow.attempt)
         ).all()
-    return list(stopped)
+    return {row.id: row.attempt for row in stopped}
 
 
 def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> int:

@@ -52,6 +52,8 @@ class Run:
     tags: tuple[str, ...]
     checkpoint: str | None
     checkpoint_step: int | None
+    loss_chain: str | None  # that the curve comes to at the newest checkpoint
+    loss_chain_step: int | None  # at which step
     result: str | None  # JSON
     artifact_storage: str | None
     artifact_sha256: str | None
@@ -225,6 +227,8 @@ def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*t
         RunRow.model_family,
         RunRow.model_size,
         RunRow.checkpoint_step,
+        RunRow.loss_chain,
+        RunRow.loss_chain_step,
         RunRow.artifact_storage,
         RunRow.artifact_sha256,
         RunRow.artifact_file_id,

@@ -183,6 +183,10 @@ class RunRow(Table):
     step: Mapped[int] = mapped_column(default=0)  # optimizer steps done
     total_steps: Mapped[int | None]
     checkpoint_step: Mapped[int | None]
+    # What the curve comes to at the newest checkpoint, or at the one that was resumed from. With a
+    # step of its own: workers of the version before move the one above alone.
+    loss_chain: Mapped[str | None] = mapped_column(String(64))
+    loss_chain_step: Mapped[int | None]
     epoch: Mapped[int] = mapped_column(default=0)  # 0-based
     train_loss: Mapped[float | None]  # nats per predicted token
     val_loss: Mapped[float | None]
