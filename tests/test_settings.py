@@ -296,6 +296,14 @@ def test_the_present_name_wins_over_the_old_one(name: str, monkeypatch: pytest.M
     assert load_settings() == expected
 
 
+@pytest.mark.parametrize("name", ["DATA", "ARTIFACTS", "RUNS", "LOGS", "CORPUS"])
+def test_an_empty_variable_names_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(f"APP__{name}_ROOT", raising=False)
+    expected = load_settings()
+    monkeypatch.setenv(f"APP__{name}_ROOT", "")
+    assert load_settings() == expected
+
+
 def test_folders_follow_the_data_root_unless_they_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -158,18 +158,24 @@ def _read(env: Env) -> Settings:
 
 
 def _read_paths(env: Env) -> Paths:
-    root = env.path("APP__DATA_ROOT", Path("data")).absolute()
+    root = _read_folder(env, "APP__DATA_ROOT", Path("data"))
     return Paths(
         data_root=root,
-        artifacts=env.path("APP__ARTIFACTS_ROOT", root / "artifacts").absolute(),
-        runs=env.path("APP__RUNS_ROOT", root / "runs").absolute(),
-        logs=env.path("APP__LOGS_ROOT", root / "logs").absolute(),
-        corpus=env.path("APP__CORPUS_ROOT", root / "corpus").absolute(),
+        artifacts=_read_folder(env, "APP__ARTIFACTS_ROOT", root / "artifacts"),
+        runs=_read_folder(env, "APP__RUNS_ROOT", root / "runs"),
+        logs=_read_folder(env, "APP__LOGS_ROOT", root / "logs"),
+        corpus=_read_folder(env, "APP__CORPUS_ROOT", root / "corpus"),
         uploads=root / "uploads",
         tokens=root / "tokens",
         compiled=root / "compiled",
         corpus_cache=root / "corpus_cache",
     )
+
+
+def _read_folder(env: Env, name: str, default: Path) -> Path:
+    """Absolute. An empty value is none: as a path it would be the folder one happens to be in."""
+    given = env.str(name, "")
+    return (Path(given) if given else default).absolute()
 
 
 def _read_redis(env: Env) -> Redis:
@@ -260,7 +266,7 @@ def _read_tracking(env: Env, paths: Paths) -> Tracking:
     return Tracking(
         enabled=env.bool("WANDB__ENABLED", False),
         project=env.str("WANDB__PROJECT", "model-trainer", validate=project),
-        directory=env.path("WANDB_DIR", paths.data_root).absolute(),
+        directory=_read_folder(env, "WANDB_DIR", paths.data_root),
     )
 
 

@@ -189,6 +189,18 @@ def test_a_client_that_sends_more_while_it_follows_is_still_there(shared: Shared
             assert b"data: hello\n" in iter(answer.readline, b"")
 
 
+def test_a_client_that_only_listens_hears_the_stream_to_its_end(shared: Shared) -> None:
+    run_id = shared.world.run(Status.RUNNING)
+    head = f"GET /runs/{run_id}/logs/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with closing(send(shared.port, head)) as follower:
+        follower.shutdown(socket.SHUT_WR)
+        assert status(follower) == 200
+        time.sleep(0.5)
+        shared.world.log(run_id, b"hello\n")
+        with follower.makefile("rb") as answer:
+            assert b"data: hello\n" in iter(answer.readline, b"")
+
+
 def test_a_line_arrives_while_the_stream_is_open(shared: Shared) -> None:
     run_id = shared.world.run(Status.RUNNING)
     url = f"http://127.0.0.1:{shared.port}/runs/{run_id}/logs/stream"

@@ -34,6 +34,7 @@ _QUIET_SECONDS: Final = 0.5  # a run's last lines follow its final status closel
 _THREADS_KEPT: Final = 8  # for requests that are not streams
 _EVENT_ID: Final = re.compile(r"[0-9]{1,18}")
 
+COMMENT: Final = ": \n\n"
 RETRY: Final = "retry: 2000\n\n"  # milliseconds after which a browser connects again
 _UNBUFFERED: Final = {"X-Accel-Buffering": "no"}  # nginx would keep events back
 STREAM_HEADERS: Final = {
@@ -126,6 +127,7 @@ class Followers:
         client: socket.socket | None,
     ) -> Events:
         yield RETRY  # at once, so that the client has its headers
+        asked = False  # a client that sends no more, by a comment that it refuses if it is gone
         over = was_over = self.is_over(run_id)
         spoke_at = quiet_since = time.monotonic()
         while True:
@@ -140,10 +142,14 @@ class Followers:
                 return
             elif now - spoke_at >= COMMENT_SECONDS:
                 spoke_at = now
-                yield ": \n\n"
+                yield COMMENT
             time.sleep(poll_seconds)
-            if client is not None and has_hung_up(client):
-                return
+            if client is not None:
+                if has_hung_up(client):
+                    return
+                if not asked and sends_no_more(client):
+                    asked = True
+                    yield COMMENT
             if not over:
                 over = self.is_over(run_id)
                 quiet_since = time.monotonic()
@@ -158,17 +164,29 @@ def limit_receipt(client: socket.socket) -> None:
 
 
 def has_hung_up(client: socket.socket) -> bool:
-    """Whether the other end has closed the connection.
+    """Whether the connection is over: the other end has refused what was sent."""
+    return _state(client, 0) != 0
 
-    Writing to it would tell as well, but only the second time: the first is what makes the other
-    end refuse.
+
+def sends_no_more(client: socket.socket) -> bool:
+    """Whether the other end has closed its side, to go, or to do nothing more but listen.
+
+    Only writing tells which: the first is what makes the other end refuse.
     """
     try:
-        poll = select.poll()
-        poll.register(client, select.POLLIN)
-        return bool(poll.poll(0)) and client.recv(1, socket.MSG_PEEK) == b""
-    except (OSError, ValueError):  # reset, or closed on this side
+        return _state(client, select.POLLIN) != 0 and client.recv(1, socket.MSG_PEEK) == b""
+    except OSError:  # reset meanwhile
         return True
+
+
+def _state(client: socket.socket, asked: int) -> int:
+    """What poll says of a socket; of errors and the end of a connection it does so unasked."""
+    try:
+        poll = select.poll()
+        poll.register(client, asked)
+        return next((events for _, events in poll.poll(0)), 0)
+    except (OSError, ValueError):  # closed on this side
+        return select.POLLNVAL
 
 
 def event(event_id: int, data: str) -> str:
