@@ -20,12 +20,14 @@ from trainer_app.errors import (
     CorpusNotFound,
     DataBankUnavailable,
     DataNotFound,
+    ModelIncompatible,
     NotReady,
     TokenizerNotFound,
 )
 from trainer_app.file_lock import locked
-from trainer_app.restore import TOKENIZER, check_digests, is_whole, lock_of, restore
+from trainer_app.restore import TOKENIZER, check_digests, damage, damaged_file, lock_of, restore
 from trainer_app.store import runs, uploads
+from trainer_app.store.tables import Status
 from trainer_app.store.uploads import Archive
 
 OnMessage = Callable[[str], object]
@@ -72,21 +74,30 @@ def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
 def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Path:
     """The folder of a finished model, its weights fetched back if clean-up has deleted them.
 
-    Raises NotReady, DataBankUnavailable, DiskFull and StopRequested.
+    Raises NotReady for a run that has not completed, ModelIncompatible for one whose files are
+    damaged here and nowhere else; DataBankUnavailable, DiskFull and StopRequested.
     """
     directory = artifacts.model_directory(process.settings(), run_id)
     with locked(lock_of(directory), should_stop=job.held.should_stop):
-        if not is_whole(directory):
-            _fetch(job, run_id, directory, on_message)
+        damaged = damaged_file(directory)
+        if damaged is not None:
+            _fetch(job, run_id, directory, damaged, on_message)
         os.utime(directory)  # clean-up goes by the last use
     return directory
 
 
-def _fetch(job: Job, run_id: str, directory: Path, on_message: OnMessage) -> None:
+def _fetch(job: Job, run_id: str, directory: Path, damaged: str, on_message: OnMessage) -> None:
     settings = process.settings()
+    run = runs.get(process.database(), run_id)
+    if run.status is not Status.COMPLETED:
+        raise NotReady(f"{run_id} is {run.status}: it has no finished model")
     archive = uploads.of_run(process.database(), run_id)
-    if archive is None or settings.data_bank.url is None:
-        raise NotReady(f"{run_id} has no finished artifact here")
+    if archive is None:
+        raise ModelIncompatible(damage(run_id, damaged))
+    if settings.data_bank.url is None:
+        raise ModelIncompatible(
+            f"{damage(run_id, damaged)}; the data bank has it, but this worker knows of none"
+        )
     place = settings.paths.runs / f"restore-{run_id}"
     on_message("fetching the model from the data bank")
     packed = _downloaded(job, archive, place / "model.tar.gz", on_message)
@@ -94,7 +105,7 @@ def _fetch(job: Job, run_id: str, directory: Path, on_message: OnMessage) -> Non
         packed,
         directory,
         staging=place / "model",
-        sha256=str(runs.get(process.database(), run_id).artifact_sha256),
+        sha256=str(run.artifact_sha256),
         should_stop=job.held.should_stop,
     )
     shutil.rmtree(place, ignore_errors=True)

@@ -44,8 +44,9 @@ def model_manifest(
 ) -> dict[str, object]:
     """All that it takes to make the run again, and what came of it.
 
-    Runs of the same spec on the same device, libraries and threads differ in ``run_id`` and in
-    what ``Times`` and the clock give alone.
+    ``batch_size`` and ``gradient_accumulation_steps`` are what was trained with, of a short corpus
+    less than what the spec asks for. Runs of the same spec on the same device, libraries and
+    threads differ in ``run_id`` and in what ``Times`` and the clock give alone.
     """
     return {
         "run_id": run_id,
@@ -53,7 +54,8 @@ def model_manifest(
         "model_size": spec.model_size,
         "tokenizer_id": spec.tokenizer_id,
         "epochs": finished.epochs,
-        "batch_size": spec.batch_size,
+        "batch_size": finished.batch_size,
+        "gradient_accumulation_steps": finished.accumulation,
         "learning_rate": spec.peak_learning_rate,
         "max_seq_len": spec.max_seq_len,
         "seed": spec.seed,
@@ -120,6 +122,7 @@ def model_card(spec: TrainSpec, finished: Finished) -> str:
         "from trainer_app.core.loaded import load_model\n\n"
         'loaded = load_model(Path("."), device="cpu")'
     )
+    sequences = finished.batch_size * finished.accumulation
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value} |"
         for name, value in figures(finished).items()
@@ -134,7 +137,7 @@ tags: [{spec.model_family}, model-trainer]
 # {spec.model_family} {spec.model_size}
 
 A language model trained on the corpus with sha256
-`{finished.corpus_sha256}` for {finished.steps} steps of {spec.batch_size} sequences of
+`{finished.corpus_sha256}` for {finished.steps} steps of {sequences} sequences of
 {spec.max_seq_len} tokens. `manifest.json` holds all that it takes to train it again.
 
 | figure | value |

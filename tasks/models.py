@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tasks import process
 from tasks.fetched import whole_model
 from tasks.memory import device_bytes
 from tasks.perform import Job
@@ -16,6 +17,7 @@ from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.stopping import ShouldStop, never
 from trainer_app.restore import check_digests
+from trainer_app.store import runs
 
 _KEPT_MODELS: Final = 4
 _SHARE: Final = 0.25  # of the device's memory: training may use the same
@@ -28,7 +30,9 @@ def model_folder(job: Job) -> Path:
 
 def finished_model(job: Job) -> LoadedModel:
     """The same, ready to be used. Raises ModelIncompatible, too."""
-    return _kept().load(model_folder(job), should_stop=job.held.should_stop)
+    loaded = _kept().load(model_folder(job), should_stop=job.held.should_stop)
+    loaded.check_trained_as(runs.get(process.database(), str(job.claim.run_id)).spec)
+    return loaded
 
 
 class KeptModels:

@@ -16,7 +16,7 @@ from trainer_app.core.files import sha256_file
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.errors import DataBankUnavailable
-from trainer_app.restore import is_whole, restore
+from trainer_app.restore import damaged_file, is_whole, restore
 
 WEIGHTS = bytes(range(256)) * 9_000
 
@@ -213,11 +213,14 @@ def test_a_manifest_that_is_none_is_refused_though_its_digest_is_the_one_that_wa
 
 def test_a_model_is_whole_while_each_of_its_files_has_its_size(model: Path) -> None:
     assert is_whole(model)
+    assert damaged_file(model) is None
     (model / "eval" / "metrics.json").write_bytes(b"{}")
     assert not is_whole(model)
+    assert damaged_file(model) == "eval/metrics.json"
     (model / "eval" / "metrics.json").unlink()
     assert not is_whole(model)
     assert not is_whole(model.with_name("run-2"))
+    assert damaged_file(model.with_name("run-2")) == "manifest.json"
 
 
 def test_a_stop_leaves_the_model_as_it_was(model: Path, archive: Path, staging: Path) -> None:

@@ -89,6 +89,8 @@ def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished
     return Finished(
         directory=tmp_path,
         steps=steps,
+        batch_size=4,
+        accumulation=1,
         epochs=2,
         early_stopped=True,
         final_loss=1.0,

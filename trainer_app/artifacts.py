@@ -87,16 +87,25 @@ def read_evaluation(settings: Settings, run_id: str, split: str) -> dict[str, ob
             raise
         text = b""  # no plain file
     try:
-        return _evaluation(json.loads(text), run_id)
+        return _evaluation(json.loads(text), run_id, split)
     except (ValueError, KeyError, OverflowError, RecursionError):
         raise ModelIncompatible(
             f"{run_id}: the file of its {split} evaluation is damaged"
         ) from None
 
 
-def _evaluation(content: object, run_id: str) -> dict[str, object]:
+def _evaluation(content: object, run_id: str, split: str) -> dict[str, object]:
+    """What was written when the evaluation had completed: it is served as it is."""
     found = _object(content)
-    if found["run_id"] != run_id or not all(map(_is_figure, map(found.get, _FIGURES))):
+    known = {"run_id": run_id, "split": split, "status": "completed", "error": None}
+    texts = [found["request_id"], found["artifact_path"]]
+    if found["path_override"] is not None:
+        texts.append(found["path_override"])
+    if (
+        any(found[name] != value for name, value in known.items())
+        or not all(isinstance(text, str) for text in texts)
+        or not all(_is_figure(found[name]) for name in _FIGURES)
+    ):
         raise ValueError("not what was measured")
     return found
 
@@ -178,7 +187,9 @@ def _read(directory: Path) -> _Manifest:
 
 
 def _is_figure(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
 
 
 def _object(value: object) -> dict[str, object]:

@@ -35,11 +35,28 @@ def lock_of(directory: Path) -> Path:
 
 def is_whole(directory: Path) -> bool:
     """Whether all that the manifest lists is there, by name and size; links do not count."""
+    return damaged_file(directory) is None
+
+
+def damaged_file(directory: Path) -> str | None:
+    """The first file that is not there as the manifest lists it; None: the folder is whole."""
     try:
         files = artifacts.pointer(directory).files
-        return all(_size(directory, file.name) == file.bytes for file in files)
-    except (NotReady, ModelIncompatible, FileNotFoundError):
-        return False
+    except (NotReady, ModelIncompatible):
+        return artifacts.MANIFEST
+    for file in files:
+        try:
+            size = _size(directory, file.name)
+        except FileNotFoundError:
+            return file.name
+        if size != file.bytes:
+            return file.name
+    return None
+
+
+def damage(run_id: str, name: str) -> str:
+    """What is said of a completed run whose model lacks this file as it was published."""
+    return f"{run_id}: its {name} is damaged or gone, it is not what was published"
 
 
 def check_digests(

@@ -244,16 +244,37 @@ def test_a_damaged_manifest_is_a_conflict_that_names_it(
         assert f"{run_id}: its manifest.json" in response.get_json()["message"]
 
 
-@pytest.mark.parametrize("path", ["artifact/weights", "artifact.tar.gz"])
-@pytest.mark.parametrize("left", [DATA[:4], None], ids=["cut short", "gone"])
-def test_a_model_that_lost_bytes_is_not_said_to_be_whole_or_elsewhere(
-    client: FlaskClient, world: World, path: str, left: bytes | None
+ASKED = [
+    ("GET", "artifact.tar.gz", None),
+    ("GET", "artifact/weights", None),
+    ("POST", "generate", {"prompt_text": "a"}),
+    ("POST", "score", {"text": "a"}),
+    ("POST", "evaluate", {}),
+    ("POST", "chat", {"message": "a"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ASKED)
+@pytest.mark.parametrize("left", [DATA[:4], DATA + b" ", None], ids=["short", "long", "gone"])
+def test_a_model_that_lost_bytes_is_not_said_to_be_whole_or_elsewhere_or_yet_to_come(
+    client: FlaskClient, world: World, method: str, path: str, body: object, left: bytes | None
 ) -> None:
     run_id = world.run(Status.COMPLETED)
     weights = world.model(run_id) / "weights"
     weights.unlink()
     if left is not None:
         weights.write_bytes(left)
-    response = client.get(f"/runs/{run_id}/{path}")
+    response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
     assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
-    assert "damaged or gone" in response.get_json()["message"]
+    assert f"{run_id}: its weights is damaged or gone" in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [("GET", "artifact", None), *ASKED])
+def test_a_completed_run_whose_manifest_is_gone_gets_none_any_more(
+    client: FlaskClient, world: World, method: str, path: str, body: object
+) -> None:
+    run_id = world.run(Status.COMPLETED)
+    (world.model(run_id) / "manifest.json").unlink()
+    response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+    assert f"{run_id}: its manifest.json is damaged" in response.get_json()["message"]

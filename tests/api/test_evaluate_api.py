@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +24,35 @@ if TYPE_CHECKING:
 
 Body = dict[str, object]
 NOTHING = {"loss": None, "perplexity": None, "bits_per_byte": None, "artifact_path": None}
-BAD_LOSSES = [
-    f'{{"run_id": "RUN", "loss": {loss}}}' for loss in ('"x"', "[]", "NaN", "1" + "0" * 400)
+KEPT: Body = {
+    "run_id": "RUN",
+    "split": "validation",
+    "path_override": None,
+    "request_id": "evaluate-1",
+    "status": "completed",
+    "loss": 1.5,
+    "perplexity": 4.5,
+    "bits_per_byte": 0.75,
+    "artifact_path": "/a.json",
+    "tokens": 9,
+    "error": None,
+}
+OTHERS: dict[str, list[object]] = {
+    "run_id": ["another", None, ["RUN"]],
+    "split": ["test", None, ["validation"]],
+    "path_override": [True, ["other.txt"]],
+    "request_id": [None, 1],
+    "status": ["queued", None, True, ["completed"]],
+    "loss": ["1.5", None, True, [], math.nan, math.inf, 10**400],
+    "perplexity": ["1", None, False, [4.5]],
+    "bits_per_byte": ["0.75", None, True, {}],
+    "artifact_path": [None, 1, ["/a.json"]],
+    "error": ["none", False],
+}
+DAMAGED = [
+    *("{", "[]", "{}", "[" * 100_000),
+    *(json.dumps({**KEPT, name: value}) for name, values in OTHERS.items() for value in values),
+    *(json.dumps({key: KEPT[key] for key in KEPT if key != name}) for name in OTHERS),
 ]
 
 
@@ -128,7 +156,8 @@ def test_where_none_was_asked_for_there_is_no_evaluation(client: FlaskClient, ru
 def test_an_evaluation_outlives_its_request(client: FlaskClient, world: World, run_id: str) -> None:
     made = evaluate(client, run_id, {}).get_json()
     world.end(made["request_id"], Status.COMPLETED, "{}")
-    kept = {**made, "status": "completed", "loss": 2.5}
+    measured = {"loss": 2.5, "perplexity": 12, "bits_per_byte": 1e-300, "artifact_path": "/a.json"}
+    kept = {**made, "status": "completed", **measured}
     file = artifacts.evaluation_file(world.settings, run_id, "validation")
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(kept))
@@ -138,8 +167,8 @@ def test_an_evaluation_outlives_its_request(client: FlaskClient, world: World, r
 
 @pytest.mark.parametrize(
     "damaged",
-    ["{", "[]", "{}", "[" * 100_000, '{"run_id": "another"}', *BAD_LOSSES],
-    ids=lambda text: text[:20],
+    DAMAGED,
+    ids=range(len(DAMAGED)),
 )
 def test_a_damaged_evaluation_is_a_conflict_that_names_it(
     client: FlaskClient, world: World, run_id: str, damaged: str

@@ -21,6 +21,7 @@ from tests.databank_server import (
     status,
     trickle_headers,
 )
+from trainer_app import artifacts
 from trainer_app import settings as all_settings
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
@@ -209,3 +210,13 @@ def test_what_describes_such_a_model_can_still_be_read(client: FlaskClient, worl
     answer = client.get(f"/runs/{uploaded(world)}/artifact/config.json")
 
     assert (answer.status_code, answer.data) == (200, b"{}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_request_to_a_model_that_the_data_bank_has_is_taken_whatever_is_left_of_it_here(
+    client: FlaskClient, world: World, name: str
+) -> None:
+    run_id = uploaded(world)
+    (artifacts.model_directory(world.settings, run_id) / name).unlink()
+    answer = client.post(f"/runs/{run_id}/generate", json={"prompt_text": "a"})
+    assert answer.status_code == 202

@@ -100,3 +100,25 @@ def test_a_repeated_message_says_nothing_twice(client: FlaskClient, run_id: str)
     made = [post(client, run_id, "chat", {"message": "a"}).get_json() for _ in range(2)]
     chat = client.get(f"/runs/{run_id}/chat/{made[0]['session_id']}").get_json()
     assert len(chat["messages"]) == 1
+
+
+@ON_BOTH_DATABASES
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED])
+def test_a_late_repeat_of_a_message_brings_no_deleted_chat_back(
+    client: FlaskClient, world: World, run_id: str, status: Status
+) -> None:
+    first = post(client, run_id, "chat", {"message": "a"})
+    made = first.get_json()
+    world.end(made["request_id"], status, json.dumps({"response": "b"}))
+    chat = f"/runs/{run_id}/chat/{made['session_id']}"
+    assert client.delete(chat).status_code == 204
+
+    again = post(client, run_id, "chat", {"message": "a"})
+
+    assert (again.status_code, again.data) == (202, first.data)
+    for path in (chat, first.headers["Location"]):
+        assert client.get(path).get_json()["code"] == "DATA_NOT_FOUND"
+    with pytest.raises(AssertionError):
+        world.claim(made["request_id"])
+    other = post(client, run_id, "chat", {"message": "b"})
+    assert other.status_code == 422  # of the key

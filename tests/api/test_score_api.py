@@ -115,7 +115,7 @@ def test_a_run_that_has_not_completed_scores_nothing(
 
 def test_a_run_without_its_files_scores_nothing(client: FlaskClient, world: World) -> None:
     response = score(client, world.run(Status.COMPLETED), {"text": "ab"})
-    assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
 
 
 def test_an_unknown_run_or_score_is_not_found(client: FlaskClient, run_id: str) -> None:

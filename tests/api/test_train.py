@@ -350,6 +350,7 @@ def test_a_base_run_must_read_as_much_at_once(
     # Trained on less, but its model is still the one that reads 64 tokens.
     tuned = world.run(Status.COMPLETED, model_size="tiny", max_seq_len=32, pretrained_run_id=base)
     for run_id in (base, tuned):
+        world.model(run_id)
         asked = body | {"pretrained_run_id": run_id, "max_seq_len": 65}
         refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", "max_seq_len: 65 is beyond the 64")
         assert train(client, asked | {"max_seq_len": 64}).status_code == 202
@@ -360,13 +361,27 @@ def test_a_base_run_that_reads_on_for_ever_takes_any_length(
 ) -> None:
     kind = {"model_family": "char_lstm", "model_size": "tiny", "tokenizer_id": None}
     base = world.run(Status.COMPLETED, **kind, max_seq_len=64)
+    world.model(base)
     asked = body | kind | {"pretrained_run_id": base, "max_seq_len": 128}
     assert train(client, asked).status_code == 202
 
 
 def test_a_completed_run_can_be_gone_on_from(client: FlaskClient, world: World, body: Body) -> None:
-    asked = body | {"pretrained_run_id": world.run(Status.COMPLETED, model_size="tiny")}
-    assert train(client, asked).status_code == 202
+    base = world.run(Status.COMPLETED, model_size="tiny")
+    world.model(base)
+    assert train(client, body | {"pretrained_run_id": base}).status_code == 202
+
+
+@pytest.mark.parametrize("name", ["weights", "manifest.json"])
+def test_a_base_run_whose_model_lost_a_file_is_refused_with_its_name(
+    client: FlaskClient, world: World, body: Body, name: str
+) -> None:
+    base = world.run(Status.COMPLETED, model_size="tiny")
+    (world.model(base) / name).unlink()
+    asked = body | {"pretrained_run_id": base}
+    refused(
+        train(client, asked), 409, "MODEL_INCOMPATIBLE", f"pretrained_run_id: {base}: its {name}"
+    )
 
 
 @ON_BOTH_DATABASES

@@ -122,6 +122,8 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(bench: Bench) -> N
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-4)
     assert whole.final_loss == pytest.approx(parts.final_loss, rel=1e-4)
+    assert (whole.batch_size, whole.accumulation) == (8, 1)
+    assert (parts.batch_size, parts.accumulation) == (2, 4)
 
 
 def test_batches_prepared_by_threads_train_the_same_bytes(bench: Bench) -> None:
@@ -223,8 +225,10 @@ def test_a_batch_larger_than_the_corpus_is_cut_to_it(bench: Bench, recorder: Mak
         other.spec, batch_size=1 << 40, max_seq_len=8, holdout_fraction=0.0, test_split_ratio=0.0
     )
     observer = recorder()
-    assert isinstance(other.fit(spec, observer), Finished)
+    finished = other.fit(spec, observer)
+    assert isinstance(finished, Finished)
     assert observer.starts[0].batch_size == (observer.starts[0].train_tokens - 1) // 8
+    assert finished.batch_size == observer.starts[0].batch_size
 
 
 def test_an_allocation_that_fails_anywhere_is_out_of_memory(

@@ -189,6 +189,40 @@ def test_a_text_ends_before_the_first_stop_string(family: str) -> None:
     assert result.eos_terminated == [False]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stop", ["a", "j", "q", "T"])
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 1.0), (0, 1.0), (8, 0.9)])
+def test_with_a_seed_a_stop_string_cuts_each_text_off_and_changes_none(
+    family: str, stop: str, top_k: int, top_p: float
+) -> None:
+    loaded = build(family)
+    spec = GenerateSpec(
+        prompt_text="The",
+        seed=1,
+        num_return_sequences=3,
+        max_new_tokens=40,
+        stop_on_eos=False,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    whole = run(loaded, spec).outputs
+    result = run(loaded, replace(spec, stop_sequences=(stop,)))
+    assert result.outputs == [text.partition(stop)[0] for text in whole]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_a_seed_the_end_of_a_text_changes_no_other(family: str) -> None:
+    loaded = ends_soon(family)
+    spec = GenerateSpec(
+        prompt_text="fox", seed=4, num_return_sequences=8, max_new_tokens=40, top_k=0
+    )
+    result = run(loaded, spec)
+    assert 0 < sum(result.eos_terminated) < 8
+    whole = run(loaded, replace(spec, stop_on_eos=False)).outputs
+    for text, ended, longer in zip(result.outputs, result.eos_terminated, whole, strict=True):
+        assert longer.startswith(text) if ended else longer == text
+
+
 def test_a_stop_string_is_found_among_broken_characters() -> None:
     loaded = build("gpt2", kind="bpe")
     spec = GenerateSpec(prompt_text="fox", seed=3, max_new_tokens=200, stop_on_eos=False)

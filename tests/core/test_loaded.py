@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from backends.contracts import ModelConfig
 from backends.loading import model_family, tokenizer_kind
 from trainer_app.core.loaded import load_model
+from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible
 
 CORPUS = "The quick brown fox jumps over the lazy dog.\n"
@@ -48,3 +51,47 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     (artifact(tmp_path, "gpt2") / name).unlink()
     with pytest.raises(ModelIncompatible, match=name):
         load_model(tmp_path, device="cpu")
+
+
+FIGURES = [
+    ("gpt2", "n_head", 4, "of gpt2 custom"),
+    ("gpt2", "layer_norm_epsilon", 1e-3, "of gpt2 custom"),
+    ("llama", "max_position_embeddings", 1, "context of 1 tokens"),
+    ("llama", "max_position_embeddings", 64, "context of 64 tokens"),
+    ("llama", "rope_theta", 5e4, "of llama custom"),
+    ("qwen", "max_position_embeddings", 8, "context of 8 tokens"),
+    ("char_lstm", "max_seq_len", 8, "context of 8 tokens"),
+]
+
+
+@pytest.mark.parametrize(("family", "field", "value", "named"), FIGURES)
+def test_a_config_that_is_not_the_runs_is_refused_although_the_weights_fit(
+    family: str, field: str, value: float, named: str, tmp_path: Path
+) -> None:
+    spec = TrainSpec(model_family=family, model_size="tiny", max_seq_len=16, corpus_sha256="")
+    path = artifact(tmp_path, family) / "config.json"
+    load_model(tmp_path, device="cpu").check_trained_as(spec)
+    config = json.loads(path.read_text())
+    config[field] = value
+    if field == "rope_theta":
+        config["rope_parameters"][field] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelIncompatible, match=rf"config\.json .*{named}, but the run trained"):
+        load_model(tmp_path, device="cpu").check_trained_as(spec)
+
+
+@pytest.mark.parametrize(
+    ("family", "trained", "fits"),
+    [("gpt2", 8, True), ("gpt2", 16, True), ("gpt2", 17, False), ("char_lstm", 17, True)],
+)
+def test_a_fine_tuned_model_may_have_a_longer_context_than_its_run(
+    family: str, trained: int, fits: bool, tmp_path: Path
+) -> None:
+    spec = TrainSpec(model_family=family, model_size="tiny", max_seq_len=trained, corpus_sha256="")
+    loaded = load_model(artifact(tmp_path, family), device="cpu")
+    tuned = replace(spec, pretrained_run_id="run-1")
+    if fits:
+        loaded.check_trained_as(tuned)
+    else:
+        with pytest.raises(ModelIncompatible, match=r"16 tokens, .* max_seq_len 17"):
+            loaded.check_trained_as(tuned)

@@ -54,7 +54,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
     outcome = bench.finish(spec, run="stopped", attempt=9)
     assert weights(outcome) == weights(whole)
     figures = ("final_loss", "best_val_loss", "test_loss", "bits_per_byte", "steps", "epochs")
-    for name in figures:
+    for name in (*figures, "batch_size", "accumulation"):
         assert getattr(outcome, name) == getattr(whole, name)
 
 

@@ -88,3 +88,25 @@ def test_the_global_random_state_is_left_alone() -> None:
     drawn(GenerateSpec(seed=1))
     drawn(GenerateSpec(seed=None))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.9), (50, 1.0)])
+def test_with_a_seed_a_sequence_draws_its_own_numbers_whichever_are_left(
+    top_k: int, top_p: float
+) -> None:
+    spec = GenerateSpec(seed=7, num_return_sequences=100, top_k=top_k, top_p=top_p)
+    all_left, some_left = (Sampler(spec, "cpu") for _ in range(2))
+    rows = torch.arange(100)
+    for kept in (range(100), range(3, 100, 2), range(0, 49, 5)):
+        if len(kept) < len(rows):
+            some_left.keep(kept)
+            rows = rows[list(kept)]
+        drawn_N = all_left.choose(LOGITS.expand(100, -1).clone())
+        drawn_B = some_left.choose(LOGITS.expand(len(rows), -1).clone())
+        assert drawn_B.tolist() == drawn_N[rows].tolist()
+
+
+def test_without_a_seed_those_that_are_left_draw_alone() -> None:
+    sampler = Sampler(GenerateSpec(num_return_sequences=100), "cpu")
+    sampler.keep([1, 5])
+    assert len(sampler.choose(LOGITS.expand(2, -1).clone())) == 2

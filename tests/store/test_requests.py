@@ -176,7 +176,7 @@ def test_other_requests_about_one_topic_may_be_many(database: Database, run_id: 
 def test_what_was_said_in_a_chat_is_forgotten_and_what_runs_is_stopped(
     database: Database, run_id: str
 ) -> None:
-    ended = _ask(database, run_id, key=_key())
+    ended = _ask(database, run_id)
     lease.finish(database, _claim(database, ended), "completed", result='{"response": "b"}')
     running = _ask(database, run_id)
     claim = _claim(database, running)
@@ -191,11 +191,35 @@ def test_what_was_said_in_a_chat_is_forgotten_and_what_runs_is_stopped(
         kept = connection.execute(
             select(JobRow.id, JobRow.spec).where(JobRow.run_id == run_id)
         ).all()
-        assert connection.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
     assert {row.id: row.spec for row in kept} == {
         running.request_id: "{}",
         **{other.request_id: '{"a": 1}' for other in others},
     }
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "completed", "failed"])
+def test_of_a_forgotten_message_with_a_key_the_ids_stay_as_long_as_its_key(
+    database: Database, run_id: str, elapse: Elapse, status: str
+) -> None:
+    asked = _ask(database, run_id, key=_key())
+    claim = None if status == "queued" else _claim(database, asked)
+    if claim is not None and status != "running":
+        lease.finish(database, claim, status, result='{"response": "b"}', message="about b")
+
+    requests.forget(database, JobKind.CHAT, run_id, "session-1")
+    if claim is not None and status == "running":
+        lease.finish(database, claim, "cancelled")
+
+    again = _ask(database, run_id, key=_key())
+    assert (again.request_id, again.topic) == (asked.request_id, "session-1")
+    assert (again.spec, again.result, again.message) == ("{}", None, "")
+    assert again.status == ("cancelled" if status in ("queued", "running") else status)
+    assert lease.claim(database, asked.request_id, "worker:1", lease_seconds=60) is None
+    _ask(database, run_id)  # it holds up no other turn
+    elapse(10)
+    assert requests.purge(database, completed_seconds=5, failed_seconds=5) == 1
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(IdempotencyRow)) == 0
 
 
 def test_a_message_that_waits_is_forgotten_and_never_answered(

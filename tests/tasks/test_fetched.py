@@ -93,6 +93,10 @@ def test_a_model_is_trained_from_the_data_bank_into_it_and_comes_back_when_it_is
     assert "fetching the model from the data bank" in told(after.request_id)
     assert list(process.settings().paths.runs.glob("restore-*")) == []
 
+    (folder / "manifest.json").unlink()
+    assert generate(first.run_id).result == before.result
+    assert is_whole(folder)
+
     delete_weights(first.run_id)
     tuned = train(post(pretrained_run_id=first.run_id))
     assert tuned.status == "completed", tuned.message
@@ -227,3 +231,37 @@ def test_a_model_that_is_nowhere_is_not_ready(worker: Settings) -> None:
     asked = generate(post())
 
     assert (asked.status, asked.error_code) == ("failed", "NOT_READY")
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "manifest.json"])
+def test_a_finished_model_that_is_damaged_here_and_nowhere_else_is_told_by_its_file(
+    worker: Settings, name: str
+) -> None:
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "sheep.txt").write_bytes(TEXT)
+    run = train(post(corpus_file_id=None, corpus_path="sheep.txt"))
+    file = artifacts.model_directory(worker, run.run_id) / name
+    file.write_bytes(file.read_bytes() + b"x")
+
+    asked = generate(run.run_id)
+    tuned = train(post(corpus_file_id=None, corpus_path="sheep.txt", pretrained_run_id=run.run_id))
+
+    for ended in (asked, tuned):
+        assert (ended.status, ended.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+        assert f"{run.run_id}: its {name} is damaged or gone" in str(ended.message)
+
+
+def test_a_model_of_a_data_bank_that_is_no_longer_set_is_not_waited_for(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.put(TEXT, "sheep")
+    run = train(post())
+    delete_weights(run.run_id)
+    monkeypatch.delenv("APP__DATA_BANK_API_URL")
+    process.settings.cache_clear()
+
+    asked = generate(run.run_id)
+
+    assert (asked.status, asked.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+    assert "its model.safetensors is damaged or gone" in str(asked.message)
+    assert "the data bank has it" in str(asked.message)

@@ -113,6 +113,30 @@ def test_each_split_is_evaluated_as_the_run_itself_did(run_id: str) -> None:
     assert artifacts.pointer(directory) == before  # what is published never changes
 
 
+def test_a_config_with_another_context_is_refused_with_both_whatever_is_asked(
+    run_id: str, session: ChatSession
+) -> None:
+    directory = artifacts.model_directory(process.settings(), run_id)
+    config, sealed = directory / "config.json", directory / "manifest.json"
+    config.write_text(config.read_text().replace('"max_seq_len": 16', '"max_seq_len": 8'))
+    manifest = json.loads(sealed.read_text())
+    manifest["files"]["config.json"] = {
+        "bytes": config.stat().st_size,
+        "sha256": sha256(config.read_bytes()).hexdigest(),
+    }
+    sealed.write_text(json.dumps(manifest))
+    for kind, spec, topic in (
+        (JobKind.GENERATE, GenerateSpec(prompt_text="line"), None),
+        (JobKind.SCORE, ScoreSpec(text="line 1"), None),
+        (JobKind.EVALUATE, EvaluateSpec(), "validation"),
+        (JobKind.CHAT, say(session), session.session_id),
+    ):
+        done = answer(kind, run_id, spec, topic)
+        assert (done.status, done.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+        assert "a context of 8 tokens" in str(done.message)
+        assert "max_seq_len 16" in str(done.message)
+
+
 def test_a_second_evaluation_works_like_the_first(run_id: str) -> None:
     first = evaluate(run_id)
     assert evaluate(run_id) == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def finished_on(*threads: int) -> Finished:
     return Finished(
         directory=Path("model"),
         steps=2,
+        batch_size=3,
+        accumulation=8,
         epochs=1,
         early_stopped=False,
         final_loss=1.0,
@@ -93,3 +96,19 @@ def test_a_card_names_what_loads_its_model_and_not_the_run(
     assert f"library_name: {library}\n" in card
     assert "\n# gpt2 tiny\n" in card
     assert "| final loss | 1.0 |" in card
+
+
+def test_the_batch_that_is_told_is_the_one_that_was_trained_with() -> None:
+    spec = TrainSpec(
+        corpus_path="a.txt",
+        corpus_sha256="0" * 64,
+        batch_size=64,
+        gradient_accumulation_steps=16,
+        max_seq_len=128,
+    )
+    times = Times(created_at=0.0, completed_at=1.0, attempts=1)
+
+    manifest = model_manifest("run-a", spec, finished_on(1), times)
+    assert (manifest["batch_size"], manifest["gradient_accumulation_steps"]) == (3, 8)
+    assert manifest["spec"] == json.loads(spec.to_json())  # what was asked for
+    assert "for 2 steps of 24 sequences of\n128 tokens" in model_card(spec, finished_on(1))

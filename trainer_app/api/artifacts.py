@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -22,13 +22,17 @@ from trainer_app.api.examples import RUN_ID
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
-from trainer_app.restore import is_whole
+from trainer_app.restore import damage, damaged_file
 from trainer_app.store import runs
+from trainer_app.store.tables import Status
 from trainer_app.store.uploads import DATA_BANK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from wsgiref.types import WSGIEnvironment
+
+    from trainer_app.store.runs import Run
 
 blueprint = Blueprint("artifacts", __name__, description="Finished models.")
 
@@ -45,8 +49,10 @@ _BINARY = {"type": "string", "format": "binary"}
 def get_artifact(run_id: str) -> Pointer:
     """List the files of a run's finished model."""
     run = runs.get(current.database(), run_id)
+    with _manifest_missed(run):
+        found = artifacts.pointer(_directory(run))
     return replace(
-        artifacts.pointer(artifacts.model_directory(current.settings(), run_id)),
+        found,
         storage=run.artifact_storage or "local",
         file_id=run.artifact_file_id,
     )
@@ -64,10 +70,13 @@ def get_artifact(run_id: str) -> Pointer:
 @blueprint.fails_with("RUN_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE")
 def download_artifact(run_id: str) -> Response:
     """Download a run's finished model in one piece."""
-    directory = _directory(run_id)
-    artifacts.pointer(directory)  # raises here what a stream could no longer say
-    if not is_whole(directory):
-        raise _elsewhere(run_id)
+    run = runs.get(current.database(), run_id)
+    directory = _directory(run)
+    with _manifest_missed(run):
+        artifacts.pointer(directory)  # raises here what a stream could no longer say
+    damaged = damaged_file(directory)
+    if damaged is not None:
+        raise _elsewhere(run, damaged)
     response = Response(artifacts.stream_tar(directory), mimetype="application/gzip")
     response.headers.set("Content-Disposition", "attachment", filename=f"{run_id}.tar.gz")
     return response
@@ -106,14 +115,16 @@ def download_artifact(run_id: str) -> Response:
 )
 def download_artifact_file(run_id: str, name: str) -> Response:
     """Download one file of a run's finished model; a Range resumes."""
+    run = runs.get(current.database(), run_id)
     try:
-        source, file = artifacts.open_file(_directory(run_id), name)
+        with _manifest_missed(run):
+            source, file = artifacts.open_file(_directory(run), name)
     except FileNotFoundError:
-        raise _elsewhere(run_id) from None
+        raise _elsewhere(run, name) from None
     with ExitStack() as opened:
         opened.enter_context(source)
         if os.fstat(source.fileno()).st_size != file.bytes:
-            raise _elsewhere(run_id)  # cut short: half a file would pass for a whole one
+            raise _elsewhere(run, name)  # cut short: half a file would pass for a whole one
         response = _file_response(source, file)
         opened.pop_all()  # it is the response's to close
     if response.status_code == PreconditionFailed.code:
@@ -167,17 +178,26 @@ def _with_one_range(environ: WSGIEnvironment, size: int) -> WSGIEnvironment:
     return environ
 
 
-def _elsewhere(run_id: str) -> NotReady | ModelIncompatible:
+@contextmanager
+def _manifest_missed(run: Run) -> Iterator[None]:
+    """NotReady tells a client to wait, and a completed run gets no manifest any more."""
+    try:
+        yield
+    except NotReady:
+        if run.status is Status.COMPLETED:
+            raise _elsewhere(run, artifacts.MANIFEST) from None
+        raise
+
+
+def _elsewhere(run: Run, name: str) -> NotReady | ModelIncompatible:
     """Of a model whose files are not all there: clean-up deletes what the data bank has."""
-    if runs.get(current.database(), run_id).artifact_storage == DATA_BANK:
+    if run.artifact_storage == DATA_BANK:
         return NotReady(
-            f"{run_id}: the weights are in the data bank; a request to the model fetches them back"
+            f"{run.run_id}: the weights are in the data bank; a request to the model fetches "
+            "them back"
         )
-    return ModelIncompatible(
-        f"{run_id}: files of its model are damaged or gone, they are not what was published"
-    )
+    return ModelIncompatible(damage(run.run_id, name))
 
 
-def _directory(run_id: str) -> Path:
-    run = runs.get(current.database(), run_id)
+def _directory(run: Run) -> Path:
     return artifacts.model_directory(current.settings(), run.run_id)

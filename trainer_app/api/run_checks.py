@@ -8,6 +8,7 @@ from backends.registry import OWN_TOKENIZERS, UNBOUNDED_FAMILIES
 from trainer_app.api import current
 from trainer_app.api.corpus_choice import corpus_sha256
 from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.finished_model import damage_of
 from trainer_app.api.ids import is_id
 from trainer_app.api.memory_check import check_memory, check_precision
 from trainer_app.core.spec import TrainSpec
@@ -81,6 +82,9 @@ def _check_base_run(spec: TrainSpec) -> None:
             f"max_seq_len: {spec.max_seq_len} is beyond the {context} tokens that "
             f"{spec.pretrained_run_id} reads at once"
         )
+    damaged = damage_of(run)
+    if damaged is not None:
+        raise ModelIncompatible(f"pretrained_run_id: {damaged}")
 
 
 def _context(run: Run) -> int:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from trainer_app import artifacts
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import idempotency_key, require_services, wake
+from trainer_app.api.finished_model import damage_of
 from trainer_app.core.json_spec import JsonSpec
-from trainer_app.errors import NotReady
+from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.queue import queue_of
 from trainer_app.store import idempotency, requests, runs
 from trainer_app.store.requests import Request
@@ -29,7 +29,7 @@ def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved
 
     ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
     once the run is known to have a model. Raises RunNotFound, NotReady, ModelIncompatible for a
-    damaged manifest, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
+    damaged model, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
     """
     require_services()
     database = current.database()
@@ -81,4 +81,6 @@ def _as_queued(found: Request) -> Request:
 def _require_model(run: Run) -> None:
     if run.status is not Status.COMPLETED:
         raise NotReady(f"{run.run_id} is {run.status}: it has no finished model")
-    artifacts.read_manifest(artifacts.model_directory(current.settings(), run.run_id))
+    damaged = damage_of(run)
+    if damaged is not None:
+        raise ModelIncompatible(damaged)

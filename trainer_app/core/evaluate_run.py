@@ -99,8 +99,10 @@ def _evaluate(
 ) -> Evaluation:
     place = resolve_device(device)
     with out_of_memory_named(f"evaluation with batch_size {spec.batch_size}", place):
+        loaded = load_model(directory, device=place)
+        loaded.check_trained_as(spec)
         return evaluate(
-            LanguageModelLoss(load_model(directory, device=place).model),
+            LanguageModelLoss(loaded.model),
             stream,
             seq_len=spec.max_seq_len,
             batch_size=spec.batch_size,

@@ -85,6 +85,8 @@ class Finished:
 
     directory: Path
     steps: int
+    batch_size: int  # sequences of a forward pass; both as trained with, see Batches
+    accumulation: int  # forward passes of a step
     epochs: int  # begun
     early_stopped: bool
     final_loss: float  # of the last training step
@@ -339,6 +341,8 @@ class _Attempt:
         return Finished(
             directory=directory,
             steps=state.step,
+            batch_size=loop.batches.batch_size,
+            accumulation=loop.batches.accumulation,
             epochs=1 + loop.batches.epoch(state.step - 1),
             early_stopped=state.early_stopped,
             final_loss=state.last_loss,

@@ -67,6 +67,7 @@ def _generate(
         if len(rows) < len(growing):
             growing = [growing[row] for row in rows]
             ids_B = reader.keep(rows, ids_B)
+            sampler.keep(rows)
         logits_BV = reader.read(ids_B)
     return Generation(
         outputs=[sequence.text() for sequence in sequences],

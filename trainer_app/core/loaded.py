@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from backends.contracts import CausalModel, Tokenizer
 from backends.loading import load_model as load_weights
 from backends.loading import load_tokenizer, model_family
 from trainer_app.errors import ModelIncompatible
+
+if TYPE_CHECKING:
+    from trainer_app.core.spec import TrainSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,28 @@ class LoadedModel:
         """How many tokens the model can look back at; None: all, as a recurrent model does."""
         bounded = model_family(self.family).context_is_bounded
         return self.model.config.max_seq_len if bounded else None
+
+    def check_trained_as(self, spec: TrainSpec) -> None:
+        """Raise ModelIncompatible where config.json is not that of the run of ``spec``.
+
+        Of the heads, the context and the angles of rotary positions nothing shows in the weights:
+        other ones load, and give other numbers. A size's name stands for all of its shape.
+        """
+        config = self.model.config
+        if (config.family, config.size) != (spec.model_family, spec.model_size):
+            raise ModelIncompatible(
+                f"config.json is of {config.family} {config.size}, but the run trained "
+                f"{spec.model_family} {spec.model_size}"
+            )
+        if spec.pretrained_run_id is None:
+            fits = config.max_seq_len == spec.max_seq_len
+        else:  # the context is the base model's, of which the run may have used a part
+            fits = self.context is None or config.max_seq_len >= spec.max_seq_len
+        if not fits:
+            raise ModelIncompatible(
+                f"config.json has a context of {config.max_seq_len} tokens, but the run trained "
+                f"with max_seq_len {spec.max_seq_len}"
+            )
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -1,7 +1,10 @@
-"""From logits to the next token. Shapes in names: B sequences, V vocabulary, K candidates."""
+"""From logits to the next token. Shapes in names: N sequences asked for, B of them left,
+V vocabulary, K candidates.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -17,7 +20,8 @@ COLDEST: Final = 1e-5
 class Sampler:
     """Draws tokens as a spec asks, from a random state of its own.
 
-    The same seed gives the same tokens on the same device, whatever ran before.
+    The same seed gives the same tokens on the same device, whatever ran before, and each sequence
+    its own, whenever the others end.
     """
 
     def __init__(self, spec: GenerateSpec, device: str) -> None:
@@ -27,6 +31,14 @@ class Sampler:
             self._random.seed()
         else:
             self._random.manual_seed(spec.seed)
+        self._places_B: Tensor | None = None  # of the sequences left, with a seed; None: all are
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the sequences."""
+        if self._spec.seed is None:
+            return
+        rows_B = torch.tensor(rows, device=self._random.device)
+        self._places_B = rows_B if self._places_B is None else self._places_B[rows_B]
 
     def choose(self, logits_BV: Tensor) -> Tensor:
         """One id for each sequence (B,); changes ``logits_BV``."""
@@ -36,7 +48,7 @@ class Sampler:
             return logits_BV.argmax(dim=-1)
         logits_BK, ids_BK = self._candidates(logits_BV.float())
         probabilities_BK = self._probabilities(logits_BK)
-        drawn_B1 = torch.multinomial(probabilities_BK, 1, generator=self._random)
+        drawn_B1 = self._drawn(probabilities_BK)
         return drawn_B1[:, 0] if ids_BK is None else ids_BK.gather(1, drawn_B1)[:, 0]
 
     def _candidates(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -62,3 +74,14 @@ class Sampler:
             beyond_BK[:, 0] = False
             probabilities_BK = probabilities_BK.masked_fill(beyond_BK, 0.0)
         return probabilities_BK
+
+    def _drawn(self, probabilities_BK: Tensor) -> Tensor:
+        """One candidate of each sequence (B, 1)."""
+        places_B = self._places_B
+        if places_B is None:
+            return torch.multinomial(probabilities_BK, 1, generator=self._random)
+        # Those that have ended draw as well, anything: else the others would draw their numbers.
+        sequences = self._spec.num_return_sequences
+        all_NK = probabilities_BK.new_ones(sequences, probabilities_BK.shape[1])
+        all_NK[places_B] = probabilities_BK
+        return torch.multinomial(all_NK, 1, generator=self._random)[places_B]

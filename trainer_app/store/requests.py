@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, and_, delete, or_, select, update
+from sqlalchemy import Select, and_, case, delete, null, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
 
 from trainer_app.errors import Conflict, DataNotFound
 from trainer_app.store import ids
@@ -107,13 +108,29 @@ def forget(db: Database, kind: JobKind, run_id: str, topic: str) -> dict[str, in
     """Delete what was asked about this topic, and what came of it.
 
     Returns those that run, with their attempts: they are to be cancelled, and forget at once what
-    they were asked.
+    they were asked. Of those with an Idempotency-Key the ids stay until ``purge``: a repeat that
+    comes late gets the first answer, and asks nothing anew.
     """
     about = (JobRow.kind == kind, JobRow.run_id == run_id, JobRow.topic == topic)
-    running = JobRow.status == Status.RUNNING
+    queued, running = JobRow.status == Status.QUEUED, JobRow.status == Status.RUNNING
+    asked = aliased(JobRow)  # of its own: one look through the keys, not one for each message
+    ids_asked = select(asked.id).where(
+        asked.kind == kind, asked.run_id == run_id, asked.topic == topic
+    )
+    with_key = select(IdempotencyRow.created_id).where(IdempotencyRow.created_id.in_(ids_asked))
     with db.write() as connection:
-        gone = connection.scalars(delete(JobRow).where(*about, ~running).returning(JobRow.id)).all()
-        connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))
+        connection.execute(delete(JobRow).where(*about, ~running, JobRow.id.not_in(with_key)))
+        connection.execute(
+            update(JobRow)
+            .where(*about, ~running)
+            .values(
+                status=case((queued, Status.CANCELLED), else_=JobRow.status),
+                completed_at=case((queued, NOW), else_=JobRow.completed_at),
+                spec="{}",
+                result=null(),
+                message="",
+            )
+        )
         stopped = connection.execute(
             update(JobRow)
             .where(*about, running)

@@ -1,0 +1,21 @@
+"""Whether the files of a completed run's model are there, as far as a look at the folder tells."""
+
+from __future__ import annotations
+
+from trainer_app import artifacts
+from trainer_app.api import current
+from trainer_app.restore import damage, damaged_file
+from trainer_app.store.runs import Run
+from trainer_app.store.uploads import DATA_BANK
+
+
+def damage_of(run: Run) -> str | None:
+    """What is wrong with the model, by the names and sizes of its files; None: nothing.
+
+    What the data bank has is fetched back by whoever needs it. Bytes that have changed are found
+    where the model is read.
+    """
+    if run.artifact_storage == DATA_BANK:
+        return None
+    name = damaged_file(artifacts.model_directory(current.settings(), run.run_id))
+    return None if name is None else damage(run.run_id, name)
