@@ -19,7 +19,7 @@ from trainer_app.store.tables import Status
 
 
 def resolve(spec: TrainSpec) -> TrainSpec:
-    """The spec with the digest of its corpus, once all that it refers to is found to fit.
+    """The spec with the digest of its corpus, if known, once all it refers to is found to fit.
 
     Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
     CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue, and for a model or a
