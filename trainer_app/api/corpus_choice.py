@@ -13,6 +13,7 @@ import structlog
 from trainer_app.api import current, request_id
 from trainer_app.api.ids import is_id
 from trainer_app.api.text_scan import TextScan
+from trainer_app.core.files import blocks
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.databank import corpus_cache
@@ -77,7 +78,7 @@ class Digests:
 
 def _digest(file: BinaryIO) -> str:
     scan = TextScan()
-    while block := file.read(_BLOCK):
+    for block in blocks(file, _BLOCK):
         scan.update(block)
     return scan.finish().sha256
 
