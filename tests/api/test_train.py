@@ -231,7 +231,9 @@ def test_a_path_that_is_missing_or_forbidden_gets_one_answer(
     client: FlaskClient, trap: World, body: Body, path: str
 ) -> None:
     response = train(client, body | {"corpus_path": path})
-    refused(response, 404, "CORPUS_NOT_FOUND", "there is no such file under the corpus root")
+    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    expected = "corpus_path: there is no such file under the corpus root"
+    assert response.get_json()["message"] == expected
     assert client.get("/runs").get_json()["data"] == []
 
 
@@ -280,8 +282,7 @@ def test_an_uploaded_corpus_is_its_own_digest(
 @pytest.mark.parametrize("file_id", ["0" * 64, "../x", "..", "a/b", "ä"])
 def test_an_unknown_corpus_is_not_found(client: FlaskClient, body: Body, file_id: str) -> None:
     asked = body | {"corpus_path": None, "corpus_file_id": file_id}
-    response = train(client, asked)
-    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    refused(train(client, asked), 404, "CORPUS_NOT_FOUND", "corpus_file_id: ")
 
 
 @pytest.mark.parametrize("tokenizer_id", ["none", "../words", "..", "a/b"])
@@ -289,7 +290,8 @@ def test_an_unknown_tokenizer_is_not_found(
     client: FlaskClient, body: Body, tokenizer_id: str
 ) -> None:
     response = train(client, body | {"tokenizer_id": tokenizer_id})
-    assert (response.status_code, response.get_json()["code"]) == (404, "TOKENIZER_NOT_FOUND")
+    refused(response, 404, "TOKENIZER_NOT_FOUND", "tokenizer_id: ")
+    assert tokenizer_id in response.get_json()["message"]
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])
@@ -319,7 +321,30 @@ def test_a_transformer_takes_a_character_tokenizer(
 @pytest.mark.parametrize("base", ["run-none", "../x"])
 def test_an_unknown_base_run_is_not_found(client: FlaskClient, body: Body, base: str) -> None:
     response = train(client, body | {"pretrained_run_id": base})
-    assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
+    refused(response, 404, "RUN_NOT_FOUND", "pretrained_run_id: ")
+    assert base in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tags", ["x" * 65], "must have 1 to 64 characters, not 65"),
+        ("tags", ["x"] * 17, "must have 0 to 16 items, not 17"),
+        ("tags", "x", "'x' is not a list"),
+        ("tags", None, "null is not a list"),
+        ("seed", None, "null is not an integer"),
+        ("learning_rate", None, "null is not a number"),
+        ("freeze_embed", None, "null is not true or false"),
+        ("model_family", None, "null is not a string"),
+    ],
+)
+def test_a_message_says_what_was_sent_and_what_is_allowed(
+    client: FlaskClient, body: Body, field: str, value: object, message: str
+) -> None:
+    response = train(client, body | {field: value})
+    assert response.status_code == 422
+    (detail,) = response.get_json()["details"]
+    assert (detail["field"].partition(".")[0], detail["message"]) == (field, message)
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])

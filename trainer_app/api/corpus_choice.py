@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import structlog
 
 from trainer_app.api import current, request_id
+from trainer_app.api.errors import field_named
+from trainer_app.api.fields import shown
 from trainer_app.api.ids import is_id
+from trainer_app.api.job_fields import CORPUS
 from trainer_app.api.text_scan import TextScan
 from trainer_app.core.files import blocks
 from trainer_app.core.observer import StopReason
@@ -83,15 +86,22 @@ def _digest(file: BinaryIO) -> str:
     return scan.finish().sha256
 
 
-def corpus_sha256(file_id: str | None, path: str | None) -> str:
+def corpus_sha256(file_id: str | None, path: str | None, *, path_field: str = CORPUS[1]) -> str:
     """The digest of the one corpus that is named; empty: the data bank is yet to tell it.
 
-    Raises CorpusNotFound, CorpusEmpty, CorpusNotText, and FieldError for one that is too large.
+    Raises CorpusNotFound, CorpusEmpty and CorpusNotText, which name the field, and FieldError for
+    one that is too large.
     """
     if path is not None:
-        return current.service(Digests).of(current.settings().paths.corpus, path)
+        with field_named(path_field):
+            return current.service(Digests).of(current.settings().paths.corpus, path)
+    with field_named(CORPUS[0]):
+        return _sha256_of_id(file_id)
+
+
+def _sha256_of_id(file_id: str | None) -> str:
     if file_id is None or not is_id(file_id):
-        raise CorpusNotFound("no corpus has this id")
+        raise CorpusNotFound(f"no corpus has the id {shown(file_id)}")
     try:
         return corpora.get(current.database(), file_id).file_id
     except CorpusNotFound:

@@ -13,6 +13,7 @@ from trainer_app.api.fields import (
     LONGEST_TEXT,
     StrictBoolean,
     StrictInteger,
+    StrictList,
     StrictString,
     about,
     between,
@@ -46,7 +47,7 @@ class GenerateSchema(StrictSchema):
     stop_on_eos = StrictBoolean(
         load_default=_DEFAULTS["stop_on_eos"], metadata=about("Stop at the end of a text.")
     )
-    stop_sequences = fields.List(
+    stop_sequences = StrictList(
         StrictString(validate=length(1, 256)),
         load_default=list,
         validate=length(0, 16),

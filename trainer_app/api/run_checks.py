@@ -7,7 +7,8 @@ from dataclasses import replace
 from backends.registry import OWN_TOKENIZERS, UNBOUNDED_FAMILIES
 from trainer_app.api import current
 from trainer_app.api.corpus_choice import corpus_sha256
-from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.errors import Detail, InvalidInput, field_named
+from trainer_app.api.fields import shown
 from trainer_app.api.ids import is_id
 from trainer_app.api.memory_check import check_memory, check_precision
 from trainer_app.core.spec import TrainSpec
@@ -48,8 +49,9 @@ def _check_tokenizer(spec: TrainSpec) -> int:
     if spec.tokenizer_id is None:
         return 0
     if not is_id(spec.tokenizer_id):
-        raise TokenizerNotFound("tokenizer_id: no tokenizer has this id")
-    tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
+        raise TokenizerNotFound(f"tokenizer_id: no tokenizer has the id {shown(spec.tokenizer_id)}")
+    with field_named("tokenizer_id"):
+        tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
     if tokenizer.status is not Status.COMPLETED:
         raise NotReady(f"tokenizer_id: {spec.tokenizer_id} is {tokenizer.status}")
     kind = OWN_TOKENIZERS.get(spec.model_family, tokenizer.method)
@@ -65,8 +67,9 @@ def _check_base_run(spec: TrainSpec) -> None:
     if spec.pretrained_run_id is None:
         return
     if not is_id(spec.pretrained_run_id):
-        raise RunNotFound("pretrained_run_id: no run has this id")
-    run = runs.get(current.database(), spec.pretrained_run_id)
+        raise RunNotFound(f"pretrained_run_id: no run has the id {shown(spec.pretrained_run_id)}")
+    with field_named("pretrained_run_id"):
+        run = runs.get(current.database(), spec.pretrained_run_id)
     if run.status is not Status.COMPLETED:
         raise NotReady(f"pretrained_run_id: {spec.pretrained_run_id} is {run.status}")
     for name in ("model_family", "model_size", "tokenizer_id"):
