@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INT64_MAX: Final = 2**63 - 1  # what SQLite and PostgreSQL hold
 UINT32_MAX: Final = 2**32 - 1  # what numpy takes for a seed
 LONGEST_PATH: Final = 8_192  # characters: more than any path has, which is then just not there
+OF_BODY: Final = "The whole body has a limit of its own, API__MAX_BODY_BYTES."
 LONGEST_TEXT: Final = 1_048_576  # to use a model on: characters of a text, bytes of a file
 _INTEGER_TEXT: Final = re.compile(r"-?[0-9]{1,20}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")

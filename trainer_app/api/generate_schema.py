@@ -11,6 +11,7 @@ from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
+    OF_BODY,
     StrictBoolean,
     StrictInteger,
     StrictList,
@@ -33,7 +34,7 @@ class GenerateSchema(StrictSchema):
     prompt_text = StrictString(
         load_default=None,
         validate=length(0, LONGEST_TEXT),
-        metadata=about("What to continue; this or prompt_path.", examples.PROMPT),
+        metadata=about(f"What to continue; this or prompt_path. {OF_BODY}", examples.PROMPT),
     )
     prompt_path = StrictString(
         load_default=None,

@@ -10,6 +10,7 @@ from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
+    OF_BODY,
     StrictInteger,
     StrictString,
     about,
@@ -37,7 +38,7 @@ class ScoreSchema(StrictSchema):
     text = StrictString(
         load_default=None,
         validate=length(1, LONGEST_TEXT),
-        metadata=about("What to score; this or path.", examples.PROMPT),
+        metadata=about(f"What to score; this or path. {OF_BODY}", examples.PROMPT),
     )
     path = StrictString(
         load_default=None,
