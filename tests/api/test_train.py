@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from tests.api.conftest import ON_BOTH_DATABASES
 from tests.contract_defaults import TRAIN_DEFAULTS
 from trainer_app.api.accept import wake
 from trainer_app.api.corpus_choice import Digests
+from trainer_app.artifacts import tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import runs
@@ -300,6 +302,56 @@ def test_a_tokenizer_must_be_finished(
 ) -> None:
     asked = body | {"tokenizer_id": world.tokenizer("half", status=status)}
     refused(train(client, asked), 409, "NOT_READY", "tokenizer_id")
+
+
+def test_a_tokenizer_whose_folder_is_gone_is_refused(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    shutil.rmtree(tokenizer_directory(world.settings, "words"))
+    refused(train(client, body), 409, "MODEL_INCOMPATIBLE", "tokenizer_id: the files of words")
+    assert runs.list_(world.database).items == []
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(b"{")
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("tokenizer_config.json"))
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(remove, "gone"), (cut, "it has 1 bytes, not 2"), (link, "gone"), (fifo, "gone")],
+)
+def test_a_tokenizer_that_has_lost_a_file_or_bytes_is_refused_and_the_file_named(
+    client: FlaskClient, world: World, body: Body, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(tokenizer_directory(world.settings, "words") / "tokenizer.json")
+    response = train(client, body)
+    refused(response, 409, "MODEL_INCOMPATIBLE", "tokenizer_id: tokenizer.json of words")
+    assert reason in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [('{"files": {}}', "does not list tokenizer.json"), ("{", "manifest.json is damaged")],
+)
+def test_a_tokenizer_whose_manifest_is_damaged_is_refused(
+    client: FlaskClient, world: World, body: Body, manifest: str, reason: str
+) -> None:
+    (tokenizer_directory(world.settings, "words") / "manifest.json").write_text(manifest)
+    refused(train(client, body), 409, "MODEL_INCOMPATIBLE", reason)
 
 
 def test_a_character_model_takes_no_other_tokenizer(

@@ -11,9 +11,11 @@ from trainer_app.api.errors import Detail, InvalidInput, field_named
 from trainer_app.api.fields import shown
 from trainer_app.api.ids import is_id
 from trainer_app.api.memory_check import check_memory, check_precision
+from trainer_app.artifacts import MANIFEST, tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
 from trainer_app.queue import training_queue
+from trainer_app.restore import TOKENIZER, check_sizes
 from trainer_app.store import runs, tokenizers
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
@@ -60,7 +62,21 @@ def _check_tokenizer(spec: TrainSpec) -> int:
             f"tokenizer_id: {spec.model_family} takes a {kind} tokenizer, "
             f"and {spec.tokenizer_id} is {tokenizer.method}"
         )
+    _check_files(spec.tokenizer_id)
     return tokenizer.vocab_size or 0
+
+
+def _check_files(tokenizer_id: str) -> None:
+    """Whether a finished tokenizer is still there; its worker reads it against its digests."""
+    directory = tokenizer_directory(current.settings(), tokenizer_id)
+    try:
+        check_sizes(directory, needed=TOKENIZER)
+    except NotReady:
+        raise ModelIncompatible(
+            f"tokenizer_id: the files of {tokenizer_id} are gone: there is no {MANIFEST}"
+        ) from None
+    except ModelIncompatible as error:
+        raise ModelIncompatible(f"tokenizer_id: {error.message}") from None
 
 
 def _check_base_run(spec: TrainSpec) -> None:
