@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tasks import process
 from tasks.corpora import corpus_file
-from tasks.perform import Job
+from tasks.perform import Job, insist
 from trainer_app import artifacts
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.databank import corpus_cache
@@ -26,11 +28,45 @@ from trainer_app.errors import (
 )
 from trainer_app.file_lock import locked
 from trainer_app.restore import TOKENIZER, check_digests, damage, damaged_file, lock_of, restore
-from trainer_app.store import runs, uploads
+from trainer_app.store import lease, runs, uploads
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import Archive
 
 OnMessage = Callable[[str], object]
+Spec = TypeVar("Spec", TrainSpec, TokenizerSpec)
+
+
+def with_digest(job: Job, spec: Spec, *, on_message: OnMessage) -> Spec:
+    """The spec with the digest of its corpus, where the data bank did not give it at the POST.
+
+    It is in the row before anything is made of it, so all attempts are of one text. Raises
+    CorpusNotFound, DataBankUnavailable, LeaseLost and StopRequested.
+    """
+    if spec.corpus_sha256:
+        return spec
+    complete = replace(spec, corpus_sha256=_digest(job, str(spec.corpus_file_id), on_message))
+    insist(lambda: lease.settle(process.database(), job.claim, complete.to_json()))
+    return complete
+
+
+def _digest(job: Job, file_id: str, on_message: OnMessage) -> str:
+    settings = process.settings()
+    try:
+        corpus_file(settings, file_id, None)
+    except CorpusNotFound:
+        if settings.data_bank.url is None:
+            raise
+    else:
+        return file_id  # it has been uploaded here since, and uploads are named by their digest
+    with _data_bank(job) as bank:
+        return corpus_cache.identify(
+            bank,
+            settings.paths.corpus_cache,
+            file_id,
+            patience=Patience(seconds=settings.data_bank.retry_seconds),
+            should_stop=job.held.should_stop,
+            on_message=on_message,
+        )
 
 
 def corpus_of(job: Job, spec: TrainSpec | TokenizerSpec, *, on_message: OnMessage) -> Path:

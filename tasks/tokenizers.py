@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tasks import process, staging
-from tasks.fetched import corpus_of
+from tasks.fetched import corpus_of, with_digest
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
 from trainer_app import artifacts
@@ -35,6 +35,7 @@ def work(job: Job) -> Done | StopReason:
 
 def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | StopReason:
     settings = process.settings()
+    spec = with_digest(job, spec, on_message=job.log.info)
     corpus = corpus_of(job, spec, on_message=job.log.info)
     report = train_tokenizer(
         spec,

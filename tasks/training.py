@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
-from tasks.fetched import corpus_of, finished_tokenizer, whole_model
+from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job, insist
@@ -55,6 +55,8 @@ def work(job: Job) -> Done | StopReason:
     if is_whole(final):  # it is where an attempt died after it had published
         job.log.info(f"{why(job.claim)}, its model was published already")
     else:
+        with _telling(job) as say:
+            spec = with_digest(job, spec, on_message=say)
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason
@@ -171,10 +173,8 @@ def _done(job: Job, final: Path) -> Done:
     """What became of the run, by its manifest, and where its model is kept."""
     manifest = artifacts.read_manifest(final)
     measured = {name: manifest[name] for name in FIGURES}
-    with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
-        kept = keep(
-            job, final, on_message=Observers([LogReporter(job.log, job.claim), rows]).on_message
-        )
+    with _telling(job) as say:
+        kept = keep(job, final, on_message=say)
     return Done(
         result=json.dumps(measured),
         result_id=job.claim.job_id,
@@ -183,6 +183,13 @@ def _done(job: Job, final: Path) -> Done:
         problem=kept.problem,
         final_metrics=_final_metrics(measured, final),
     )
+
+
+@contextmanager
+def _telling(job: Job) -> Iterator[OnMessage]:
+    """Messages before and after the training: into the log and the row."""
+    with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
+        yield Observers([LogReporter(job.log, job.claim), rows]).on_message
 
 
 def _final_metrics(measured: Mapping[str, object], final: Path) -> dict[str, object]:

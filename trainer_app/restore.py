@@ -7,10 +7,12 @@ import re
 import shutil
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
 from trainer_app import artifacts
+from trainer_app.artifacts import ArtifactFile
 from trainer_app.core.files import disk_full_named, replace_directory, sha256_file
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.databank.digests import sha256_of, sha256_of_open
@@ -59,6 +61,19 @@ def damage(run_id: str, name: str) -> str:
     return f"{run_id}: its {name} is damaged or gone, it is not what was published"
 
 
+def check_sizes(directory: Path, *, needed: frozenset[str] = MODEL) -> None:
+    """As ``check_digests``, but by names and sizes: nothing is read but the manifest."""
+    for file in _listed(directory, needed):
+        try:
+            size = _size(directory, file.name)
+        except FileNotFoundError:
+            raise _is_gone(file.name, directory) from None
+        if size != file.bytes:
+            raise ModelIncompatible(
+                f"{file.name} of {directory.name} is damaged: it has {size} bytes, not {file.bytes}"
+            )
+
+
 def check_digests(
     directory: Path, should_stop: ShouldStop, *, needed: frozenset[str] = MODEL
 ) -> None:
@@ -68,23 +83,31 @@ def check_digests(
     changed since or is gone, and where one that is ``needed`` or will be loaded has no digest;
     StopRequested.
     """
+    for file in _listed(directory, needed):
+        try:
+            with open_beneath(directory, file.name) as opened:
+                sha256 = sha256_of_open(opened, should_stop)
+        except FileNotFoundError:
+            raise _is_gone(file.name, directory) from None
+        if sha256 != file.sha256:
+            raise ModelIncompatible(
+                f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"
+            )
+
+
+def _listed(directory: Path, needed: frozenset[str]) -> Sequence[ArtifactFile]:
     files = artifacts.pointer(directory).files
     loaded = {path.name for path in directory.iterdir() if _LOADED.fullmatch(path.name)} | needed
     if unlisted := loaded - {file.name for file in files}:
         named = ", ".join(sorted(unlisted))
         raise ModelIncompatible(f"{directory.name} is damaged: its manifest does not list {named}")
-    for file in files:
-        try:
-            with open_beneath(directory, file.name) as opened:
-                sha256 = sha256_of_open(opened, should_stop)
-        except FileNotFoundError:
-            raise ModelIncompatible(
-                f"{file.name} of {directory.name} is damaged: it is gone, or no plain file any more"
-            ) from None
-        if sha256 != file.sha256:
-            raise ModelIncompatible(
-                f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"
-            )
+    return files
+
+
+def _is_gone(name: str, directory: Path) -> ModelIncompatible:
+    return ModelIncompatible(
+        f"{name} of {directory.name} is damaged: it is gone, or no plain file any more"
+    )
 
 
 def _size(directory: Path, name: str) -> int:

@@ -19,7 +19,15 @@ from trainer_app.errors import CorpusNotFound
 
 MAX_NAME_LENGTH: Final = 1_024  # characters of a whole relative name
 
-ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+LONGEST_ID: Final = 128  # characters
+
+
+def id_pattern(longest: int) -> str:
+    """A regular expression of ids of at most so many characters."""
+    return rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{longest - 1}}}"
+
+
+ID_PATTERN: Final = id_pattern(LONGEST_ID)
 _ID: Final = re.compile(ID_PATTERN)
 # Names that no folder on Windows can hold: what is made here may be copied there.
 _RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.DOTALL)

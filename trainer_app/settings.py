@@ -102,7 +102,8 @@ def _read(env: Env) -> Settings:
             host=env.str("API__HOST", "127.0.0.1", validate=_HOST),
             port=env.int("API__PORT", 8000, validate=Range(0, 65_535)),
             threads=env.int("API__THREADS", 512, validate=Range(8, 2_000)),
-            max_body_bytes=env.int("API__MAX_BODY_BYTES", 1_048_576, validate=Range(1_024)),
+            # The longest text, api.fields.LONGEST_TEXT, in UTF-8, and what stands beside it.
+            max_body_bytes=env.int("API__MAX_BODY_BYTES", 4_259_840, validate=Range(1_024)),
             max_upload_bytes=env.int("API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
         ),
         data_bank=_read_data_bank(env),

@@ -19,6 +19,7 @@ from trainer_app import artifacts
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.factory import create_app, install_services
 from trainer_app.queue import WORKER_KEY
+from trainer_app.restore import TOKENIZER
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
@@ -83,6 +84,13 @@ class World:
             method=method, vocab_size=300, corpus_sha256="0" * 64, tokenizer_id=name
         )
         job_id = tokenizers.create(self.database, spec, queue="trainer.light").job_id
+        if status is Status.COMPLETED:
+            staging = self.settings.paths.runs / job_id / "staging"
+            staging.mkdir(parents=True)
+            for file in TOKENIZER:
+                (staging / file).write_text("{}")
+            final = artifacts.tokenizer_directory(self.settings, name)
+            artifacts.publish(staging, final, {"tokenizer_id": name})
         self.end(job_id, status, result=json.dumps({"vocab_size": 300, "oov_rate": 0.5}))
         return name
 

@@ -235,7 +235,8 @@ def test_a_text_to_evaluate_on_that_is_missing_or_forbidden_gets_one_answer(
     (world.settings.paths.corpus / "link").symlink_to("/etc/passwd")
     response = evaluate(client, run_id, {"path_override": path})
     assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
-    assert "there is no such file under the corpus root" in response.get_json()["message"]
+    expected = "path_override: there is no such file under the corpus root"
+    assert response.get_json()["message"] == expected
     assert client.get(f"/runs/{run_id}/eval").status_code == 404
 
 

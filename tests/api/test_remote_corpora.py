@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,10 @@ from tests.databank_server import (
 )
 from trainer_app import artifacts
 from trainer_app import settings as all_settings
+from trainer_app.core.stopping import never
+from trainer_app.databank import corpus_cache
+from trainer_app.databank.client import DataBank
+from trainer_app.databank.retry import Patience
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.lease import Artifact
@@ -127,23 +132,78 @@ def redirect_in_time(request: Request) -> None:
         silent,
         trickle_headers,
         redirect_in_time,
+        status(200),  # without an ETag
     ],
 )
-def test_a_data_bank_that_does_not_answer_makes_503_within_seconds_and_no_run(
-    remote: FlaskClient,
-    server: DataBankServer,
-    world: World,
-    wanted: dict[str, object],
-    answer: Behaviour,
+def test_a_data_bank_that_does_not_answer_as_it_should_is_left_to_the_worker_within_seconds(
+    remote: FlaskClient, server: DataBankServer, wanted: dict[str, object], answer: Behaviour
 ) -> None:
     server.always("HEAD", answer)
     started = time.monotonic()
 
-    refused = remote.post("/runs/train", json=wanted)
+    accepted = remote.post("/runs/train", json=wanted)
 
     assert time.monotonic() - started < 5
-    assert (refused.status_code, refused.get_json()["code"]) == (503, "UNAVAILABLE")
-    assert runs.list_(world.database).items == []
+    assert accepted.status_code == 202, accepted.text
+    run = remote.get(accepted.headers["Location"]).get_json()
+    assert (run["status"], run["spec"]["corpus_sha256"]) == ("queued", None)
+
+
+def test_a_tokenizer_is_left_to_the_worker_too(
+    remote: FlaskClient, server: DataBankServer, world: World
+) -> None:
+    server.always("HEAD", status(500))
+    wanted = {"method": "char", "vocab_size": 100, "corpus_file_id": "tale", "tokenizer_id": "t"}
+
+    answer = remote.post("/tokenizers/train", json=wanted)
+
+    assert answer.status_code == 202, answer.text
+    assert tokenizers.get(world.database, "t").spec.corpus_sha256 == ""
+
+
+def test_the_data_bank_is_not_asked_for_a_corpus_that_was_fetched(
+    remote: FlaskClient, server: DataBankServer, settings: Settings, wanted: dict[str, object]
+) -> None:
+    server.put(TEXT, "tale")
+    fetch(settings, server)
+    server.requests.clear()
+    server.always("HEAD", status(500))
+
+    answer = remote.post("/runs/train", json=wanted)
+
+    assert answer.status_code == 202, answer.text
+    run = remote.get(answer.headers["Location"]).get_json()
+    assert run["spec"]["corpus_sha256"] == sha256(TEXT)
+    assert server.requests == []
+
+
+def test_the_data_bank_is_asked_for_a_fetched_corpus_that_somebody_edited(
+    remote: FlaskClient, server: DataBankServer, settings: Settings, wanted: dict[str, object]
+) -> None:
+    server.put(TEXT, "tale")
+    fetch(settings, server).write_bytes(b"of another size")
+    server.requests.clear()
+
+    answer = remote.post("/runs/train", json=wanted)
+
+    assert answer.status_code == 202, answer.text
+    assert [request.command for request in server.requests] == ["HEAD"]
+
+
+def fetch(settings: Settings, server: DataBankServer) -> Path:
+    """What a worker does before it reads the corpus."""
+    bank = all_settings.DataBank(url=server.url, api_key="k", max_bytes=10_000, retry_seconds=1.0)
+    with DataBank(bank) as client:
+        return corpus_cache.fetch(
+            client,
+            settings.paths.corpus_cache,
+            "tale",
+            sha256=sha256(TEXT),
+            max_bytes=10_000,
+            patience=Patience(seconds=1.0),
+            should_stop=never,
+            on_message=lambda _: None,
+        )
 
 
 def test_a_corpus_that_is_too_large_is_refused_with_both_numbers(

@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from trainer_app.api.fields import LONGEST_TEXT
 from trainer_app.core.score_spec import ScoreSpec
 from trainer_app.store.tables import Status
 
@@ -52,7 +53,23 @@ def test_every_field_of_a_score_reaches_the_spec(
     client: FlaskClient, world: World, run_id: str
 ) -> None:
     asked: Body = {"text": "a\nb", "detail_level": "per_char", "top_k": 100, "seed": 2**32 - 1}
-    assert json.loads(asked_for(world, score(client, run_id, asked)).to_json()) == asked
+    assert json.loads(asked_for(world, score(client, run_id, asked)).to_json()) == {
+        **asked,
+        "path": None,
+    }
+
+
+def test_the_longest_text_fits_into_a_body_whatever_its_characters(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    body = json.dumps({"text": "\U0001f451" * LONGEST_TEXT}, ensure_ascii=False).encode()
+    address = f"/runs/{run_id}/score"
+    answer = client.post(address, data=body, content_type="application/json")
+    assert answer.status_code == 202
+    assert len(asked_for(world, answer).text) == LONGEST_TEXT
+    answer = score(client, run_id, {"text": "x" * (LONGEST_TEXT + 1)})
+    (detail,) = answer.get_json()["details"]
+    assert detail["message"] == "must have 1 to 1048576 characters, not 1048577"
 
 
 def test_a_text_may_come_from_a_file(client: FlaskClient, world: World, run_id: str) -> None:

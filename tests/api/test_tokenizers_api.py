@@ -108,6 +108,14 @@ def test_a_bad_field_is_named(client: FlaskClient, asked: Body, change: Body, fi
 def test_method_and_size_must_be_given(client: FlaskClient) -> None:
     details = train(client, {}).get_json()["details"]
     assert {detail["field"] for detail in details} == {"method", "vocab_size"}
+    assert {detail["message"] for detail in details} == {"is needed"}
+
+
+def test_a_bad_name_is_told_the_lengths_that_a_name_may_have(
+    client: FlaskClient, asked: Body
+) -> None:
+    (detail,) = train(client, asked | {"tokenizer_id": "a/b"}).get_json()["details"]
+    assert detail["message"].startswith("'a/b': must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}, ")
 
 
 @pytest.mark.parametrize("change", [{"corpus_path": "none"}, {"corpus_path": "../x"}])

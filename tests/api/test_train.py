@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from tests.api.conftest import ON_BOTH_DATABASES
 from tests.contract_defaults import TRAIN_DEFAULTS
 from trainer_app.api.accept import wake
 from trainer_app.api.corpus_choice import Digests
+from trainer_app.artifacts import tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import runs
@@ -231,7 +233,9 @@ def test_a_path_that_is_missing_or_forbidden_gets_one_answer(
     client: FlaskClient, trap: World, body: Body, path: str
 ) -> None:
     response = train(client, body | {"corpus_path": path})
-    refused(response, 404, "CORPUS_NOT_FOUND", "there is no such file under the corpus root")
+    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    expected = "corpus_path: there is no such file under the corpus root"
+    assert response.get_json()["message"] == expected
     assert client.get("/runs").get_json()["data"] == []
 
 
@@ -280,8 +284,7 @@ def test_an_uploaded_corpus_is_its_own_digest(
 @pytest.mark.parametrize("file_id", ["0" * 64, "../x", "..", "a/b", "ä"])
 def test_an_unknown_corpus_is_not_found(client: FlaskClient, body: Body, file_id: str) -> None:
     asked = body | {"corpus_path": None, "corpus_file_id": file_id}
-    response = train(client, asked)
-    assert (response.status_code, response.get_json()["code"]) == (404, "CORPUS_NOT_FOUND")
+    refused(train(client, asked), 404, "CORPUS_NOT_FOUND", "corpus_file_id: ")
 
 
 @pytest.mark.parametrize("tokenizer_id", ["none", "../words", "..", "a/b"])
@@ -289,7 +292,8 @@ def test_an_unknown_tokenizer_is_not_found(
     client: FlaskClient, body: Body, tokenizer_id: str
 ) -> None:
     response = train(client, body | {"tokenizer_id": tokenizer_id})
-    assert (response.status_code, response.get_json()["code"]) == (404, "TOKENIZER_NOT_FOUND")
+    refused(response, 404, "TOKENIZER_NOT_FOUND", "tokenizer_id: ")
+    assert tokenizer_id in response.get_json()["message"]
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])
@@ -298,6 +302,56 @@ def test_a_tokenizer_must_be_finished(
 ) -> None:
     asked = body | {"tokenizer_id": world.tokenizer("half", status=status)}
     refused(train(client, asked), 409, "NOT_READY", "tokenizer_id")
+
+
+def test_a_tokenizer_whose_folder_is_gone_is_refused(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    shutil.rmtree(tokenizer_directory(world.settings, "words"))
+    refused(train(client, body), 409, "MODEL_INCOMPATIBLE", "tokenizer_id: the files of words")
+    assert runs.list_(world.database).items == []
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(b"{")
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("tokenizer_config.json"))
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(remove, "gone"), (cut, "it has 1 bytes, not 2"), (link, "gone"), (fifo, "gone")],
+)
+def test_a_tokenizer_that_has_lost_a_file_or_bytes_is_refused_and_the_file_named(
+    client: FlaskClient, world: World, body: Body, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(tokenizer_directory(world.settings, "words") / "tokenizer.json")
+    response = train(client, body)
+    refused(response, 409, "MODEL_INCOMPATIBLE", "tokenizer_id: tokenizer.json of words")
+    assert reason in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [('{"files": {}}', "does not list tokenizer.json"), ("{", "manifest.json is damaged")],
+)
+def test_a_tokenizer_whose_manifest_is_damaged_is_refused(
+    client: FlaskClient, world: World, body: Body, manifest: str, reason: str
+) -> None:
+    (tokenizer_directory(world.settings, "words") / "manifest.json").write_text(manifest)
+    refused(train(client, body), 409, "MODEL_INCOMPATIBLE", reason)
 
 
 def test_a_character_model_takes_no_other_tokenizer(
@@ -319,7 +373,30 @@ def test_a_transformer_takes_a_character_tokenizer(
 @pytest.mark.parametrize("base", ["run-none", "../x"])
 def test_an_unknown_base_run_is_not_found(client: FlaskClient, body: Body, base: str) -> None:
     response = train(client, body | {"pretrained_run_id": base})
-    assert (response.status_code, response.get_json()["code"]) == (404, "RUN_NOT_FOUND")
+    refused(response, 404, "RUN_NOT_FOUND", "pretrained_run_id: ")
+    assert base in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tags", ["x" * 65], "must have 1 to 64 characters, not 65"),
+        ("tags", ["x"] * 17, "must have 0 to 16 items, not 17"),
+        ("tags", "x", "'x' is not a list"),
+        ("tags", None, "null is not a list"),
+        ("seed", None, "null is not an integer"),
+        ("learning_rate", None, "null is not a number"),
+        ("freeze_embed", None, "null is not true or false"),
+        ("model_family", None, "null is not a string"),
+    ],
+)
+def test_a_message_says_what_was_sent_and_what_is_allowed(
+    client: FlaskClient, body: Body, field: str, value: object, message: str
+) -> None:
+    response = train(client, body | {field: value})
+    assert response.status_code == 422
+    (detail,) = response.get_json()["details"]
+    assert (detail["field"].partition(".")[0], detail["message"]) == (field, message)
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED])

@@ -42,6 +42,17 @@ def test_units_together_are_the_text_whatever_the_block_borders(write_corpus: Wr
     assert cut[-1] == "the end"
 
 
+def test_what_is_appended_while_a_corpus_is_read_is_no_part_of_it(write_corpus: Write) -> None:
+    text = b"one line of it\n" * (BLOCK_BYTES // 5)
+    path, sha256 = write_corpus(text)
+    read = 0
+    for block in read_units(path, sha256=sha256):
+        read += len(block.data)
+        with path.open("ab") as file:
+            file.write(bytes(2 * BLOCK_BYTES))
+    assert read == len(text)
+
+
 def test_sizes_are_bytes_and_hashes_ignore_the_blanks_around_a_text(write_corpus: Write) -> None:
     path, sha256 = write_corpus("ö\nsame\n  same\n\nother\n".encode())
     (block, last) = read_units(path, sha256=sha256)

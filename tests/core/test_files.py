@@ -14,6 +14,7 @@ import pytest
 
 from tests.disk_faults import failing_disk
 from trainer_app.core.files import (
+    blocks,
     disk_full_named,
     end_replacements,
     fsync_tree,
@@ -33,6 +34,28 @@ def test_a_file_is_written_in_place_of_the_old_one(tmp_path: Path) -> None:
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["state.json"]  # noqa: PTH208 - hidden names count
+
+
+def test_a_file_that_grows_as_fast_as_it_is_read_has_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"abcdefgh")
+    read = []
+    with path.open("rb") as file, path.open("ab", buffering=0) as more:
+        for block in blocks(file, 3):
+            read.append(block)
+            more.write(b"more and more")
+            assert len(read) < 10
+    assert read == [b"abc", b"def", b"gh"]
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_where_it_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(bytes(100))
+    with path.open("rb", buffering=0) as file:
+        reading = blocks(file, 10)
+        next(reading)
+        os.truncate(path, 15)
+        assert list(reading) == [bytes(5)]
 
 
 def test_a_secret_is_readable_by_its_owner_alone(tmp_path: Path) -> None:

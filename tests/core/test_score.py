@@ -184,6 +184,12 @@ def test_a_text_of_fewer_than_two_tokens_has_no_score(text: str, tokens: int) ->
         run(build("gpt2"), text)
 
 
+def test_a_file_of_fewer_than_two_tokens_is_named_as_it_was_asked_for() -> None:
+    spec = ScoreSpec(text="T", path="tale.txt")
+    with pytest.raises(FieldError, match="path: has 1 tokens; a score needs at least 2"):
+        score(build("gpt2"), spec, should_stop=never)
+
+
 def test_what_is_told_of_single_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = build("gpt2")
     monkeypatch.setattr(scores, "MAX_DETAILED_TOKENS", 10)

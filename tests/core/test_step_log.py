@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 
 from trainer_app.core import step_log
 from trainer_app.core.loss_chain import START
+from trainer_app.core.spec import TrainSpec
 from trainer_app.core.step import StepResult
-from trainer_app.core.step_log import MOST_SKIPPED, StepLog
+from trainer_app.core.step_log import MOST_SKIPPED, StepLog, remedies
 from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
@@ -93,6 +95,29 @@ def test_a_loss_that_is_not_finite_names_its_step(recorder: type[Recorder], valu
         made.add(4, result(value), notable=False)
         with pytest.raises(LossNotFinite, match=f"loss became {value} at step 4"):
             made.flush()
+
+
+@pytest.mark.parametrize(
+    ("spec", "precision", "advice"),
+    [
+        ({}, "fp32", ": set a learning_rate below 0.0005"),
+        ({}, "fp16", ": set a learning_rate below 0.0005, or precision bf16 or fp32"),
+        (
+            {"gradient_clipping": 0.0, "pretrained_run_id": "run-1"},
+            "bf16",
+            ": set a learning_rate below 5e-05, or gradient_clipping 1.0",
+        ),
+        ({"learning_rate": 0.0}, "fp32", ""),
+    ],
+)
+def test_only_what_a_run_does_not_do_yet_is_recommended(
+    recorder: type[Recorder], spec: dict[str, object], precision: str, advice: str
+) -> None:
+    given = TrainSpec.from_fields({"corpus_sha256": "0" * 64, **spec})
+    made = replace(log(recorder()), remedies=remedies(given, precision))
+    with pytest.raises(LossNotFinite) as caught:
+        made.add(1, result(math.nan), notable=False)
+    assert caught.value.message == f"the loss became nan at step 1{advice}"
 
 
 def test_an_infinite_gradient_fails_but_for_fp16_whose_scaler_skips_the_step(

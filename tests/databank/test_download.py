@@ -281,7 +281,9 @@ def test_a_server_that_fails_for_ever_is_given_up_and_the_part_is_kept(
         fetch()
 
     assert part_of(target).read_bytes() == TEXT[:100_000]
-    assert said[-1] == "the data bank answers 500 to GET; trying again"
+    of = f"100000 of {len(TEXT)} bytes have come"
+    assert said[1].endswith(f"{of}; trying again")  # of the body that was cut
+    assert said[-1] == f"the data bank answers 500 to GET; {of}; trying again"
 
 
 def test_to_come_as_far_as_before_is_no_progress(server: DataBankServer, fetch: Fetch) -> None:

@@ -145,6 +145,13 @@ def test_a_file_that_cannot_be_opened_is_an_unavailable_database(tmp_path: Path)
         migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
 
 
+def test_a_server_that_does_not_answer_is_named_by_its_variable_and_not_its_password() -> None:
+    url = "postgresql://user:secret@127.0.0.1:1/none?password=secret"
+    with pytest.raises(Unavailable, match=r"^DATABASE__URL: the database is away") as caught:
+        migrate.upgrade(url)
+    assert "secret" not in caught.value.message
+
+
 def test_a_folder_that_cannot_be_made_is_an_unavailable_database(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Unavailable, match="folder"):

@@ -41,6 +41,25 @@ def test_an_edit_is_noticed_at_the_next_look(corpus: Path) -> None:
         one.check()
 
 
+def test_a_file_that_goes_on_growing_is_no_endless_look(corpus: Path) -> None:
+    def grow() -> None:
+        with corpus.open("ab") as file:
+            file.write(bytes(1 << 21))
+
+    grow()
+    looks = 0
+
+    def should_stop() -> None:
+        nonlocal looks
+        looks += 1
+        assert looks < 20, "it reads on"
+        grow()
+
+    one = CorpusWatch(corpus, sha256="0" * 64, posted_at=time.time(), should_stop=should_stop)
+    with pytest.raises(CorpusChanged):
+        one.check()
+
+
 def test_an_edit_since_the_post_is_noticed_at_the_first_look(corpus: Path) -> None:
     corpus.write_bytes(b"another text")
     with pytest.raises(CorpusChanged):

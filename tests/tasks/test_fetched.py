@@ -12,7 +12,15 @@ from sqlalchemy import update
 from tasks import generation, process, training
 from tasks import tokenizers as tokenizer_training
 from tasks.perform import perform
-from tests.databank_server import DataBankServer, Request, cut, sha256, silent, status
+from tests.databank_server import (
+    Behaviour,
+    DataBankServer,
+    Request,
+    cut,
+    sha256,
+    silent,
+    status,
+)
 from trainer_app import artifacts
 from trainer_app.cleanup.models import clean_models
 from trainer_app.core.generation_spec import GenerateSpec
@@ -176,6 +184,99 @@ def test_a_data_bank_that_is_away_fails_a_run_only_after_its_retries(
     assert first.status == "queued"
     assert "500" in first.message
     assert (second.status, second.error_code) == ("failed", "DATA_BANK_UNAVAILABLE")
+
+
+def test_a_digest_that_was_not_known_at_the_post_is_asked_for_and_kept(
+    server: DataBankServer,
+) -> None:
+    server.put(TEXT, "sheep")
+    server.then("HEAD", status(500))
+
+    run = train(post(corpus_sha256=""))
+
+    assert run.status == "completed", run.message
+    assert run.spec.corpus_sha256 == sha256(TEXT)
+    manifest = artifacts.read_manifest(artifacts.model_directory(process.settings(), run.run_id))
+    assert sha256(TEXT) in json.dumps(manifest)
+    assert "the data bank answers 500 to HEAD; trying again" in told(run.run_id)
+
+
+def test_all_attempts_of_a_run_are_of_the_text_that_the_first_was_told(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+    server.put(TEXT, "sheep")
+    server.always("GET", status(500))
+    run_id = post(corpus_sha256="")
+    assert train(run_id).status == "queued"
+    server.put(TEXT + b"more\n", "sheep")
+
+    run = train(run_id)
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
+    assert run.spec.corpus_sha256 == sha256(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (status(500), "500"),
+        (status(401), "APP__DATA_BANK_API_KEY"),
+        (status(302, Location="http://localhost:9/x"), "redirects to another host"),
+        (status(200), "no SHA-256 as ETag"),
+    ],
+)
+def test_a_run_whose_digest_nobody_tells_fails_with_the_reason(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch, answer: Behaviour, reason: str
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+    server.always("HEAD", answer)
+    run_id = post(corpus_sha256="")
+
+    first, second = train(run_id), train(run_id)
+
+    assert first.status == "queued"
+    assert (second.status, second.error_code) == ("failed", "DATA_BANK_UNAVAILABLE")
+    assert reason in second.message
+
+
+def test_a_corpus_that_was_uploaded_since_the_post_needs_no_data_bank(
+    server: DataBankServer,
+) -> None:
+    server.always("HEAD", status(500))
+    folder = process.settings().paths.uploads
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{sha256(TEXT)}.txt").write_bytes(TEXT)
+
+    run = train(post(corpus_sha256="", corpus_file_id=sha256(TEXT)))
+
+    assert run.status == "completed", run.message
+    assert run.spec.corpus_sha256 == sha256(TEXT)
+    assert server.seen("HEAD") == []
+
+
+def test_a_corpus_that_nobody_has_fails_a_run_whose_digest_is_not_known(
+    server: DataBankServer,
+) -> None:
+    run = train(post(corpus_sha256=""))
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
+    assert "no corpus sheep" in run.message
+
+
+def test_a_tokenizer_asks_for_a_digest_that_was_not_known(server: DataBankServer) -> None:
+    server.put(TEXT, "sheep")
+    spec = TokenizerSpec(method="char", vocab_size=100, corpus_file_id="sheep", corpus_sha256="")
+    tokenizer = tokenizers.create(
+        process.database(), spec, queue="trainer.light", remote_corpora=True
+    )
+
+    perform(tokenizer.job_id, hostname="light-0@here", work=tokenizer_training.work)
+
+    after = tokenizers.get(process.database(), tokenizer.tokenizer_id)
+    assert (after.status, after.spec.corpus_sha256) == ("completed", sha256(TEXT)), after.message
 
 
 def test_a_run_can_be_cancelled_while_its_corpus_is_fetched(server: DataBankServer) -> None:

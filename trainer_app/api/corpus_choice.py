@@ -8,12 +8,19 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+import structlog
+
 from trainer_app.api import current, request_id
+from trainer_app.api.errors import field_named
+from trainer_app.api.fields import shown
 from trainer_app.api.ids import is_id
+from trainer_app.api.job_fields import CORPUS
 from trainer_app.api.text_scan import TextScan
+from trainer_app.core.files import blocks
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
-from trainer_app.databank.client import DataBank
+from trainer_app.databank import corpus_cache
+from trainer_app.databank.client import DataBank, RemoteFile
 from trainer_app.databank.corpus_cache import LONGEST_ID
 from trainer_app.databank.wire import SHORT
 from trainer_app.errors import (
@@ -22,7 +29,6 @@ from trainer_app.errors import (
     DataBankUnavailable,
     DataNotFound,
     FieldError,
-    Unavailable,
 )
 from trainer_app.safe_paths import open_beneath
 from trainer_app.store import corpora
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 _BLOCK: Final = 1_048_576
 _REMEMBERED: Final = 256  # digests
 _PATIENCE_SECONDS: Final = 4.0  # for the data bank, redirects and all
+
+_log = structlog.get_logger(__name__)
 
 _Key = tuple[str, int, int, int, int]
 
@@ -73,30 +81,47 @@ class Digests:
 
 def _digest(file: BinaryIO) -> str:
     scan = TextScan()
-    while block := file.read(_BLOCK):
+    for block in blocks(file, _BLOCK):
         scan.update(block)
     return scan.finish().sha256
 
 
-def corpus_sha256(file_id: str | None, path: str | None) -> str:
-    """The digest of the one corpus that is named; raises CorpusNotFound where there is none."""
+def corpus_sha256(file_id: str | None, path: str | None, *, path_field: str = CORPUS[1]) -> str:
+    """The digest of the one corpus that is named; empty: the data bank is yet to tell it.
+
+    Raises CorpusNotFound, CorpusEmpty and CorpusNotText, which name the field, and FieldError for
+    one that is too large.
+    """
     if path is not None:
-        return current.service(Digests).of(current.settings().paths.corpus, path)
+        with field_named(path_field):
+            return current.service(Digests).of(current.settings().paths.corpus, path)
+    with field_named(CORPUS[0]):
+        return _sha256_of_id(file_id)
+
+
+def _sha256_of_id(file_id: str | None) -> str:
     if file_id is None or not is_id(file_id):
-        raise CorpusNotFound("no corpus has this id")
+        raise CorpusNotFound(f"no corpus has the id {shown(file_id)}")
     try:
         return corpora.get(current.database(), file_id).file_id
     except CorpusNotFound:
         bank = current.settings().data_bank
         if bank.url is None or len(file_id) > LONGEST_ID:
             raise
-    return _remote_sha256(bank, file_id)
+    file = corpus_cache.known(current.settings().paths.corpus_cache, file_id)
+    file = file or _remote(bank, file_id)
+    if file is None:
+        return ""
+    if file.size == 0:
+        raise CorpusEmpty("the corpus holds no text: 0 bytes")
+    return file.sha256
 
 
-def _remote_sha256(bank: DataBankSettings, file_id: str) -> str:
-    """The digest of a corpus in the data bank, which has a few seconds to answer.
+def _remote(bank: DataBankSettings, file_id: str) -> RemoteFile | None:
+    """What the data bank says of a corpus, for which it has a few seconds.
 
-    Raises CorpusNotFound, CorpusEmpty, FieldError for one that is too large, and Unavailable.
+    None where it does not answer as it should: the corpus may well be there, and the worker, who
+    has the time, asks again. Raises CorpusNotFound, and FieldError for one that is too large.
     """
     give_up_at = time.monotonic() + _PATIENCE_SECONDS
 
@@ -111,12 +136,12 @@ def _remote_sha256(bank: DataBankSettings, file_id: str) -> str:
     except DataNotFound:
         raise CorpusNotFound(f"{file_id}: no such corpus, neither here nor remote") from None
     except DataBankUnavailable as error:
-        raise Unavailable(error.message) from error
+        _log.warning("the worker is to ask the data bank again", error=error.message)
+        return None
     except StopRequested:
-        raise Unavailable("the data bank takes too long to answer") from None
+        _log.warning("the worker is to ask the data bank again", error="it takes too long")
+        return None
     if file.size > bank.max_bytes:
         reason = f"holds {file.size} bytes; APP__DATA_BANK_MAX_BYTES allows {bank.max_bytes}"
         raise FieldError("corpus_file_id", reason)
-    if file.size == 0:
-        raise CorpusEmpty("the corpus holds no text: 0 bytes")
-    return file.sha256
+    return file

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException
 
 from trainer_app.api import request_id
-from trainer_app.errors import FieldError, TrainerError
+from trainer_app.errors import CorpusEmpty, CorpusNotText, FieldError, NotFound, TrainerError
 
 if TYPE_CHECKING:
     from werkzeug.sansio.response import Response as SansioResponse
@@ -84,6 +85,15 @@ class Forbidden(TrainerError):
     """The request's key, host or origin is not one of ours."""
 
     code = "FORBIDDEN"
+
+
+@contextmanager
+def field_named(field: str) -> Iterator[None]:
+    """Put the field that names a thing before what is wrong with the thing."""
+    try:
+        yield
+    except (NotFound, CorpusEmpty, CorpusNotText) as error:
+        raise type(error)(f"{field}: {error.message}") from None
 
 
 def install(app: Flask) -> None:

@@ -53,7 +53,7 @@ def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[s
 
     def resolve(run: Run) -> Resolved:
         if spec.path_override is not None:
-            return replace(spec, text_sha256=corpus_sha256(None, spec.path_override)), spec.split
+            return replace(spec, text_sha256=_digest(spec.path_override)), spec.split
         _require_split(run, spec.split)
         return spec, spec.split
 
@@ -78,6 +78,10 @@ def get_evaluation(query: EvaluationQuery, run_id: str) -> dict[str, object]:
     if kept is None:
         raise EvalNotFound(f"{run_id} has not been evaluated on its {split} split")
     return kept
+
+
+def _digest(path: str) -> str:
+    return corpus_sha256(None, path, path_field="path_override")
 
 
 def _require_split(run: Run, split: str) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Final
 
 from marshmallow import ValidationError, fields, validate
+
+if TYPE_CHECKING:
+    from marshmallow.types import ErrorMessages
 
 INT64_MAX: Final = 2**63 - 1  # what SQLite and PostgreSQL hold
 UINT32_MAX: Final = 2**32 - 1  # what numpy takes for a seed
 LONGEST_PATH: Final = 8_192  # characters: more than any path has, which is then just not there
+OF_BODY: Final = "The whole body has a limit of its own, API__MAX_BODY_BYTES."
 LONGEST_TEXT: Final = 1_048_576  # to use a model on: characters of a text, bytes of a file
 _INTEGER_TEXT: Final = re.compile(r"-?[0-9]{1,20}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -34,9 +38,17 @@ def one_of(choices: Sequence[str]) -> validate.OneOf:
     return validate.OneOf(choices, error="{input!r} is not one of: {choices}")
 
 
+class _Length(validate.Length):
+    """Says what is counted, and how much of it there is."""
+
+    def _format_error(self, value: Sized, message: str) -> str:  # noqa: ARG002
+        counted = "characters" if isinstance(value, str) else "items"
+        return f"must have {self.min} to {self.max} {counted}, not {len(value)}"
+
+
 def length(low: int, high: int) -> validate.Length:
     """From ``low`` to ``high`` characters or items."""
-    return validate.Length(low, high, error=f"must have {low} to {high} characters or items")
+    return _Length(low, high)
 
 
 def about(description: str, example: object = None) -> dict[str, object]:
@@ -52,8 +64,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def _messages(kind: str) -> ErrorMessages:
+    """Of a field that is null or left out, in place of marshmallow's own."""
+    return {"null": f"null is not {kind}", "required": "is needed"}
+
+
 class StrictInteger(fields.Integer):
     """A JSON integer: no float, text or boolean."""
+
+    default_error_messages = _messages("an integer")
 
     def _deserialize(
         self,
@@ -85,6 +104,8 @@ class QueryInteger(StrictInteger):
 class StrictNumber(fields.Float):
     """A finite JSON number: no text, boolean, NaN or Infinity."""
 
+    default_error_messages = _messages("a number")
+
     def _deserialize(
         self,
         value: object,
@@ -102,6 +123,8 @@ class StrictNumber(fields.Float):
 
 class StrictBoolean(fields.Boolean):
     """true or false: no 0, 1, "yes"."""
+
+    default_error_messages = _messages("true or false")
 
     def _deserialize(
         self,
@@ -136,6 +159,8 @@ class StrictString(fields.String):
     ``validate`` must bound the length; it runs after this.
     """
 
+    default_error_messages = _messages("a string")
+
     def _deserialize(
         self,
         value: object,
@@ -150,3 +175,20 @@ class StrictString(fields.String):
         if _SURROGATE.search(value):
             raise ValidationError("must not contain half of a surrogate pair")
         return value
+
+
+class StrictList(fields.List[str]):
+    """A JSON array of texts. ``validate`` must bound their number."""
+
+    default_error_messages = _messages("a list")
+
+    def _deserialize(
+        self,
+        value: object,
+        attr: str | None,
+        data: Mapping[str, object] | None,
+        **kwargs: object,
+    ) -> list[str | None]:
+        if not isinstance(value, list):
+            raise ValidationError(f"{shown(value)} is not a list")
+        return super()._deserialize(value, attr, data, **kwargs)

@@ -11,8 +11,10 @@ from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
+    OF_BODY,
     StrictBoolean,
     StrictInteger,
+    StrictList,
     StrictString,
     about,
     between,
@@ -32,7 +34,7 @@ class GenerateSchema(StrictSchema):
     prompt_text = StrictString(
         load_default=None,
         validate=length(0, LONGEST_TEXT),
-        metadata=about("What to continue; this or prompt_path.", examples.PROMPT),
+        metadata=about(f"What to continue; this or prompt_path. {OF_BODY}", examples.PROMPT),
     )
     prompt_path = StrictString(
         load_default=None,
@@ -46,7 +48,7 @@ class GenerateSchema(StrictSchema):
     stop_on_eos = StrictBoolean(
         load_default=_DEFAULTS["stop_on_eos"], metadata=about("Stop at the end of a text.")
     )
-    stop_sequences = fields.List(
+    stop_sequences = StrictList(
         StrictString(validate=length(1, 256)),
         load_default=list,
         validate=length(0, 16),

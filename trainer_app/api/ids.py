@@ -6,9 +6,9 @@ from typing import Final
 
 from werkzeug.routing import BaseConverter, ValidationError
 
-from trainer_app.safe_paths import ID_PATTERN, is_id, is_new_id
+from trainer_app.safe_paths import ID_PATTERN, id_pattern, is_id, is_new_id
 
-__all__ = ["DOCUMENTED", "PATTERN", "IdConverter", "is_id", "is_new_id"]
+__all__ = ["DOCUMENTED", "PATTERN", "IdConverter", "id_pattern", "is_id", "is_new_id"]
 
 PATTERN: Final = ID_PATTERN
 DOCUMENTED: Final = {"pattern": f"^{PATTERN}$"}  # what the OpenAPI document says of a field of one

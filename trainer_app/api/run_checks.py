@@ -7,20 +7,23 @@ from dataclasses import replace
 from backends.registry import OWN_TOKENIZERS, UNBOUNDED_FAMILIES
 from trainer_app.api import current
 from trainer_app.api.corpus_choice import corpus_sha256
-from trainer_app.api.errors import Detail, InvalidInput
+from trainer_app.api.errors import Detail, InvalidInput, field_named
+from trainer_app.api.fields import shown
 from trainer_app.api.finished_model import damage_of
 from trainer_app.api.ids import is_id
 from trainer_app.api.memory_check import check_memory, check_precision
+from trainer_app.artifacts import MANIFEST, tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
 from trainer_app.queue import training_queue
+from trainer_app.restore import TOKENIZER, check_sizes
 from trainer_app.store import runs, tokenizers
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
 
 
 def resolve(spec: TrainSpec) -> TrainSpec:
-    """The spec with the digest of its corpus, once all that it refers to is found to fit.
+    """The spec with the digest of its corpus, if known, once all it refers to is found to fit.
 
     Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
     CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue, and for a model or a
@@ -49,8 +52,9 @@ def _check_tokenizer(spec: TrainSpec) -> int:
     if spec.tokenizer_id is None:
         return 0
     if not is_id(spec.tokenizer_id):
-        raise TokenizerNotFound("tokenizer_id: no tokenizer has this id")
-    tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
+        raise TokenizerNotFound(f"tokenizer_id: no tokenizer has the id {shown(spec.tokenizer_id)}")
+    with field_named("tokenizer_id"):
+        tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
     if tokenizer.status is not Status.COMPLETED:
         raise NotReady(f"tokenizer_id: {spec.tokenizer_id} is {tokenizer.status}")
     kind = OWN_TOKENIZERS.get(spec.model_family, tokenizer.method)
@@ -59,15 +63,30 @@ def _check_tokenizer(spec: TrainSpec) -> int:
             f"tokenizer_id: {spec.model_family} takes a {kind} tokenizer, "
             f"and {spec.tokenizer_id} is {tokenizer.method}"
         )
+    _check_files(spec.tokenizer_id)
     return tokenizer.vocab_size or 0
+
+
+def _check_files(tokenizer_id: str) -> None:
+    """Whether a finished tokenizer is still there; its worker reads it against its digests."""
+    directory = tokenizer_directory(current.settings(), tokenizer_id)
+    try:
+        check_sizes(directory, needed=TOKENIZER)
+    except NotReady:
+        raise ModelIncompatible(
+            f"tokenizer_id: the files of {tokenizer_id} are gone: there is no {MANIFEST}"
+        ) from None
+    except ModelIncompatible as error:
+        raise ModelIncompatible(f"tokenizer_id: {error.message}") from None
 
 
 def _check_base_run(spec: TrainSpec) -> None:
     if spec.pretrained_run_id is None:
         return
     if not is_id(spec.pretrained_run_id):
-        raise RunNotFound("pretrained_run_id: no run has this id")
-    run = runs.get(current.database(), spec.pretrained_run_id)
+        raise RunNotFound(f"pretrained_run_id: no run has the id {shown(spec.pretrained_run_id)}")
+    with field_named("pretrained_run_id"):
+        run = runs.get(current.database(), spec.pretrained_run_id)
     if run.status is not Status.COMPLETED:
         raise NotReady(f"pretrained_run_id: {spec.pretrained_run_id} is {run.status}")
     for name in ("model_family", "model_size", "tokenizer_id"):

@@ -22,12 +22,26 @@ from trainer_app.errors import RUN_CODES
 from trainer_app.store.tables import Status
 
 
+class _Digest(fields.String):
+    """A digest that may not be known yet."""
+
+    def _serialize(
+        self, value: str | None, attr: str | None, obj: object, **kwargs: object
+    ) -> str | None:
+        return super()._serialize(value or None, attr, obj, **kwargs)
+
+
 class ResolvedSpecSchema(TrainSchema):
     """The whole request as resolved."""
 
-    corpus_sha256 = fields.String(
+    corpus_sha256 = _Digest(
         required=True,
-        metadata=about("Of the corpus as it was when the run was posted.", examples.CORPUS_ID),
+        allow_none=True,
+        metadata=about(
+            "Of the corpus as it was when the run was posted; null: the data bank did not answer "
+            "then, and the worker is yet to ask it.",
+            examples.CORPUS_ID,
+        ),
     )
 
     @classmethod

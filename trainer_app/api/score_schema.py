@@ -10,6 +10,7 @@ from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     LONGEST_PATH,
     LONGEST_TEXT,
+    OF_BODY,
     StrictInteger,
     StrictString,
     about,
@@ -37,7 +38,7 @@ class ScoreSchema(StrictSchema):
     text = StrictString(
         load_default=None,
         validate=length(1, LONGEST_TEXT),
-        metadata=about("What to score; this or path.", examples.PROMPT),
+        metadata=about(f"What to score; this or path. {OF_BODY}", examples.PROMPT),
     )
     path = StrictString(
         load_default=None,
@@ -66,11 +67,9 @@ class ScoreSchema(StrictSchema):
     seed = job_fields.seed("Taken and of no effect: a score draws no random number.")
 
     @post_load
-    def to_request(self, data: dict[str, object], **_: object) -> tuple[ScoreSpec, str | None]:
-        """The spec, and the path of the file that its text is yet to be read from."""
-        path = data.pop("path")
-        spec = ScoreSpec.from_fields({**data, "text": data["text"] or ""})
-        return spec, None if path is None else str(path)
+    def to_spec(self, data: dict[str, object], **_: object) -> ScoreSpec:
+        """The spec; where it has a path, its text is yet to be read from that file."""
+        return ScoreSpec.from_fields({**data, "text": data["text"] or ""})
 
 
 class CandidateSchema(Schema):

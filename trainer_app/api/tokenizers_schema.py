@@ -18,13 +18,16 @@ from trainer_app.api.fields import (
     between,
     length,
     one_of,
+    shown,
 )
-from trainer_app.api.ids import DOCUMENTED, PATTERN, RESERVED, is_new_id
+from trainer_app.api.ids import RESERVED, id_pattern, is_new_id
 from trainer_app.api.rules import at_least, where
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.store.tables import Status
 
+_LONGEST_NAME: Final = 64  # characters, as the database keeps them
+_NAME: Final = id_pattern(_LONGEST_NAME)
 _FOLDER: Final = f"{examples.ARTIFACTS}/tokenizers/{examples.TOKENIZER_ID}"
 # One source for the defaults: the spec's own.
 _DEFAULTS: Final = asdict(TokenizerSpec(method="", vocab_size=0, corpus_sha256=""))
@@ -67,9 +70,9 @@ class TokenizerTrainSchema(StrictSchema):
     seed = job_fields.seed("Chooses the held-out part.", _DEFAULTS["seed"])
     tokenizer_id = StrictString(
         load_default=None,
-        validate=length(1, 64),
+        validate=length(1, _LONGEST_NAME),
         metadata=about("A name of your own; null: one is made.", examples.TOKENIZER_ID)
-        | DOCUMENTED,
+        | {"pattern": f"^{_NAME}$"},
     )
     user_id = job_fields.user_id(_DEFAULTS["user_id"], "Whose tokenizer it is; a label.")
 
@@ -82,8 +85,9 @@ class TokenizerTrainSchema(StrictSchema):
         if isinstance(size, int) and size < least:
             wrong["vocab_size"] = [f"{size} is not at least {least}, which {data['method']} needs"]
         if data["tokenizer_id"] is not None and not is_new_id(str(data["tokenizer_id"])):
-            reason = f"must match {PATTERN}, contain no '..', end in no '.', be no device's name"
-            wrong["tokenizer_id"] = [reason]
+            name = shown(data["tokenizer_id"])
+            rule = f"must match {_NAME}, contain no '..', end in no '.', be no device's name"
+            wrong["tokenizer_id"] = [f"{name}: {rule}"]
         if data["tokenizer_id"] == RESERVED:
             wrong["tokenizer_id"] = [f"{RESERVED!r} is an address of its own: choose another name"]
         if wrong:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final
 
-from marshmallow import ValidationError, fields, post_load, validates_schema
+from marshmallow import ValidationError, post_load, validates_schema
 
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
 from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
     StrictBoolean,
     StrictInteger,
+    StrictList,
     StrictNumber,
     StrictString,
     about,
@@ -216,7 +217,7 @@ class TrainSchema(StrictSchema):
         validate=between(0, 1_000),
         metadata=about("The highest learning rate when fine-tuning."),
     )
-    sample_prompts = fields.List(
+    sample_prompts = StrictList(
         StrictString(validate=length(1, 2_000)),
         load_default=list,
         validate=length(0, 16),
@@ -233,7 +234,7 @@ class TrainSchema(StrictSchema):
         validate=between(0, 9),
         metadata=about("Higher first."),
     )
-    tags = fields.List(
+    tags = StrictList(
         StrictString(validate=length(1, 64)),
         load_default=list,
         validate=length(0, 16),

@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from trainer_app.core.files import blocks
 from trainer_app.core.units import Units
 from trainer_app.errors import CorpusChanged, CorpusEmpty, CorpusNotFound, CorpusNotText
 
@@ -70,7 +72,10 @@ def read_units(path: Path, *, sha256: str) -> Iterator[Units]:
 
 
 def _read_text(path: Path, digest: _Digest) -> Iterator[bytes]:
-    """The file block by block, in whole characters, without a leading byte order mark."""
+    """The file block by block, in whole characters, without a leading byte order mark.
+
+    As far as it goes now: what is appended meanwhile is no part of the text that was meant.
+    """
     position = 0  # of the data in the file
     pending = b""  # first bytes of a character cut by the border
     try:
@@ -78,8 +83,7 @@ def _read_text(path: Path, digest: _Digest) -> Iterator[bytes]:
     except FileNotFoundError as error:
         raise CorpusNotFound("the corpus is no longer there") from error
     with file:
-        while True:
-            block = file.read(BLOCK_BYTES)
+        for block in chain(blocks(file, BLOCK_BYTES), [b""]):
             digest.update(block)
             data, pending = pending + block, b""
             if b"\0" in data:
@@ -92,8 +96,6 @@ def _read_text(path: Path, digest: _Digest) -> Iterator[bytes]:
                     raise CorpusNotText(f"invalid UTF-8 at byte {offset}: {NOT_TEXT}") from error
                 data, pending = data[: error.start], data[error.start :]
             yield data if position else data.removeprefix(BYTE_ORDER_MARK)
-            if not block:
-                return
             position += len(data)
 
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from trainer_app.errors import DiskFull
 from trainer_app.safe_paths import open_regular
@@ -229,6 +229,18 @@ def move_away(path: Path) -> Path:
     doomed = temporary_beside(path)
     path.rename(doomed)
     return doomed
+
+
+def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """An open file in blocks of at most ``size`` bytes, to the end that it has now.
+
+    What is appended meanwhile is left out: of a file that grows as fast as it is read there would
+    be no end.
+    """
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    while left > 0 and (block := file.read(min(size, left))):
+        left -= len(block)
+        yield block
 
 
 def sha256_file(path: Path) -> str:

@@ -26,7 +26,7 @@ from trainer_app.core.performance import Performance, flops_per_token, peak_flop
 from trainer_app.core.run_state import RunState
 from trainer_app.core.samples import continue_prompt
 from trainer_app.core.step import TrainingStep
-from trainer_app.core.step_log import StepLog
+from trainer_app.core.step_log import StepLog, remedies
 from trainer_app.core.stopping import raise_if_stopped
 from trainer_app.core.tensors import (
     Tensors,
@@ -121,6 +121,7 @@ class Loop:
             samples_per_step=self.batches.accumulation * self.batches.batch_size,
             logging_steps=spec.logging_steps,
             mfu_per_token=None if peak is None else self.flops_per_token / peak,
+            remedies=remedies(spec, place.fingerprint.precision),
             scaled=place.accelerator.scaler is not None,
         )
 

@@ -42,7 +42,7 @@ class TrainSpec(JsonSpec):
     gradient_clipping: float = 1.0  # largest gradient norm; 0: off
     corpus_file_id: str | None = None  # sha256 of an uploaded corpus
     corpus_path: str | None = None  # relative to the corpus root
-    corpus_sha256: str  # of the bytes that were meant when the run was posted
+    corpus_sha256: str  # of the bytes meant at the POST; empty: the data bank is yet to tell it
     tokenizer_id: str | None = None  # None: char_lstm trains its own
     holdout_fraction: float = 0.01  # of the corpus, by bytes, for validation; 0: none
     test_split_ratio: float = 0.15  # of the corpus, by bytes, for the final test; 0: none
@@ -82,7 +82,7 @@ class TokenizerSpec(JsonSpec):
     min_frequency: int = 2  # of a pair of tokens to be merged, of a character to be known
     corpus_file_id: str | None = None  # sha256 of an uploaded corpus
     corpus_path: str | None = None  # relative to the corpus root
-    corpus_sha256: str  # of the bytes that were meant when the job was posted
+    corpus_sha256: str  # of the bytes meant at the POST; empty: the data bank is yet to tell it
     holdout_fraction: float = 0.01  # of the corpus, by bytes, for the statistics; 0: none
     seed: int = 42  # of the split
     tokenizer_id: str | None = None  # its name; None: the job's

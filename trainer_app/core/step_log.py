@@ -18,6 +18,7 @@ from trainer_app.core.observer import Observer, StepReport
 from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
+    from trainer_app.core.spec import TrainSpec
     from trainer_app.core.step import StepResult
 
 STEADY_AFTER: Final = 8  # steps of an attempt: libraries are loaded and the step recorded by then
@@ -25,7 +26,21 @@ READ_SECONDS: Final = 0.25  # between two reads
 # In a row, by fp16's scaler. It halves the scale each time, from 65,536: one that does not settle
 # within so many never will, for gradients overflow at any scale.
 MOST_SKIPPED: Final = 100
+_CLIPPING: Final = 1.0  # a gradient norm that tames most runs
+_NARROW: Final = frozenset({"fp16", "fp8"})  # precisions whose range is less than fp32's
 AHEAD_SECONDS: Final = 0.05  # of work that a GPU has before it: reports are made meanwhile
+
+
+def remedies(spec: TrainSpec, precision: str) -> str:
+    """What may keep the loss of a run finite, as the end of a message: nothing that it has."""
+    found = []
+    if spec.peak_learning_rate > 0:
+        found.append(f"a learning_rate below {spec.peak_learning_rate:g}")
+    if not 0 < spec.gradient_clipping <= _CLIPPING:
+        found.append(f"gradient_clipping {_CLIPPING}")
+    if precision in _NARROW:
+        found.append("precision bf16 or fp32")
+    return f": set {', or '.join(found)}" if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,7 @@ class StepLog:
     samples_per_step: int
     logging_steps: int
     mfu_per_token: float | None = None  # times tokens a second gives the utilisation
+    remedies: str = ""  # what may help against a loss that is not finite
     scaled: bool  # fp16: a step with an infinite gradient is skipped by the scaler, no failure
     last_loss: float = 0.0
     chain: str | None = loss_chain.START
@@ -148,18 +164,12 @@ class StepLog:
 
     def _check(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
-            raise LossNotFinite(
-                f"the loss became {loss} at step {step}: set a smaller learning_rate, "
-                f"gradient_clipping 1.0, or precision bf16 or fp32"
-            )
+            raise LossNotFinite(f"the loss became {loss} at step {step}{self.remedies}")
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped == MOST_SKIPPED:
             raise LossNotFinite(
                 f"fp16 overflowed at each of the {MOST_SKIPPED} steps up to step {step}, which "
-                f"changed nothing: set precision bf16 or fp32, or a smaller learning_rate"
+                f"changed nothing{self.remedies}"
             )
         if self._skipped and not self.scaled:
-            raise LossNotFinite(
-                f"the gradient norm became {norm} at step {step}: set a smaller learning_rate, "
-                f"or gradient_clipping 1.0"
-            )
+            raise LossNotFinite(f"the gradient norm became {norm} at step {step}{self.remedies}")

@@ -8,23 +8,72 @@ goes by, is its access time, set here: file systems update it as they please.
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
 
 from trainer_app.core.files import write_atomically
 from trainer_app.core.stopping import ShouldStop
-from trainer_app.databank.client import DataBank, OtherBytes
+from trainer_app.databank.client import DataBank, OtherBytes, RemoteFile
 from trainer_app.databank.digests import sha256_of
 from trainer_app.databank.download import PART, OnMessage, download
-from trainer_app.databank.retry import Patience
+from trainer_app.databank.retry import Patience, Tries, TryAgain
 from trainer_app.errors import CorpusChanged, CorpusNotFound, DataNotFound
 from trainer_app.file_lock import locked
-from trainer_app.safe_paths import is_id
+from trainer_app.safe_paths import is_id, open_regular
 
 _SUFFIX: Final = ".txt"
 _DIGEST: Final = ".sha256"
 LONGEST_ID: Final = 64  # characters, as the database keeps them
+_LONGEST_NOTE: Final = 256  # bytes
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def known(folder: Path, file_id: str) -> RemoteFile | None:
+    """Size and digest of a corpus that is here, as they were found when it was fetched.
+
+    None where there is none, and where its file is another by now. The data bank is not asked: an
+    id stands for one text.
+    """
+    path = folder / f"{file_id}{_SUFFIX}"
+    try:
+        with open_regular(path.with_name(f"{path.name}{_DIGEST}")) as file:
+            note = file.read(_LONGEST_NOTE).decode("ascii", "replace")
+        sha256 = note.partition(" ")[0]
+        if _SHA256.fullmatch(sha256) is None or note != _note(path, sha256):
+            return None
+        return RemoteFile(size=path.stat().st_size, sha256=sha256)
+    except OSError:
+        return None
+
+
+def identify(
+    bank: DataBank,
+    folder: Path,
+    file_id: str,
+    *,
+    patience: Patience,
+    should_stop: ShouldStop,
+    on_message: OnMessage,
+) -> str:
+    """The digest of a corpus: from the cache, or from the data bank, for as long as it takes.
+
+    Raises CorpusNotFound; DataBankUnavailable when patience is at its end; StopRequested.
+    """
+    here = known(folder, file_id)
+    if here is not None:
+        return here.sha256
+    tries = Tries(patience, should_stop=should_stop)
+    try:
+        while True:
+            try:
+                return bank.head(file_id).sha256
+            except (TryAgain, DataNotFound) as error:
+                on_message(f"{error.message}; trying again")
+                tries.failed(error)
+    except DataNotFound:
+        raise CorpusNotFound(f"the data bank has no corpus {file_id}") from None
 
 
 def fetch(

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from trainer_app.core.files import blocks
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.safe_paths import open_regular
 
@@ -21,7 +22,7 @@ def sha256_of(path: Path, should_stop: ShouldStop) -> str:
 def sha256_of_open(file: BinaryIO, should_stop: ShouldStop) -> str:
     """The same of a file that is open at its beginning."""
     digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
+    for block in blocks(file, _BLOCK):
         raise_if_stopped(should_stop)
         digest.update(block)
     return digest.hexdigest()

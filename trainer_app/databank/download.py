@@ -92,7 +92,11 @@ class _Fetching:
             except TryAgain as error:
                 if error.wrong:  # what there is may be as wrong
                     self.part.unlink(missing_ok=True)
-                raise
+                    raise
+                come = f"{_size(self.part)} of {file.size} bytes have come"
+                raise TryAgain(
+                    f"{error.message}; {come}", pause_seconds=error.pause_seconds
+                ) from error
 
     def _fetch(self, file: RemoteFile, have: int) -> None:
         with (
@@ -112,7 +116,7 @@ class _Fetching:
             out.flush()
             os.fsync(out.fileno())
         if size < file.size:
-            raise TryAgain(f"the data bank sent {size} of {file.size} bytes")
+            raise TryAgain("what the data bank sent ends too early")
 
     def _got(self, size: int, of: int) -> None:
         if size - self.farthest >= _PROGRESS_BYTES:

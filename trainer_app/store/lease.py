@@ -136,6 +136,15 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
     return None if row is None else _claim(job_id, owner, row)
 
 
+def settle(db: Database, claim: Claim, spec: str) -> None:
+    """Complete what the job was asked for with what only a worker could find out.
+
+    Later attempts are told the same. Raises LeaseLost.
+    """
+    with db.write() as connection:
+        hold(connection, claim, {"spec": spec})
+
+
 def claim_of(db: Database, job_id: str, owner: str) -> Claim | None:
     """The claim of this owner on the job, if it has one.
 

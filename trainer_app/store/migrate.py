@@ -30,7 +30,7 @@ def upgrade(url: str) -> bool:
     The schema of a later version is left as it is: it keeps what the version before it needs, so
     that the two can work side by side. False then: any other that this code has never heard of is
     taken for one. Raises Unavailable as the database does, and when another
-    holds it for a minute.
+    holds it for a minute; it names the variable, and never what that says.
     """
     database = Database(url, wait_seconds=_WAIT_SECONDS)
     try:
@@ -49,6 +49,8 @@ def upgrade(url: str) -> bool:
                 return True
             _log.warning("the database has the schema of a later version", revision=there)
             return False
+    except Unavailable as error:
+        raise Unavailable(f"DATABASE__URL: {error.message}") from error
     finally:
         database.close()
 
