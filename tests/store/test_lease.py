@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, update
 
+from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import (
     AlreadyFinished,
     DataNotFound,
@@ -238,6 +239,7 @@ def test_progress_that_cannot_be_written_whole_is_not_written(
         lambda db, claim: lease.finish(db, claim, "completed", result="{}"),
         lambda db, claim: lease.hand_back(db, claim, message=""),
         lambda db, claim: lease.retry_later(db, claim, delay_seconds=0, message=""),
+        lambda db, claim: lease.settle(db, claim, TrainSpec(corpus_sha256="f" * 64).to_json()),
     ],
     ids=[
         "beat",
@@ -248,6 +250,7 @@ def test_progress_that_cannot_be_written_whole_is_not_written(
         "finish",
         "hand_back",
         "retry_later",
+        "settle",
     ],
 )
 def test_a_stale_token_writes_nothing(database: Database, stale: Claim, move: Move) -> None:
