@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tasks import process
 from tasks.corpora import corpus_file
 from tasks.perform import Job, insist
 from trainer_app import artifacts
+from trainer_app.core.json_spec import DIGEST_PENDING
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.databank import corpus_cache
 from trainer_app.databank.client import DataBank
@@ -45,7 +47,10 @@ def with_digest(job: Job, spec: Spec, *, on_message: OnMessage) -> Spec:
     if spec.corpus_sha256:
         return spec
     complete = replace(spec, corpus_sha256=_digest(job, str(spec.corpus_file_id), on_message))
-    insist(lambda: lease.settle(process.database(), job.claim, complete.to_json()))
+    kept = json.loads(job.claim.spec)  # what a later version has in it stays
+    kept.pop(DIGEST_PENDING, None)
+    text = json.dumps(kept | {"corpus_sha256": complete.corpus_sha256}, sort_keys=True)
+    insist(lambda: lease.settle(process.database(), job.claim, text))
     return complete
 
 

@@ -121,6 +121,7 @@ class Held:
         self._awake_at = (started, started_lasting)
         self._slept = False  # for longer than the lease, and does not know yet who has it
         self._renewed_at = started  # the lease; that the database is away is no reason to doubt it
+        self._beaten_at = started  # likewise, but only what the database has confirmed
         self._away_since: float | None = None  # the database
         self._threads = [
             threading.Thread(target=self._watch, name="lease", daemon=True),
@@ -301,7 +302,7 @@ class Held:
                     self._database, self.claim, lease_seconds=self._jobs.lease_seconds
                 )
                 self._beat_at = now + self._jobs.beat_seconds
-                self._renewed_at = now
+                self._renewed_at = self._beaten_at = now
             else:
                 cancelled = lease.cancel_requested(self._database, self.claim)
             paused = pauses.pause_requested(self._database, self.claim)
@@ -351,6 +352,8 @@ class Held:
         try:
             lease.cancel_requested(self._database, self.claim)
         except Unavailable:
+            if self._clock() - self._beaten_at <= self._jobs.lease_seconds:
+                return  # none can have begun yet: somebody has made a mistake in Redis
             # Away for this process alone, it seems: it has given the job to another.
             _log.warning(
                 "another attempt has begun, and the database is away",

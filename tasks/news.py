@@ -63,14 +63,14 @@ class News:
         job_id, mine = self._claim.job_id, self._claim.attempt
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(heartbeat_key(job_id), str(int(time.time())), ex=self._seconds)
-            pipe.mget(wishes.keys(job_id))
+            wishes.look(pipe, job_id)
             pipe.eval(_TELL, 1, attempt_key(job_id), mine, self._seconds, self._refuted)
-            _, values, newest = pipe.execute()
+            _, values, ttl, newest = pipe.execute()
         self._refuted = 0
-        wish = wishes.read(*values)
+        wish = wishes.read(values, ttl)
         if wish is not None and not wish.is_for(mine):
             # Announced late: what the database was asked to end has ended.
-            self._redis.delete(*wishes.keys(job_id))
+            wishes.drop(self._redis, job_id, wish)
             wish = None
         return Heard(later_attempt=newest if newest > mine else None, cancelled=wish is not None)
 

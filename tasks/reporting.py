@@ -137,7 +137,7 @@ class RowReporter(Silent):
                 count = min(len(self._points), _WRITTEN_POINTS)
                 points = [self._points.popleft() for _ in range(count)]
                 self._changed = bool(self._points)
-            if self._changed:  # what the curve is said to reach is to be there
+            if self._changed or self.has_dropped:  # what the curve is said to reach is to be there
                 update = replace(update, loss_chain=None, loss_chain_step=None)
             try:
                 lease.progress(self._database, self._claim, update, points)

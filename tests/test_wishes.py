@@ -55,6 +55,30 @@ def test_what_is_no_attempt_says_nothing_of_whom_is_meant(client: redis.Redis, v
     assert wishes.take(client, "run-1") == Wish()
 
 
+def test_what_is_set_by_hand_is_no_announcement_though_one_stands_beside_it(
+    client: redis.Redis,
+) -> None:
+    wishes.put(client, "run-1", Wish(up_to=3))
+    client.set(cancelled_key("run-1"), "1")
+
+    assert wishes.take(client, "run-1") == Wish()
+
+
+def test_a_late_announcement_is_dropped_but_nothing_that_was_set_since(
+    client: redis.Redis,
+) -> None:
+    wishes.put(client, "run-1", Wish(up_to=3))
+    client.set(cancelled_key("run-1"), "1")
+    wishes.drop(client, "run-1", Wish(up_to=3))
+    assert wishes.take(client, "run-1") == Wish()
+
+    wishes.put(client, "run-1", Wish(up_to=4))
+    wishes.drop(client, "run-1", Wish(up_to=3))
+    assert client.get(cancelled_key("run-1")) == "1"
+    wishes.drop(client, "run-1", Wish(up_to=4))
+    assert client.dbsize() == 0
+
+
 @pytest.mark.parametrize("value", ["", "0", "11", "true"])
 def test_anything_but_a_one_is_no_wish(client: redis.Redis, value: str) -> None:
     client.set(cancelled_key("run-1"), value)

@@ -35,5 +35,13 @@ def test_another_connection_than_tcp_is_left_as_it_is() -> None:
         assert other.recv(1) == b"x"
 
 
+def test_a_connection_that_was_closed_here_is_over() -> None:
+    one, other = socket.socketpair()
+    with other:
+        one.close()
+        assert streams.has_hung_up(one)
+        assert streams.sends_no_more(one)
+
+
 def test_the_limit_and_the_comments_give_a_place_back_within_30_seconds() -> None:
     assert streams.COMMENT_SECONDS + streams.RECEIPT_SECONDS < 30

@@ -180,14 +180,9 @@ def test_tokens_that_are_parts_of_characters_can_be_read() -> None:
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("T", 1)])
 def test_a_text_of_fewer_than_two_tokens_has_no_score(text: str, tokens: int) -> None:
-    with pytest.raises(FieldError, match=f"text: has {tokens} tokens; a score needs at least 2"):
+    reason = f"text: given, or read from path, has {tokens} tokens; a score needs at least 2"
+    with pytest.raises(FieldError, match=reason):
         run(build("gpt2"), text)
-
-
-def test_a_file_of_fewer_than_two_tokens_is_named_as_it_was_asked_for() -> None:
-    spec = ScoreSpec(text="T", path="tale.txt")
-    with pytest.raises(FieldError, match="path: has 1 tokens; a score needs at least 2"):
-        score(build("gpt2"), spec, should_stop=never)
 
 
 def test_what_is_told_of_single_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,21 @@ def fetch(bank: DataBank, folder: Path, patience: Patience) -> Fetch:
     return run
 
 
+def test_the_digest_of_a_corpus_that_is_here_is_not_asked_for(
+    server: DataBankServer, bank: DataBank, folder: Path, patience: Patience, fetch: Fetch
+) -> None:
+    server.put(TEXT, "tale")
+    fetch()
+    asked = len(server.requests)
+
+    digest = corpus_cache.identify(
+        bank, folder, "tale", patience=patience, should_stop=never, on_message=pytest.fail
+    )
+
+    assert digest == sha256(TEXT)
+    assert len(server.requests) == asked
+
+
 def test_a_corpus_is_fetched_once(server: DataBankServer, fetch: Fetch, folder: Path) -> None:
     server.put(TEXT, "tale")
 

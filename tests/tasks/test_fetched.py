@@ -24,6 +24,7 @@ from tests.databank_server import (
 from trainer_app import artifacts
 from trainer_app.cleanup.models import clean_models
 from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.json_spec import DIGEST_PENDING
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.databank.client import DataBank
 from trainer_app.restore import is_whole
@@ -196,6 +197,7 @@ def test_a_digest_that_was_not_known_at_the_post_is_asked_for_and_kept(
 
     assert run.status == "completed", run.message
     assert run.spec.corpus_sha256 == sha256(TEXT)
+    assert DIGEST_PENDING not in run.spec.to_json()
     manifest = artifacts.read_manifest(artifacts.model_directory(process.settings(), run.run_id))
     assert sha256(TEXT) in json.dumps(manifest)
     assert "the data bank answers 500 to HEAD; trying again" in told(run.run_id)
@@ -264,6 +266,18 @@ def test_a_corpus_that_nobody_has_fails_a_run_whose_digest_is_not_known(
 
     assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
     assert "no corpus sheep" in run.message
+
+
+def test_a_worker_that_knows_of_no_data_bank_cannot_ask_for_a_digest(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.put(TEXT, "sheep")
+    monkeypatch.delenv("APP__DATA_BANK_API_URL", raising=False)
+    process.settings.cache_clear()
+
+    run = train(post(corpus_sha256=""))
+
+    assert (run.status, run.error_code) == ("failed", "CORPUS_CHANGED")
 
 
 def test_a_tokenizer_asks_for_a_digest_that_was_not_known(server: DataBankServer) -> None:

@@ -99,7 +99,9 @@ def test_a_text_is_scored(run_id: str) -> None:
 def test_a_text_too_short_to_score_fails_with_the_number_and_is_not_retried(run_id: str) -> None:
     done = answer(JobKind.SCORE, run_id, ScoreSpec(text="l"))
     assert (done.status, done.error_code) == ("failed", "INVALID_INPUT")
-    assert done.message == "text: has 1 tokens; a score needs at least 2"
+    assert done.message == (
+        "text: given, or read from path, has 1 tokens; a score needs at least 2"
+    )
     assert done.result is None
 
 

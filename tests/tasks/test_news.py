@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -47,8 +48,11 @@ def taken_over(claim: Claim) -> Claim:
     return claimed(claim.job_id, "elsewhere:2")
 
 
-def held(claim: Claim, database: Database | None = None) -> Held:
+def held(
+    claim: Claim, database: Database | None = None, *, lease_seconds: float | None = None
+) -> Held:
     jobs = process.settings().jobs
+    jobs = replace(jobs, lease_seconds=lease_seconds or jobs.lease_seconds)
     return Held(database or process.database(), process.redis_client(), jobs, claim)
 
 
@@ -71,7 +75,7 @@ def soon(is_so: Callable[[], bool]) -> bool:
 def test_who_is_cut_off_from_the_database_alone_stops_once_another_attempt_has_begun(
     claim: Claim, cut_off: Database
 ) -> None:
-    with held(claim, cut_off) as first:
+    with held(claim, cut_off, lease_seconds=3) as first:
         assert soon(lambda: told(claim) == "1")
         later = taken_over(claim)
         assert first.should_stop() is None
@@ -93,6 +97,16 @@ def test_who_is_cut_off_from_the_database_alone_works_on_where_nobody_takes_its_
         assert first.should_stop() is None
 
 
+def test_before_its_lease_can_be_over_no_number_in_redis_ends_an_attempt(
+    claim: Claim, cut_off: Database
+) -> None:
+    process.redis_client().set(attempt_key(claim.job_id), "999999")
+    with held(claim, cut_off) as first:
+        time.sleep(1.5)
+
+        assert first.should_stop() is None
+
+
 def test_a_broker_that_was_wiped_learns_again_which_attempt_is_the_newest(
     claim: Claim, cut_off: Database
 ) -> None:
@@ -100,7 +114,7 @@ def test_a_broker_that_was_wiped_learns_again_which_attempt_is_the_newest(
     with held(later) as second:
         assert soon(lambda: told(claim) == "2")
         process.redis_client().flushall()
-        with held(claim, cut_off) as first:
+        with held(claim, cut_off, lease_seconds=3) as first:
             assert soon(lambda: first.should_stop() is StopReason.FENCED)
             assert soon(lambda: told(claim) == "2")
             assert second.should_stop() is None

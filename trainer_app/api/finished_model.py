@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer_app import artifacts
 from trainer_app.api import current
 from trainer_app.restore import damage, damaged_file
+from trainer_app.store import runs
 from trainer_app.store.runs import Run
 from trainer_app.store.uploads import DATA_BANK
 
@@ -18,4 +19,9 @@ def damage_of(run: Run) -> str | None:
     if run.artifact_storage == DATA_BANK:
         return None
     name = damaged_file(artifacts.model_directory(current.settings(), run.run_id))
-    return None if name is None else damage(run.run_id, name)
+    if name is None:
+        return None
+    # It may have been uploaded, and cleaned up here, since the row was read.
+    if runs.get(current.database(), run.run_id).artifact_storage == DATA_BANK:
+        return None
+    return damage(run.run_id, name)

@@ -47,7 +47,7 @@ _OF_BAD_INPUT: Final[Mapping[str, str]] = {
     "400": "the body is not JSON: Expecting value at line 1, column 1",
     "408": "the body comes too slowly",
     "412": "If-Match does not name the file that there is",
-    "413": "the body must not be larger than 1048576 bytes",
+    "413": "the body must not be larger than 4259840 bytes",
     "415": "the body must be sent as Content-Type: application/json",
     "416": "the requested range cannot be provided",
     "422": f"the request is not valid: {_DETAIL['field']}: {_DETAIL['message']}",

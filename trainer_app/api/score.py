@@ -33,16 +33,19 @@ blueprint = Blueprint("score", __name__, description="Score texts with finished 
 @blueprint.fails_with(
     "RUN_NOT_FOUND", "DATA_NOT_FOUND", "NOT_READY", "MODEL_INCOMPATIBLE", "UNAVAILABLE"
 )
-def score(spec: ScoreSpec, run_id: str) -> tuple[dict[str, object], dict[str, str]]:
+def score(
+    asked: tuple[ScoreSpec, str | None], run_id: str
+) -> tuple[dict[str, object], dict[str, str]]:
     """Ask a finished model how well it predicts a text."""
+    spec, path = asked
 
     def resolve(_: Run) -> Resolved:
-        text = spec.text if spec.path is None else read_text("path", spec.path)
+        text = spec.text if path is None else read_text("path", path)
         if not text:  # the schema takes no empty text, but what a file holds it cannot know
             raise InvalidInput([Detail("path", "the file is empty")])
         return replace(spec, text=text), None
 
-    found = ask(JobKind.SCORE, run_id, spec.to_json(), resolve)
+    found = ask(JobKind.SCORE, run_id, f"{spec.to_json()} {path}", resolve)
     return _shown(found), {"Location": f"/runs/{run_id}/score/{found.request_id}"}
 
 

@@ -67,9 +67,11 @@ class ScoreSchema(StrictSchema):
     seed = job_fields.seed("Taken and of no effect: a score draws no random number.")
 
     @post_load
-    def to_spec(self, data: dict[str, object], **_: object) -> ScoreSpec:
-        """The spec; where it has a path, its text is yet to be read from that file."""
-        return ScoreSpec.from_fields({**data, "text": data["text"] or ""})
+    def to_request(self, data: dict[str, object], **_: object) -> tuple[ScoreSpec, str | None]:
+        """The spec, and the path of the file that its text is yet to be read from."""
+        path = data.pop("path")
+        spec = ScoreSpec.from_fields({**data, "text": data["text"] or ""})
+        return spec, None if path is None else str(path)
 
 
 class CandidateSchema(Schema):

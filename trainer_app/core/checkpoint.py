@@ -139,35 +139,42 @@ class Checkpoints:
         save_tensors(directory / "model.safetensors", snapshot.model)
         save_tensors(directory / "optimizer.safetensors", snapshot.optimizer)
         save_tensors(directory / "rng.safetensors", snapshot.random)
-        if snapshot.best is not None and not self._link_best(directory, snapshot.state.best_step):
-            save_tensors(directory / BEST, snapshot.best)
+        linked = None
+        if snapshot.best is not None:
+            linked = self._link_best(directory, snapshot.state.best_step)
+            if linked is None:
+                save_tensors(directory / BEST, snapshot.best)
         state = {
             "state": asdict(snapshot.state),
             "fingerprint": asdict(snapshot.fingerprint),
             "scaler": snapshot.scaler,
         }
         (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
-        digests = {path.name: sha256_file(path) for path in sorted(directory.iterdir())}
+        digests = {} if linked is None else {BEST: linked}  # which was read for it just now
+        for path in sorted(directory.iterdir()):
+            if path.name not in digests:
+                digests[path.name] = sha256_file(path)
         (directory / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True))
         return digests
 
-    def _link_best(self, directory: Path, best_step: int) -> bool:
-        """Whether the best weights could be taken over from the checkpoint that is to go.
+    def _link_best(self, directory: Path, best_step: int) -> str | None:
+        """Take the best weights over from the checkpoint that is to go; their digest.
 
-        Never from the one that stays: a file of both would take both with it when it is damaged.
+        None: they could not be. Never from the one that stays: a file of both would take both with
+        it when it is damaged.
         """
         going = self._kept[KEPT - 1][1] if len(self._kept) == KEPT else None
         if going is None or going.step != best_step:
-            return False
+            return None
         link = directory / BEST
         try:
             os.link(going.path, link)
         except OSError:  # the file is gone, or the file system has no hard links
-            return False
+            return None
         if sha256_file(link) != going.sha256:
             link.unlink()  # the damage is not to be taken over
-            return False
-        return True
+            return None
+        return going.sha256
 
     def _left_over(self, kind: str) -> list[Path]:
         """What an attempt that was killed, no later one than this, was about to put in place."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Self
+from typing import Final, Self
+
+# No field: beside the empty digest of a corpus it tells workers of the version before, which take
+# a spec for complete, that they cannot do this job.
+DIGEST_PENDING: Final = "corpus_digest_pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +18,10 @@ class JsonSpec:
 
     def to_json(self) -> str:
         """A JSON object that ``from_json`` reads back to an equal spec."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if values.get("corpus_sha256") == "":
+            values[DIGEST_PENDING] = True
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -34,7 +41,7 @@ class JsonSpec:
 
         A field that comes new is null, false, 0 or empty where all is to be as before.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} | {DIGEST_PENDING}
         return sorted(
             name for name, value in json.loads(text).items() if value and name not in known
         )

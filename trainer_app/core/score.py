@@ -99,8 +99,8 @@ def windows(tokens: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 def _check(tokens: int, spec: ScoreSpec) -> None:
     if tokens < 2:
-        field = "text" if spec.path is None else "path"
-        raise FieldError(field, f"has {tokens} tokens; a score needs at least 2")
+        reason = f"given, or read from path, has {tokens} tokens; a score needs at least 2"
+        raise FieldError("text", reason)
     if spec.detail_level == "per_char" and tokens > MAX_DETAILED_TOKENS:
         reason = f"per_char tells at most {MAX_DETAILED_TOKENS} tokens, and the text has {tokens}"
         raise FieldError("detail_level", reason)

@@ -21,7 +21,6 @@ class ScoreSpec(JsonSpec):
     """One request, as resolved: parsed once at the edge, never validated again."""
 
     text: str
-    path: str | None = None  # of the file that the text is from
     detail_level: DetailLevel = "summary"  # per_char: also each token and its surprisal
     top_k: int | None = None  # tell so many of the likeliest tokens at each place, 1 to MAX_TOP_K
     seed: int | None = None  # taken for the sake of clients that send one: nothing is drawn

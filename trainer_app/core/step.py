@@ -109,8 +109,8 @@ class TrainingStep:
             outcome = self._compute() if self._recorded is None else self._recorded()
         except _Left:
             self._drop_gradients()
-            if states is not None:
-                restore_random_states(states)
+            assert states is not None  # none but a step that may be left is left
+            restore_random_states(states)
             return None
         return StepResult(outcome=outcome, learning_rate=rate)
 

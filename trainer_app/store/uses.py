@@ -41,14 +41,15 @@ def corpora_in_use(db: Database) -> frozenset[str]:
 
 def models_in_use(db: Database) -> frozenset[str]:
     """The runs whose models queued and running jobs read: requests to them, and fine-tuning."""
+    live = JobRow.status.in_(_LIVE)
     with db.read() as connection:
-        rows = connection.execute(
-            select(JobRow.kind, JobRow.run_id, JobRow.spec).where(JobRow.status.in_(_LIVE))
+        asked = connection.scalars(select(JobRow.run_id).where(live).distinct()).all()
+        # of runs alone: a request's spec may hold a text of megabytes
+        specs = connection.scalars(
+            select(JobRow.spec).where(live, JobRow.kind == JobKind.TRAIN)
         ).all()
-    bases = (
-        TrainSpec.from_json(row.spec).pretrained_run_id for row in rows if row.kind == JobKind.TRAIN
-    )
-    return frozenset(filter(None, [*bases, *(row.run_id for row in rows)]))
+    bases = (TrainSpec.from_json(spec).pretrained_run_id for spec in specs)
+    return frozenset(filter(None, [*bases, *asked]))
 
 
 def texts_in_use(db: Database, *, failed_seconds: float) -> frozenset[str]:
