@@ -24,6 +24,7 @@ from tests.databank_server import (
 )
 from trainer_app import artifacts
 from trainer_app import settings as all_settings
+from trainer_app.api.finished_model import damage_of
 from trainer_app.core.stopping import never
 from trainer_app.databank import corpus_cache
 from trainer_app.databank.client import DataBank
@@ -243,6 +244,16 @@ def uploaded(world: World) -> str:
     )
     (folder / "model.safetensors").unlink()
     return run_id
+
+
+def test_a_model_that_was_cleaned_up_since_its_row_was_read_is_not_called_damaged(
+    client: FlaskClient, world: World
+) -> None:
+    here = runs.get(world.database, world.run(Status.COMPLETED))
+    gone = runs.get(world.database, uploaded(world))
+    with client.application.app_context():
+        assert str(damage_of(here)).endswith("it is not what was published")
+        assert damage_of(replace(gone, artifact_storage="local")) is None
 
 
 def test_the_pointer_says_where_an_uploaded_model_is(client: FlaskClient, world: World) -> None:
