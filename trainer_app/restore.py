@@ -46,14 +46,8 @@ def damaged_file(directory: Path) -> str | None:
         files = artifacts.pointer(directory).files
     except (NotReady, ModelIncompatible):
         return artifacts.MANIFEST
-    for file in files:
-        try:
-            size = _size(directory, file.name)
-        except FileNotFoundError:
-            return file.name
-        if size != file.bytes:
-            return file.name
-    return None
+    differing = _differing(directory, files)
+    return None if differing is None else differing[0].name
 
 
 def damage(run_id: str, name: str) -> str:
@@ -63,15 +57,15 @@ def damage(run_id: str, name: str) -> str:
 
 def check_sizes(directory: Path, *, needed: frozenset[str] = MODEL) -> None:
     """As ``check_digests``, but by names and sizes: nothing is read but the manifest."""
-    for file in _listed(directory, needed):
-        try:
-            size = _size(directory, file.name)
-        except FileNotFoundError:
-            raise _is_gone(file.name, directory) from None
-        if size != file.bytes:
-            raise ModelIncompatible(
-                f"{file.name} of {directory.name} is damaged: it has {size} bytes, not {file.bytes}"
-            )
+    differing = _differing(directory, _listed(directory, needed))
+    if differing is None:
+        return
+    file, size = differing
+    if size is None:
+        raise _is_gone(file.name, directory)
+    raise ModelIncompatible(
+        f"{file.name} of {directory.name} is damaged: it has {size} bytes, not {file.bytes}"
+    )
 
 
 def check_digests(
@@ -93,6 +87,20 @@ def check_digests(
             raise ModelIncompatible(
                 f"{file.name} of {directory.name} is damaged: its SHA-256 is not the manifest's"
             )
+
+
+def _differing(
+    directory: Path, files: Sequence[ArtifactFile]
+) -> tuple[ArtifactFile, int | None] | None:
+    """The first file that has another size than the manifest says, and that; None: it is gone."""
+    for file in files:
+        try:
+            size = _size(directory, file.name)
+        except FileNotFoundError:
+            return file, None
+        if size != file.bytes:
+            return file, size
+    return None
 
 
 def _listed(directory: Path, needed: frozenset[str]) -> Sequence[ArtifactFile]:

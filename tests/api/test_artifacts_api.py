@@ -220,18 +220,17 @@ def test_no_link_is_followed_out_of_the_folder_of_a_model(
     assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("GET", "artifact", None),
-        ("GET", "artifact.tar.gz", None),
-        ("GET", "artifact/weights", None),
-        ("POST", "generate", {"prompt_text": "a"}),
-        ("POST", "score", {"text": "a"}),
-        ("POST", "evaluate", {}),
-        ("POST", "chat", {"message": "a"}),
-    ],
-)
+ASKED = [
+    ("GET", "artifact.tar.gz", None),
+    ("GET", "artifact/weights", None),
+    ("POST", "generate", {"prompt_text": "a"}),
+    ("POST", "score", {"text": "a"}),
+    ("POST", "evaluate", {}),
+    ("POST", "chat", {"message": "a"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [("GET", "artifact", None), *ASKED])
 def test_a_damaged_manifest_is_a_conflict_that_names_it(
     client: FlaskClient, world: World, method: str, path: str, body: object
 ) -> None:
@@ -242,16 +241,6 @@ def test_a_damaged_manifest_is_a_conflict_that_names_it(
         response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
         assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
         assert f"{run_id}: its manifest.json" in response.get_json()["message"]
-
-
-ASKED = [
-    ("GET", "artifact.tar.gz", None),
-    ("GET", "artifact/weights", None),
-    ("POST", "generate", {"prompt_text": "a"}),
-    ("POST", "score", {"text": "a"}),
-    ("POST", "evaluate", {}),
-    ("POST", "chat", {"message": "a"}),
-]
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ASKED)
