@@ -15,11 +15,11 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.conftest import DATABASES
+from tests.published import publish_tokenizer
 from trainer_app import artifacts
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.factory import create_app, install_services
 from trainer_app.queue import WORKER_KEY
-from trainer_app.restore import TOKENIZER
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
@@ -85,12 +85,7 @@ class World:
         )
         job_id = tokenizers.create(self.database, spec, queue="trainer.light").job_id
         if status is Status.COMPLETED:
-            staging = self.settings.paths.runs / job_id / "staging"
-            staging.mkdir(parents=True)
-            for file in TOKENIZER:
-                (staging / file).write_text("{}")
-            final = artifacts.tokenizer_directory(self.settings, name)
-            artifacts.publish(staging, final, {"tokenizer_id": name})
+            publish_tokenizer(self.settings, job_id, name)
         self.end(job_id, status, result=json.dumps({"vocab_size": 300, "oov_rate": 0.5}))
         return name
 

@@ -19,13 +19,13 @@ import structlog
 from sqlalchemy import select
 from werkzeug.serving import make_server
 
+from tests.published import publish_tokenizer
 from trainer_app import artifacts
 from trainer_app.cli.main import main
 from trainer_app.client import Client
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.factory import create_app
 from trainer_app.queue import WORKER_KEY
-from trainer_app.restore import TOKENIZER
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
@@ -55,12 +55,7 @@ class Server:
             method="bpe", vocab_size=300, corpus_sha256="0" * 64, tokenizer_id=name
         )
         job_id = tokenizers.create(self.database, spec, queue="trainer.light").job_id
-        staging = self.settings.paths.runs / job_id / "staging"
-        staging.mkdir(parents=True)
-        for file in TOKENIZER:
-            (staging / file).write_text("{}")
-        final = artifacts.tokenizer_directory(self.settings, name)
-        artifacts.publish(staging, final, {"tokenizer_id": name})
+        publish_tokenizer(self.settings, job_id, name)
         result = json.dumps({"vocab_size": 300, "oov_rate": 0.5, "bytes_per_token": 2.5})
         self.finish(self.claim(job_id), result=result)
         return name
