@@ -51,7 +51,25 @@ class Shape:
     rope_theta: float = 10_000.0  # of rotary positions
 
 
-class RMSNorm(nn.Module):
+class StreamNorm(nn.Module):
+    """A norm of the residual stream."""
+
+    def added(
+        self,
+        x: Tensor,
+        y: Tensor,
+        bias_D: Tensor | None,  # noqa: ARG002 - for norms that make its gradient
+    ) -> tuple[Tensor, Tensor]:
+        """The stream x with a layer's y added, and a normalised copy of that.
+
+        ``bias_D``: of the product that y is, with the bias in it.
+        """
+        # in bf16 where x is: of bf16 and fp16 torch would make float32
+        x = x + (y.to(x.dtype) if x.dtype == torch.bfloat16 else y)
+        return x, self(x)
+
+
+class RMSNorm(StreamNorm):
     """x / sqrt(mean(x^2) + eps), scaled (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -60,20 +78,20 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        with _as_it_comes(x):
+        with as_it_comes(x):
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, StreamNorm):
     """torch's own, in the precision of what it normalises."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        with _as_it_comes(x):
+        with as_it_comes(x):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def _as_it_comes(x: Tensor) -> torch.autocast:
+def as_it_comes(x: Tensor) -> torch.autocast:
     """Autocast off: it would write what a norm returns as float32, twice the bytes.
 
     The kernels compute in float32 whatever they read.
@@ -81,7 +99,7 @@ def _as_it_comes(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _norm(design: Design, width: int, eps: float) -> nn.Module:
+def _norm(design: Design, width: int, eps: float) -> RMSNorm | LayerNorm:
     return RMSNorm(width, eps) if design.norm == "rms" else LayerNorm(width, eps=eps)
 
 
@@ -108,16 +126,17 @@ class Block(nn.Module):
         self.c_fc = nn.Linear(width, 2 * inner if self.gated else inner, bias=design.bias)
         self.mlp_proj = nn.Linear(inner, width, bias=design.bias)
 
-    def forward(
+    def attention(
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
         cache: KeyValueCache | None,
         layer: int,
     ) -> Tensor:
+        """What is added to the residual stream, of a normalised copy of it."""
         q_BHTC, k_BKTC, v_BKTC = (
             part.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-            for part in self.c_attn(self.ln_1(x_BTD)).split(self.qkv_widths, dim=-1)
+            for part in self.c_attn(x_BTD).split(self.qkv_widths, dim=-1)
         )
         if self.qk_norm:
             q_BHTC, k_BKTC = self.q_norm(q_BHTC), self.k_norm(k_BKTC)
@@ -128,11 +147,11 @@ class Block(nn.Module):
             y_BHTC = _attend(q_BHTC, k_BKTC, v_BKTC)
         else:
             y_BHTC = _attend_with_cache(q_BHTC, k_BKTC, v_BKTC, cache, layer)
-        x_BTD = _added(x_BTD, self.attn_proj(y_BHTC.transpose(1, 2).flatten(2)))
-        return _added(x_BTD, self.feed_forward(self.ln_2(x_BTD)))
+        y_BTD: Tensor = self.attn_proj(y_BHTC.transpose(1, 2).flatten(2))
+        return y_BTD
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        """What is added to the residual stream, of a normalised copy of it."""
+        """What is added after it, of a normalised copy, too."""
         h_BTF = self.c_fc(x_BTD)
         if self.gated:
             gate_BTF, h_BTF = h_BTF.chunk(2, dim=-1)
@@ -157,11 +176,6 @@ def _stream_dtype(x: Tensor, *, training: bool) -> torch.dtype:
         return torch.bfloat16
     native = torch.cuda.get_device_properties(x.device).major >= BF16_SINCE  # pragma: needs cuda
     return torch.bfloat16 if training and native else x.dtype  # pragma: needs cuda
-
-
-def _added(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in bf16 where x is: of bf16 and fp16 torch would make float32."""
-    return x + (y.to(x.dtype) if x.dtype == torch.bfloat16 else y)
 
 
 def _attend(
@@ -265,7 +279,18 @@ class Transformer(CausalModel):
         else:
             rotation = (self.cos_table[at], self.sin_table[at])
         x_BTD = x_BTD.to(_stream_dtype(x_BTD, training=self.training))
-        for layer, block in enumerate(self.h):
-            x_BTD = block(x_BTD, rotation, cache, layer)
-        normed: Tensor = self.ln_f(x_BTD)
-        return normed
+        blocks = self.blocks()
+        normed_BTD: Tensor = blocks[0].ln_1(x_BTD)
+        for layer, (block, after) in enumerate(zip(blocks, self.norms_after(), strict=True)):
+            y_BTD = block.attention(normed_BTD, rotation, cache, layer)
+            x_BTD, normed_BTD = block.ln_2.added(x_BTD, y_BTD, block.attn_proj.bias)
+            y_BTD = block.feed_forward(normed_BTD)
+            x_BTD, normed_BTD = after.added(x_BTD, y_BTD, block.mlp_proj.bias)
+        return normed_BTD
+
+    def blocks(self) -> list[Block]:
+        return [block for block in self.h if isinstance(block, Block)]
+
+    def norms_after(self) -> list[StreamNorm]:
+        """The norm behind each block: the next one's first, or the last of all."""
+        return [*(block.ln_1 for block in self.blocks()[1:]), self.ln_f]

@@ -76,6 +76,44 @@ def test_the_gradient_of_gelu_and_the_sums_of_its_rows_are_those_of_torch(
     torch.testing.assert_close(sums_PF.sum(0), out_MF.float().sum(0), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("rows", "width"), [(1, 128), (7, 100), (513, 64), (20_000, 768), (3_000, 1_600), (65, 8_192)]
+)
+def test_the_gradient_of_the_stream_and_the_sums_of_its_rows_are_those_of_torch(
+    rows: int, width: int, stream: torch.dtype, dtype: torch.dtype, last: bool
+) -> None:
+    from trainer_app.core.residual_kernels import norm_gradient  # noqa: PLC0415 - needs Triton
+
+    torch.manual_seed(0)
+    x_MD = torch.randn(rows, width, device="cuda").mul_(2).add_(1).to(stream)
+    grad_MD = torch.randn(rows, width, device="cuda").to(dtype)
+    grad_x_MD = torch.randn(rows, width, device="cuda").to(stream)
+    weight_D = torch.rand(width, device="cuda").to(stream)
+    bias_D = torch.rand(width, device="cuda").to(stream)
+    reference_MD, weight, bias = (t.float().requires_grad_() for t in (x_MD, weight_D, bias_D))
+    normed_MD = F.layer_norm(reference_MD, (width,), weight, bias)
+    torch.autograd.backward(normed_MD, grad_MD.float())
+    assert reference_MD.grad is not None
+    expected_MD = reference_MD.grad if last else reference_MD.grad + grad_x_MD.float()
+    _, mean_M1, rstd_M1 = torch.native_layer_norm(x_MD, (width,), weight_D, bias_D, 1e-5)
+
+    out_MD, half_MD, sums_P3D = norm_gradient(
+        grad_MD, x_MD, None if last else grad_x_MD, weight_D, mean_M1, rstd_M1
+    )
+
+    torch.testing.assert_close(out_MD, expected_MD.to(stream), atol=1e-3, rtol=1.6e-2)
+    if dtype == stream:
+        assert not half_MD.numel()
+        half_MD = out_MD
+    assert torch.equal(half_MD, out_MD.to(dtype))
+    summed = (weight.grad, bias.grad, half_MD.float().sum(0))
+    for sums_D, expected_D in zip(sums_P3D.sum(0), summed, strict=True):
+        torch.testing.assert_close(sums_D, expected_D, rtol=1e-3, atol=1e-5 * rows)
+
+
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_clipped_steps_are_those_of_torch(max_norm: float, offset: int) -> None:

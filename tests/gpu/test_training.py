@@ -16,7 +16,7 @@ from backends.contracts import ModelConfig
 from backends.loading import load_model, model_family
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import adamw, compilation, device, fp8, gelu, graphs, loss, optim
+from trainer_app.core import adamw, compilation, device, fp8, gelu, graphs, loss, optim, residual
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -216,6 +216,25 @@ def test_the_kernel_of_gelu_gives_the_loss_curve_without_it(
     finished(bench, spec, without, "without")
     monkeypatch.setattr(gelu, "FEWEST", 1)
     finished(bench, spec, uncompiled, "uncompiled")
+    finished(bench, replace(spec, torch_compile="on"), compiled, "compiled")
+    expected = [step.train_loss for step in without.steps]
+    for other in (uncompiled, compiled):
+        assert [step.train_loss for step in other.steps] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", WITH_FP8)
+def test_the_kernel_of_the_stream_gives_the_loss_curve_without_it(
+    bench: Bench,
+    recorder: MakeRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: RequestedPrecision,
+) -> None:
+    spec = replace(bench.spec, precision=precision, max_steps=200, learning_rate=3e-4)
+    without, uncompiled, compiled = recorder(), recorder(), recorder()
+    monkeypatch.setattr(residual, "FEWEST", 1 << 40)
+    finished(bench, replace(spec, torch_compile="off"), without, "without")
+    monkeypatch.setattr(residual, "FEWEST", 1)
+    finished(bench, replace(spec, torch_compile="off"), uncompiled, "uncompiled")
     finished(bench, replace(spec, torch_compile="on"), compiled, "compiled")
     expected = [step.train_loss for step in without.steps]
     for other in (uncompiled, compiled):

@@ -74,8 +74,12 @@ class Float8Linear(nn.Linear):
         dtype = torch.get_autocast_dtype("cuda")  # pragma: needs cuda
         x_MK = x.to(dtype).flatten(0, -2)  # pragma: needs cuda
         apply: _Apply = _Product.apply  # pragma: needs cuda
-        y_MN = apply(x_MK, self.weight, self._parameters["bias"])  # pragma: needs cuda
+        y_MN = apply(x_MK, self.weight, self.trained_bias(len(x_MK)))  # pragma: needs cuda
         return y_MN.view(*x.shape[:-1], -1)  # pragma: needs cuda
+
+    def trained_bias(self, rows: int) -> Tensor | None:  # noqa: ARG002 - for others of its kind
+        """The bias to be added to so many rows; what makes no gradient for it detaches it."""
+        return self._parameters["bias"]
 
 
 class Float8Block(Block):
@@ -88,7 +92,10 @@ class Float8Block(Block):
         x_MD = x_BTD.to(dtype).flatten(0, -2)  # pragma: needs cuda
         apply: _FeedForwardApply = _FeedForward.apply  # pragma: needs cuda
         up, down = self.c_fc, self.mlp_proj  # pragma: needs cuda
-        y_MD = apply(x_MD, up.weight, up.bias, down.weight, down.bias)  # pragma: needs cuda
+        assert isinstance(down, Float8Linear)  # pragma: needs cuda
+        down_bias = down.trained_bias(len(x_MD))  # pragma: needs cuda
+        assert down_bias is not None  # pragma: needs cuda
+        y_MD = apply(x_MD, up.weight, up.bias, down.weight, down_bias)  # pragma: needs cuda
         return y_MD.view(x_BTD.shape)  # pragma: needs cuda
 
 
@@ -119,6 +126,7 @@ class _Product(torch.autograd.Function):  # pragma: needs cuda
 
 class _FeedForwardContext(Protocol):
     saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    needs_input_grad: tuple[bool, bool, bool, bool, bool]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
@@ -144,7 +152,7 @@ class _FeedForward(torch.autograd.Function):  # pragma: needs cuda
     @once_differentiable
     def backward(
         ctx: _FeedForwardContext, grad_MD: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         x_MD, up_FD, u_MF, h_MF, down_DF = ctx.saved_tensors
         grad_h_MF = fp8_product(grad_MD, down_DF.t())
         gradient = torch.ops.model_trainer.gelu_gradient_in_fp8(grad_h_MF, u_MF)
@@ -154,7 +162,7 @@ class _FeedForward(torch.autograd.Function):  # pragma: needs cuda
             (grad_u_MF.t() @ x_MD).to(up_FD.dtype),
             sums_PF.sum(0).to(up_FD.dtype),
             (grad_MD.t() @ h_MF).to(down_DF.dtype),
-            grad_MD.sum(0, dtype=down_DF.dtype),
+            grad_MD.sum(0, dtype=down_DF.dtype) if ctx.needs_input_grad[4] else None,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer_app.core import fp8, gelu
+from trainer_app.core import fp8, gelu, residual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,3 +30,7 @@ def use_kernels(
         tell(f"GELU's gradient has no kernel of its own: {why}")
     else:  # pragma: needs cuda
         gelu.use_gelu_kernel(model)
+    if (why := residual.why_not()) is not None:  # pragma: needs cuda
+        tell(f"the residual stream's gradient has no kernel of its own: {why}")
+    else:  # pragma: needs cuda
+        residual.use_norm_kernel(model)

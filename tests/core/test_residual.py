@@ -1,0 +1,171 @@
+"""Norms behind layers whose gradient is one operator: in place of its kernel, torch computes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backends.contracts import ModelConfig
+from backends.models import transformer
+from backends.models.gpt2 import DESIGN as GPT2
+from backends.models.gpt2 import gpt2_shape
+from backends.models.transformer import Design, Transformer
+from trainer_app.core import residual
+from trainer_app.core.fp8 import Float8Linear, use_fp8
+from trainer_app.core.residual import (
+    Float8StreamLinear,
+    KernelNorm,
+    LastKernelNorm,
+    StreamLinear,
+    use_norm_kernel,
+)
+
+CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
+IDS_BT = torch.arange(12).view(2, 6)
+
+Gradients = dict[str, Tensor]
+
+
+def model_of(design: Design = GPT2, width: int = 64) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, design, gpt2_shape(width=width, layers=2, heads=2))
+    model.initialise()
+    return model
+
+
+def norm_gradient(
+    grad: Tensor,
+    x: Tensor,
+    grad_x: Tensor | None,
+    weight_D: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    normed, scaled = (x.float() - mean) * rstd, grad.float() * weight_D.float()
+    along, level = (t.mean(-1, keepdim=True) for t in (scaled * normed, scaled))
+    out = (scaled - normed * along - level) * rstd
+    out = (out if grad_x is None else out + grad_x.float()).to(x.dtype)
+    half = x.new_empty(0) if grad.dtype == x.dtype else out.to(grad.dtype)
+    summed = (grad.float() * normed, grad.float(), out.float())
+    return out, half, torch.stack([t.flatten(0, -2).sum(0) for t in summed])[None]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator computed by torch, and used in training."""
+    module = ModuleType("trainer_app.core.residual_kernels")
+    monkeypatch.setattr(module, "norm_gradient", norm_gradient, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(residual, "programs", lambda _: 1)
+    monkeypatch.setattr(residual, "_is_used", lambda module, _: module.training)
+    # beside fp16, too, which asks the GPU
+    monkeypatch.setattr(transformer, "_stream_dtype", stream_dtype)
+
+
+def stream_dtype(x: Tensor, *, training: bool) -> torch.dtype:
+    return torch.bfloat16 if training and torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def gradients(
+    model: Transformer, hidden: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> Gradients:
+    model.zero_grad()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        hidden_BTD = hidden(IDS_BT)
+    torch.autograd.backward(hidden_BTD, torch.randn(hidden_BTD.shape).to(hidden_BTD.dtype))
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch itself
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)]
+)
+def test_all_gradients_are_those_without_it(
+    dtype: torch.dtype, rtol: float, compiled: bool
+) -> None:
+    model = model_of()
+    expected = gradients(model, model.hidden, dtype)
+    use_norm_kernel(model)
+    hidden = torch.compile(model.hidden, backend="aot_eager") if compiled else model.hidden
+    found = gradients(model, hidden, dtype)
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in found.items():
+        apart = (gradient - expected[name]).norm() / expected[name].norm()
+        assert apart.item() < rtol, name
+
+
+@pytest.mark.usefixtures("kernel")
+def test_what_is_not_trained_computes_as_before() -> None:
+    model = model_of().eval()
+    expected = model.hidden(IDS_BT)
+    use_norm_kernel(model)
+    assert torch.equal(model.hidden(IDS_BT), expected)
+
+
+def test_without_half_precision_on_a_gpu_they_compute_as_before() -> None:
+    model = model_of()
+    expected = model.hidden(IDS_BT)
+    use_norm_kernel(model)
+    assert torch.equal(model.hidden(IDS_BT), expected)
+
+
+def test_layer_norms_behind_products_with_biases_are_given_it() -> None:
+    model = model_of()
+    first, second = model.blocks()
+    before = type(first.ln_1)
+    use_norm_kernel(model)
+    assert type(first.ln_1) is before  # behind no layer
+    assert {type(norm) for norm in (first.ln_2, second.ln_1, second.ln_2)} == {KernelNorm}
+    assert type(model.ln_f) is LastKernelNorm
+    assert {type(b.attn_proj) for b in (first, second)} == {StreamLinear}
+    assert {type(b.mlp_proj) for b in (first, second)} == {StreamLinear}
+    assert {type(b.c_attn) for b in (first, second)} == {nn.Linear}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of(replace(GPT2, bias=False)),
+        model_of(replace(GPT2, norm="rms")),
+        model_of(width=130),
+    ],
+    ids=["without biases", "other norms", "too wide"],
+)
+def test_others_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch, model: Transformer) -> None:
+    monkeypatch.setattr(residual, "WIDEST", 128)
+    before = [type(module) for module in model.modules()]
+    use_norm_kernel(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_a_model_of_another_kind_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    use_norm_kernel(model)
+    assert [type(part) for part in model] == [nn.Linear, nn.LayerNorm]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_products_in_fp8_leave_their_bias_to_it_where_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    monkeypatch.setattr(residual, "_is_used", lambda *_: used)
+    model = model_of()
+    use_fp8(model, fused=False)
+    use_norm_kernel(model)
+    block = model.blocks()[0]
+    assert type(block.attn_proj) is Float8StreamLinear
+    assert type(block.c_fc) is Float8Linear
+    bias_D = block.attn_proj.trained_bias(12)
+    assert torch.equal(bias_D, block.attn_proj.bias)
+    assert bias_D.requires_grad is not used
+    left = block.c_fc.trained_bias(12)
+    assert left is block.c_fc.bias

@@ -1,0 +1,230 @@
+"""The residual stream's gradient, made in one pass for all that read it.
+
+Behind each layer its output is added to the stream, which is then normalised. Going back, one
+kernel gives the gradient of that sum in the precisions of both, with the sums over all tokens that
+are the gradients of the norm and of the layer's bias. torch and its compiler read it again for
+each of those, and sum in launches of their own. M rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from backends.models.transformer import LayerNorm, Transformer, as_it_comes
+from trainer_app.core.fp8 import Float8Linear
+from trainer_app.core.stopping import StopRequested
+
+FEWEST: Final = 1 << 18  # numbers in the stream
+WIDEST: Final = 8192  # row that a program keeps in its registers
+PROGRAMS: Final = 4  # on each of the GPU's multiprocessors
+
+_Apply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+_LastApply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+@cache
+def why_not() -> str | None:  # pragma: needs cuda
+    """Why the kernel cannot be used on this GPU; None: it can. One launch tells."""
+    try:
+        x_MD = torch.zeros(1, 128, dtype=torch.bfloat16, device="cuda")
+        ones_M = torch.ones(1, device="cuda")
+        torch.ops.model_trainer.norm_gradient(x_MD.half(), x_MD, x_MD, x_MD[0], ones_M, ones_M)
+    except (torch.OutOfMemoryError, StopRequested):
+        raise  # by what else is there, and an interruption: not the kernel's doing
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def use_norm_kernel(model: nn.Module) -> None:
+    """Let the norms behind the layers of a model train by the kernel.
+
+    Those are layer norms behind products that have biases; elsewhere they compute as before.
+    """
+    if not isinstance(model, Transformer) or model.shape.width > WIDEST:
+        return
+    for block, after in zip(model.blocks(), model.norms_after(), strict=True):
+        for norm, product in ((block.ln_2, block.attn_proj), (after, block.mlp_proj)):
+            if type(norm) is LayerNorm and "bias" in dict(product.named_parameters()):
+                norm.__class__ = LastKernelNorm if norm is model.ln_f else KernelNorm
+                in_fp8 = isinstance(product, Float8Linear)
+                product.__class__ = Float8StreamLinear if in_fp8 else StreamLinear
+
+
+def _is_used(module: nn.Module, numbers: int) -> bool:
+    """Whether it is, while a module trains, for a stream of so many numbers.
+
+    The norm and the product before it say the same, or a bias would have two gradients or none.
+    """
+    return module.training and numbers >= FEWEST and torch.is_autocast_enabled("cuda")
+
+
+def _trained_bias(product: nn.Linear, rows: int) -> Tensor:
+    """The product's bias, without a gradient where the norm behind makes that."""
+    used = _is_used(product, rows * product.out_features)
+    return product.bias.detach() if used else product.bias
+
+
+class StreamLinear(nn.Linear):
+    """A product onto the stream."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, _trained_bias(self, x.numel() // x.shape[-1]))
+
+
+class Float8StreamLinear(Float8Linear):
+    """The same in fp8."""
+
+    def trained_bias(self, rows: int) -> Tensor:
+        return _trained_bias(self, rows)
+
+
+class KernelNorm(LayerNorm):
+    """A layer norm behind a layer, which has a kernel for its gradient under autocast."""
+
+    def added(self, x: Tensor, y: Tensor, bias_D: Tensor | None) -> tuple[Tensor, Tensor]:
+        if bias_D is None or not _is_used(self, x.numel()):
+            return super().added(x, y, bias_D)
+        apply: _Apply = _AddedNorm.apply
+        with as_it_comes(x):
+            return apply(x, y, bias_D, self.weight, self.bias, self.eps)
+
+
+class LastKernelNorm(LayerNorm):
+    """The one behind the last layer: what was the stream is read by nothing else."""
+
+    def added(self, x: Tensor, y: Tensor, bias_D: Tensor | None) -> tuple[Tensor, Tensor]:
+        if bias_D is None or not _is_used(self, x.numel()):
+            return super().added(x, y, bias_D)
+        apply: _LastApply = _LastAddedNorm.apply
+        with as_it_comes(x):
+            return x, apply(x, y, bias_D, self.weight, self.bias, self.eps)
+
+
+class _Context(Protocol):
+    """What autograd passes to a Function."""
+
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+_Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]
+
+
+class _AddedNorm(torch.autograd.Function):
+    """x + y, in the precision of x, and that normalised, in the precision of y.
+
+    Of a y that the bias was added to.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them so
+        ctx: _Context,
+        x: Tensor,
+        y: Tensor,
+        bias_D: Tensor,  # noqa: ARG004 - for its gradient
+        weight_D: Tensor,
+        norm_bias_D: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        return _forward(ctx, x, y, weight_D, norm_bias_D, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, grad_x: Tensor, grad: Tensor) -> _Gradients:
+        return _backward(ctx, grad, grad_x)
+
+
+class _LastAddedNorm(torch.autograd.Function):
+    """The second of them alone."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes them so
+        ctx: _Context,
+        x: Tensor,
+        y: Tensor,
+        bias_D: Tensor,  # noqa: ARG004 - for its gradient
+        weight_D: Tensor,
+        norm_bias_D: Tensor,
+        eps: float,
+    ) -> Tensor:
+        return _forward(ctx, x, y, weight_D, norm_bias_D, eps)[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, grad: Tensor) -> _Gradients:
+        return _backward(ctx, grad, None)
+
+
+def _forward(  # noqa: PLR0917 - as above
+    ctx: _Context, x: Tensor, y: Tensor, weight_D: Tensor, norm_bias_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    x = x + y.to(x.dtype)
+    weight_D = weight_D.to(x.dtype)
+    normed, mean, rstd = torch.native_layer_norm(
+        x, weight_D.shape, weight_D, norm_bias_D.to(x.dtype), eps
+    )
+    ctx.save_for_backward(x, weight_D, mean, rstd)
+    # a view: of what one operator makes beside others, torch 2.11's compiler drops the gradient
+    return x, normed.to(y.dtype).view_as(x)
+
+
+def _backward(ctx: _Context, grad: Tensor, grad_x: Tensor | None) -> _Gradients:
+    x, weight_D, mean, rstd = ctx.saved_tensors
+    grad_x, grad_y, sums_P3D = torch.ops.model_trainer.norm_gradient(
+        grad, x, grad_x, weight_D, mean, rstd
+    )
+    weight_grad_D, norm_bias_grad_D, bias_grad_D = sums_P3D.sum(0).unbind(0)
+    if grad.dtype == x.dtype:
+        grad_y = grad_x
+    return grad_x, grad_y, bias_grad_D, weight_grad_D, norm_bias_grad_D, None
+
+
+@torch.library.custom_op(
+    "model_trainer::norm_gradient",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor? grad_x, Tensor weight_D, Tensor mean, Tensor rstd)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _norm_gradient(  # noqa: PLR0917 - the schema's
+    grad: Tensor,
+    x: Tensor,
+    grad_x: Tensor | None,
+    weight_D: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from trainer_app.core.residual_kernels import norm_gradient  # noqa: PLC0415 - needs Triton
+
+    if grad_x is not None:
+        grad_x = grad_x.contiguous()
+    return norm_gradient(grad.contiguous(), x, grad_x, weight_D, mean, rstd)
+
+
+@_norm_gradient.register_fake
+def _(  # noqa: PLR0917 - the schema's
+    grad: Tensor,
+    x: Tensor,
+    grad_x: Tensor | None,  # noqa: ARG001 - as above
+    weight_D: Tensor,
+    mean: Tensor,  # noqa: ARG001
+    rstd: Tensor,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    in_half = x.new_empty(0, dtype=grad.dtype) if grad.dtype == x.dtype else torch.empty_like(grad)
+    sums_P3D = x.new_empty(programs(x), 3, len(weight_D), dtype=torch.float32)
+    return torch.empty_like(x), in_half, sums_P3D
+
+
+def programs(x: Tensor) -> int:  # pragma: needs cuda
+    """How many share the rows of the gradient of x: as many as run at once."""
+    rows = x.numel() // x.shape[-1]
+    properties = torch.cuda.get_device_properties(x.device)
+    return min(rows, PROGRAMS * properties.multi_processor_count)
