@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer_app.core.device import ResolvedDevice, ResolvedPrecision
     from trainer_app.core.spec import CompileChoice
 
-GAIN: Final = 0.08  # of a step's time, the least that was measured (docs/performance.md)
+GAIN: Final = 0.04  # of a step's time, the least that was measured (docs/performance.md)
 MARGIN: Final = 1.5  # times its cost that compiling must win
 COLD_SECONDS: Final = 30.0  # expected of a model that was never compiled on this machine
 STOP_POLL_SECONDS: Final = 0.25
