@@ -98,7 +98,7 @@ def test_auto_compiles_where_the_rest_of_the_run_wins_more_than_it_costs() -> No
 def test_auto_decides_once_for_there_is_ever_less_left_to_win() -> None:
     auto = compilation("auto")
     assert not auto.is_due(step_seconds=0.1, steps_left=int(10 * COLD_SECONDS))
-    assert auto.why_not == "it would take 30 s, and win 2 s of what is left"
+    assert auto.why_not == "it would take 30 s, and win 1 s of what is left"
     assert not auto.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
 
 
