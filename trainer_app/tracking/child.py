@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import wandb
 
 _FLUSH_SECONDS: Final = 1.0  # the most of the curve that W&B's own file lacks after kill -9
+_FINISH_SECONDS: Final = 3_600.0  # of a server that does not take what is left
 _ORPHANED_SECONDS: Final = 3.0  # for what has arrived to get into that file
 
 
@@ -128,6 +129,10 @@ def _log(run: wandb.Run, rows: Sequence[Row]) -> None:
 def _finish(run: wandb.Run, curve: Curve, end: End) -> None:
     import wandb  # noqa: PLC0415
 
+    # A worker has one run after another: no crowd of such processes is to gather beside it.
+    limit = threading.Timer(_FINISH_SECONDS, _die)
+    limit.daemon = True
+    limit.start()
     if end.goes_on:
         run.mark_preempting()
     else:
