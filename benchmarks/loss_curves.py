@@ -20,23 +20,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks.optimizers import Bench, Curve, bench
+from benchmarks.optimizers import Bench, Curve, ModelArgs, bench
 from trainer_app.core.observer import EvaluationReport, StepReport
-from trainer_app.core.spec import DEVICES, PRECISIONS, RequestedDevice, RequestedPrecision
+from trainer_app.core.spec import DEVICES, PRECISIONS, RequestedPrecision
 
 PARTS: Final = 10
 
 
-class Args(argparse.Namespace):
+class Args(ModelArgs):
     """The command line."""
 
     steps: int
     precisions: list[RequestedPrecision]
-    size: str
-    seq_len: int
-    batch_size: int
     learning_rate: float
-    device: RequestedDevice
 
 
 class Losses(Curve):
@@ -81,13 +77,7 @@ def main() -> None:
     parser.add_argument("--device", choices=DEVICES, default="cuda")
     options = parser.parse_args(namespace=Args())
     with TemporaryDirectory() as place:
-        made = bench(
-            Path(place),
-            size=options.size,
-            seq_len=options.seq_len,
-            batch_size=options.batch_size,
-            device=options.device,
-        )
+        made = bench(Path(place), options)
         spec = replace(
             made.spec,
             max_steps=options.steps,

@@ -38,17 +38,22 @@ VOCAB_SIZE: Final = 4_096
 _PROBE_STEPS: Final = {"cpu": 60, "cuda": 2_000}
 
 
-class Args(argparse.Namespace):
+class ModelArgs(argparse.Namespace):
+    """What is trained, and where."""
+
+    size: str
+    seq_len: int
+    batch_size: int
+    device: RequestedDevice
+
+
+class Args(ModelArgs):
     """The command line."""
 
     seconds: float
     rates: list[float]  # of an optimizer that has none of its own, such as adamw_rates
     optimizers: list[OptimizerName]
     evaluations: int
-    size: str
-    seq_len: int
-    batch_size: int
-    device: RequestedDevice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +165,7 @@ def _print(what: Mapping[str, object], look: Look) -> None:
     print(json.dumps({**what, **asdict(look)}), flush=True)
 
 
-def bench(
-    folder: Path, *, size: str, seq_len: int, batch_size: int, device: RequestedDevice
-) -> Bench:
+def bench(folder: Path, options: ModelArgs) -> Bench:
     """The corpus and the tokenizer, made in the folder."""
     corpus = folder / "corpus.txt"
     write_corpus(corpus)
@@ -176,14 +179,14 @@ def bench(
         digest = file_digest(file, "sha256").hexdigest()
     spec = TrainSpec(
         corpus_sha256=digest,
-        model_size=size,
-        max_seq_len=seq_len,
-        batch_size=batch_size,
+        model_size=options.size,
+        max_seq_len=options.seq_len,
+        batch_size=options.batch_size,
         num_epochs=1_000,
         holdout_fraction=0.005,
         test_split_ratio=0.0,
         early_stopping_patience=0,
-        device=device,
+        device=options.device,
         eval_steps=1_000_000_000,  # of the probes: at the end alone
         torch_compile="off",
     )
@@ -206,13 +209,7 @@ def main() -> None:
     options = parser.parse_args(namespace=Args())
     runs = []
     with TemporaryDirectory() as place:
-        made = bench(
-            Path(place),
-            size=options.size,
-            seq_len=options.seq_len,
-            batch_size=options.batch_size,
-            device=options.device,
-        )
+        made = bench(Path(place), options)
         for optimizer in options.optimizers:
             rates: list[float] = vars(options)[f"{optimizer}_rates"] or options.rates
             steps = made.steps_in(options.seconds, optimizer)

@@ -31,6 +31,7 @@ from trainer_app.errors import (
 from trainer_app.file_lock import locked
 from trainer_app.restore import TOKENIZER, check_digests, damage, damaged_file, lock_of, restore
 from trainer_app.store import lease, runs, uploads
+from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import Archive
 
@@ -120,16 +121,17 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Path:
     """
     directory = artifacts.model_directory(process.settings(), run_id)
     with locked(lock_of(directory), should_stop=job.held.should_stop):
-        damaged = damaged_file(directory)
+        run = runs.get(process.database(), run_id)
+        damaged = damaged_file(directory, sealed=run.artifact_sha256)
         if damaged is not None:
-            _fetch(job, run_id, directory, damaged, on_message)
+            _fetch(job, run, directory, damaged, on_message)
         os.utime(directory)  # clean-up goes by the last use
     return directory
 
 
-def _fetch(job: Job, run_id: str, directory: Path, damaged: str, on_message: OnMessage) -> None:
+def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMessage) -> None:
     settings = process.settings()
-    run = runs.get(process.database(), run_id)
+    run_id = run.run_id
     if run.status is not Status.COMPLETED:
         raise NotReady(f"{run_id} is {run.status}: it has no finished model")
     archive = uploads.of_run(process.database(), run_id)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from trainer_app.core.fit import Finished
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.tokenizer_training import TokenizerReport
-from trainer_app.events import perplexity
 from trainer_app.settings import load_settings
 
 _ROOT: Final = Path(__file__).resolve().parents[1]

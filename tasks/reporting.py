@@ -22,8 +22,9 @@ from trainer_app.core.observer import (
     StepReport,
     StopReason,
 )
+from trainer_app.core.perplexity import perplexity
 from trainer_app.errors import LeaseLost, Unavailable
-from trainer_app.events import JobEvents, perplexity
+from trainer_app.events import JobEvents
 from trainer_app.log import JobLog
 from trainer_app.store import lease
 from trainer_app.store.database import Database

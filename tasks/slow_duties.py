@@ -29,7 +29,7 @@ from trainer_app.databank.client import DataBank
 from trainer_app.errors import ArtifactUploadFailed, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.restore import is_whole
-from trainer_app.store import uploads
+from trainer_app.store import runs, uploads
 from trainer_app.store.lease import Status
 
 _PASS_SECONDS: Final = 60.0
@@ -85,7 +85,10 @@ class SlowDuties:
         for run_id in uploads.waiting(process.database()):
             folder = artifacts.model_directory(process.settings(), run_id)
             # Not whole: it is on another host, the one that trained it.
-            if self._clock() >= self._not_before.get(run_id, 0.0) and is_whole(folder):
+            if self._clock() < self._not_before.get(run_id, 0.0):
+                continue
+            sealed = runs.get(process.database(), run_id).artifact_sha256
+            if is_whole(folder, sealed=sealed):
                 self._send(run_id, folder, should_stop)
 
     def _send(self, run_id: str, folder: Path, should_stop: ShouldStop) -> None:

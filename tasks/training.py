@@ -23,13 +23,13 @@ from trainer_app import artifacts
 from trainer_app.core.files import end_replacements, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
-from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
 from trainer_app.store import lease, metrics
-from trainer_app.tracking import Tracker
+from trainer_app.tracking.tracker import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
 

@@ -148,11 +148,6 @@ def test_a_number_that_is_not_finite_becomes_the_largest_one() -> None:
     assert text == '{"a":1.7976931348623157e+308,"b":-1.7976931348623157e+308,"c":1.0,"d":2}'
 
 
-def test_perplexity_is_exp_of_the_loss_and_stays_finite() -> None:
-    assert events.perplexity(0.0) == 1.0
-    assert events.perplexity(1e9) < float("inf")
-
-
 def test_sending_never_waits_for_a_redis_that_is_away() -> None:
     away = redis.Redis(port=1, socket_connect_timeout=0.2)
     publisher = Publisher(away)

@@ -146,9 +146,13 @@ def read_manifest(directory: Path) -> dict[str, object]:
     return _read(directory).manifest
 
 
-def pointer(directory: Path) -> Pointer:
-    """What an artifact consists of; raises as ``read_manifest`` does."""
-    found = _read(directory)
+def pointer(directory: Path, *, sealed: str | None = None) -> Pointer:
+    """What an artifact consists of; raises as ``read_manifest`` does.
+
+    ``sealed``: the digest that its manifest had when it was published, if that is known. Another
+    manifest is a damaged one, however well it fits the files.
+    """
+    found = _read(directory, sealed)
     own = ArtifactFile(name=MANIFEST, bytes=found.bytes, sha256=found.sha256)
     return Pointer(
         storage="local",
@@ -168,22 +172,24 @@ class _Manifest:
     sha256: str
 
 
-def _read(directory: Path) -> _Manifest:
+def _read(directory: Path, sealed: str | None = None) -> _Manifest:
     try:
         with open_beneath(directory, MANIFEST) as file:
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
         raise NotReady(f"{directory.name} has no finished artifact yet") from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    damaged = ModelIncompatible(
+        f"{directory.name}: its {MANIFEST} is damaged, it is not what was published"
+    )
+    if sealed not in (None, sha256):
+        raise damaged
     try:
         manifest = _object(json.loads(data[:_LARGEST]))  # one that is longer is cut, and so damaged
         files = tuple(_file(name, entry) for name, entry in _object(manifest["files"]).items())
     except (ValueError, KeyError, RecursionError):
-        raise ModelIncompatible(
-            f"{directory.name}: its {MANIFEST} is damaged, it is not what was published"
-        ) from None
-    return _Manifest(
-        manifest=manifest, files=files, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-    )
+        raise damaged from None
+    return _Manifest(manifest=manifest, files=files, bytes=len(data), sha256=sha256)
 
 
 def _is_figure(value: object) -> bool:
@@ -211,13 +217,15 @@ def _file(name: str, value: object) -> ArtifactFile:
     return ArtifactFile(name=name, bytes=size, sha256=sha256)
 
 
-def open_file(directory: Path, name: str) -> tuple[BinaryIO, ArtifactFile]:
+def open_file(
+    directory: Path, name: str, *, sealed: str | None = None
+) -> tuple[BinaryIO, ArtifactFile]:
     """A file of an artifact by its listed name, so that no other file can be named.
 
-    Raises as ``read_manifest`` does, DataNotFound for a name that is not listed, and
+    Raises as ``pointer`` does, DataNotFound for a name that is not listed, and
     FileNotFoundError for a listed file that is not there or that a link stands for.
     """
-    for file in pointer(directory).files:
+    for file in pointer(directory, sealed=sealed).files:
         if file.name == name:
             return open_beneath(directory, name), file
     raise DataNotFound(f"the artifact of {directory.name} has no file of this name")

@@ -195,11 +195,6 @@ class JobEvents:
             self._publisher.send(event, pace)
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss), kept finite for JSON."""
-    return math.exp(min(loss, 700.0))
-
-
 def connect(settings: Settings) -> redis.Redis:
     """A client whose every call ends within the settings' time-out."""
     return redis.Redis.from_url(

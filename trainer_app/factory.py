@@ -28,7 +28,7 @@ from trainer_app.api import (
     score,
     tokenizers,
 )
-from trainer_app.api.corpus_choice import Digests
+from trainer_app.api.corpus_choice import KnownFiles
 from trainer_app.api.streams import Followers
 from trainer_app.chat_sessions import ChatSessions
 from trainer_app.events import Publisher, connect
@@ -85,7 +85,7 @@ def install_services(app: Flask, settings: Settings) -> None:
     chats = ChatSessions(connect(settings))
     publisher = Publisher(connect(settings))
     current.install(
-        app, settings, database, Queue(settings), followers, Digests(), chats, publisher
+        app, settings, database, Queue(settings), followers, KnownFiles(), chats, publisher
     )
 
 

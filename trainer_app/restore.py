@@ -35,15 +35,18 @@ def lock_of(directory: Path) -> Path:
     return directory.parent / f".{directory.name}.lock"
 
 
-def is_whole(directory: Path) -> bool:
+def is_whole(directory: Path, *, sealed: str | None = None) -> bool:
     """Whether all that the manifest lists is there, by name and size; links do not count."""
-    return damaged_file(directory) is None
+    return damaged_file(directory, sealed=sealed) is None
 
 
-def damaged_file(directory: Path) -> str | None:
-    """The first file that is not there as the manifest lists it; None: the folder is whole."""
+def damaged_file(directory: Path, *, sealed: str | None = None) -> str | None:
+    """The first file that is not there as the manifest lists it; None: the folder is whole.
+
+    ``sealed``: as in ``artifacts.pointer``.
+    """
     try:
-        files = artifacts.pointer(directory).files
+        files = artifacts.pointer(directory, sealed=sealed).files
     except (NotReady, ModelIncompatible):
         return artifacts.MANIFEST
     differing = _differing(directory, files)

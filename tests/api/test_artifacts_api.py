@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from flask.testing import FlaskClient
 
+from trainer_app import artifacts
+from trainer_app.store import lease
+from trainer_app.store.endings import Artifact
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
@@ -241,6 +244,32 @@ def test_a_damaged_manifest_is_a_conflict_that_names_it(
         response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
         assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
         assert f"{run_id}: its manifest.json" in response.get_json()["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), [("GET", "artifact", None), *ASKED])
+def test_a_folder_that_was_changed_and_sealed_anew_is_not_taken_for_what_was_published(
+    client: FlaskClient, world: World, method: str, path: str, body: object
+) -> None:
+    run_id = world.run(Status.QUEUED)
+    folder = world.model(run_id)
+    sealed = artifacts.pointer(folder).sha256
+    lease.finish(
+        world.database,
+        world.claim(run_id),
+        Status.COMPLETED,
+        artifact=Artifact(storage="local", sha256=sealed),
+    )
+    assert client.open(f"/runs/{run_id}/{path}", method=method, json=body).status_code < 300
+
+    (folder / "weights").write_bytes(b"others")
+    (folder / "manifest.json").unlink()
+    changed = folder.with_name("changed")
+    folder.rename(changed)
+    artifacts.publish(changed, folder, {"run_id": run_id})
+
+    response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+    assert f"{run_id}: its manifest.json" in response.get_json()["message"]
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ASKED)

@@ -175,7 +175,7 @@ def test_a_body_shows_bounds_defaults_and_descriptions(document: Node) -> None:
         "minimum": 8,
         "maximum": 65_536,
         "default": 512,
-        "description": "Tokens per sequence.",
+        "description": "Tokens per sequence; a corpus of fewer bytes than that holds none.",
         "example": 256,
     }
     for body in ("Train", "TokenizerTrain", "Generate", "Evaluate", "Score", "Chat"):

@@ -22,7 +22,7 @@ from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
 from tests.api.conftest import ON_BOTH_DATABASES
 from tests.contract_defaults import TRAIN_DEFAULTS
 from trainer_app.api.accept import wake
-from trainer_app.api.corpus_choice import Digests
+from trainer_app.api.corpus_choice import KnownFiles
 from trainer_app.artifacts import tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
@@ -268,14 +268,16 @@ def test_a_corpus_that_has_changed_has_another_digest(
         return runs.get(world.database, run_id).spec.corpus_sha256
 
     first, again = digest(), digest()
-    world.corpus(text="another text")
+    world.corpus(text="another text\n" * 100)
     assert first == again != digest()
 
 
 def test_an_uploaded_corpus_is_its_own_digest(
     client: FlaskClient, world: World, body: Body
 ) -> None:
-    file_id = client.post("/corpora", data=b"text", content_type="text/plain").get_json()["file_id"]
+    file_id = client.post("/corpora", data=b"text\n" * 200, content_type="text/plain").get_json()[
+        "file_id"
+    ]
     asked = body | {"corpus_path": None, "corpus_file_id": file_id}
     run_id = train(client, asked).get_json()["run_id"]
     assert runs.get(world.database, run_id).spec.corpus_sha256 == file_id
@@ -563,11 +565,11 @@ def test_a_database_that_goes_away_after_the_row_does_no_harm(
 
 
 def test_digests_are_remembered_within_bounds(world: World) -> None:
-    digests = Digests()
+    files = KnownFiles()
     names = [world.corpus(f"{number}.txt", f"text {number}") for number in range(300)]
     root = world.settings.paths.corpus
-    found = [digests.of(root, name) for name in names]
-    assert [digests.of(root, name) for name in names] == found
+    found = [files.of(root, name).sha256 for name in names]
+    assert [files.of(root, name).sha256 for name in names] == found
     assert len(set(found)) == 300
 
 

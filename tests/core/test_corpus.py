@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_app.core.corpus import BLOCK_BYTES, LONGEST_UNIT, read_units
+from trainer_app.core.corpus import BLOCK_BYTES, read_units
+from trainer_app.core.corpus_size import LONGEST_UNIT
 from trainer_app.errors import CorpusChanged, CorpusEmpty, CorpusNotFound, CorpusNotText
 
 Write = Callable[[bytes], tuple[Path, str]]

@@ -13,10 +13,11 @@ import torch
 from backends.contracts import ModelConfig
 from backends.loading import load_tokenizer, model_family
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core.evaluate import Evaluation, bits_per_byte, evaluate, perplexity
+from trainer_app.core.evaluate import Evaluation, bits_per_byte, evaluate
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.observer import StopReason
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.core.stopping import StopRequested, never

@@ -113,7 +113,8 @@ def run(stranger: Stranger, quick: Json) -> str:
 
 @pytest.fixture(scope="module")
 def failed_run(stranger: Stranger, quick: Json) -> str:
-    short = stranger.upload(b"one\ntwo\nthree\nfour\nfive\n").json()["file_id"]
+    # Only who reads the lines finds that they are too few.
+    short = stranger.upload(b"a line like every other\n" * 50).json()["file_id"]
     run_id: str = stranger.post("/runs/train", {**quick, "corpus_file_id": short}).json()["run_id"]
     assert stranger.wait(f"/runs/{run_id}")["status"] == "failed"
     return run_id
@@ -313,6 +314,17 @@ def test_cancelling_answers_the_same_twice_and_not_after_the_end(
     for over in (run, failed_run):
         assert code(stranger.post(f"/runs/{over}/cancel", {})) == (409, "ALREADY_FINISHED")
     assert code(stranger.post(f"/runs/{unknown()}/cancel", {})) == (404, "RUN_NOT_FOUND")
+
+
+def test_a_corpus_shorter_than_a_sequence_is_refused_at_once(
+    stranger: Stranger, quick: Json
+) -> None:
+    short = stranger.upload(b"one\ntwo\nthree\nfour\n").json()["file_id"]
+    answer = stranger.post("/runs/train", {**quick, "corpus_file_id": short})
+    assert code(answer) == (422, "INVALID_INPUT")
+    (detail,) = answer.json()["details"]
+    assert detail["field"] == "max_seq_len"
+    assert "19 bytes" in detail["message"]
 
 
 def test_a_failed_run_has_a_code_of_the_contract_and_a_reason(

@@ -366,6 +366,44 @@ def test_a_finished_model_that_is_damaged_here_and_nowhere_else_is_told_by_its_f
         assert f"{run.run_id}: its {name} is damaged or gone" in str(ended.message)
 
 
+def reseal(folder: Path) -> None:
+    """What somebody does who changes a model and makes its manifest fit."""
+    (folder / "README.md").write_text("another card")
+    manifest = artifacts.read_manifest(folder)
+    (folder / "manifest.json").unlink()
+    changed = folder.with_name("changed")
+    folder.rename(changed)
+    artifacts.publish(changed, folder, manifest)
+    assert is_whole(folder)
+
+
+def test_a_model_that_was_changed_and_sealed_anew_is_refused(worker: Settings) -> None:
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "sheep.txt").write_bytes(TEXT)
+    run = train(post(corpus_file_id=None, corpus_path="sheep.txt"))
+    reseal(artifacts.model_directory(worker, run.run_id))
+
+    asked = generate(run.run_id)
+    tuned = train(post(corpus_file_id=None, corpus_path="sheep.txt", pretrained_run_id=run.run_id))
+
+    for ended in (asked, tuned):
+        assert (ended.status, ended.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+        assert f"{run.run_id}: its manifest.json is damaged or gone" in str(ended.message)
+
+
+def test_a_model_that_was_sealed_anew_comes_back_from_the_data_bank(
+    server: DataBankServer,
+) -> None:
+    server.put(TEXT, "sheep")
+    run = train(post())
+    folder = artifacts.model_directory(process.settings(), run.run_id)
+    before = artifacts.pointer(folder)
+    reseal(folder)
+
+    assert generate(run.run_id).status == "completed"
+    assert artifacts.pointer(folder) == before
+
+
 def test_a_model_of_a_data_bank_that_is_no_longer_set_is_not_waited_for(
     server: DataBankServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import NoReturn
 
 import pytest
+from sqlalchemy import update
 
 from tasks import chat, process
 from tasks.perform import perform
@@ -26,6 +27,7 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs
 from trainer_app.store.lease import JobKind
 from trainer_app.store.requests import Request
+from trainer_app.store.tables import RunRow
 from trainer_app.wishes import Wish
 
 TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
@@ -127,6 +129,9 @@ def test_a_config_with_another_context_is_refused_with_both_whatever_is_asked(
         "sha256": sha256(config.read_bytes()).hexdigest(),
     }
     sealed.write_text(json.dumps(manifest))
+    digest = sha256(sealed.read_bytes()).hexdigest()
+    with process.database().write() as connection:  # nothing else shows it then
+        connection.execute(update(RunRow).values(artifact_sha256=digest))
     for kind, spec, topic in (
         (JobKind.GENERATE, GenerateSpec(prompt_text="line"), None),
         (JobKind.SCORE, ScoreSpec(text="line 1"), None),

@@ -12,6 +12,7 @@ import pytest
 from tasks import process
 from tasks.held import Held
 from tasks.news import News
+from tests.tasks.claims import claimed
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.queue import attempt_key, heartbeat_key
@@ -33,12 +34,6 @@ def cut_off() -> Iterator[Database]:
     """The database as one process sees it that does not reach it."""
     with closing(Database("postgresql://nobody@127.0.0.1:1/none")) as database:
         yield database
-
-
-def claimed(run_id: str, owner: str) -> Claim:
-    claim = lease.claim(process.database(), run_id, owner, lease_seconds=60)
-    assert claim is not None
-    return claim
 
 
 def taken_over(claim: Claim) -> Claim:

@@ -13,6 +13,7 @@ import pytest
 from tasks import housekeeping, process, staging, tokenizers, training
 from tasks.held import Held, now_by_both_clocks
 from tasks.perform import Done, Job, perform
+from tests.tasks.claims import claimed
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StopReason
@@ -56,12 +57,6 @@ def corpus(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run_id() -> str:
     return runs.create(process.database(), SPEC, queue="trainer").run_id
-
-
-def claimed(job_id: str, owner: str) -> Claim:
-    claim = lease.claim(process.database(), job_id, owner, lease_seconds=60)
-    assert claim is not None
-    return claim
 
 
 def end_lease(claim: Claim) -> None:

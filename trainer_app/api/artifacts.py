@@ -50,7 +50,7 @@ def get_artifact(run_id: str) -> Pointer:
     """List the files of a run's finished model."""
     run = runs.get(current.database(), run_id)
     with _manifest_missed(run):
-        found = artifacts.pointer(_directory(run))
+        found = artifacts.pointer(_directory(run), sealed=run.artifact_sha256)
     return replace(
         found,
         storage=run.artifact_storage or "local",
@@ -73,7 +73,8 @@ def download_artifact(run_id: str) -> Response:
     run = runs.get(current.database(), run_id)
     directory = _directory(run)
     with _manifest_missed(run):
-        artifacts.pointer(directory)  # raises here what a stream could no longer say
+        # raises here what a stream could no longer say
+        artifacts.pointer(directory, sealed=run.artifact_sha256)
     damaged = damaged_file(directory)
     if damaged is not None:
         raise _elsewhere(run, damaged)
@@ -118,7 +119,7 @@ def download_artifact_file(run_id: str, name: str) -> Response:
     run = runs.get(current.database(), run_id)
     try:
         with _manifest_missed(run):
-            source, file = artifacts.open_file(_directory(run), name)
+            source, file = artifacts.open_file(_directory(run), name, sealed=run.artifact_sha256)
     except FileNotFoundError:
         raise _elsewhere(run, name) from None
     with ExitStack() as opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+import flask
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
@@ -12,7 +13,8 @@ from webargs.flaskparser import FlaskParser
 from trainer_app.api import current
 from trainer_app.api.body import read_json, read_optional_json
 from trainer_app.api.errors import InvalidInput
-from trainer_app.api.schema import details_of
+from trainer_app.api.gate import is_open
+from trainer_app.api.schema import EmptySchema, details_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,9 +58,22 @@ class StrictParser(FlaskParser):
 
 
 class Blueprint(SmorestBlueprint):
-    """The routes of one resource."""
+    """The routes of one resource; they refuse query parameters that they do not name."""
 
     ARGUMENTS_PARSER = StrictParser()
+
+    def __init__(self, name: str, import_name: str, *, description: str) -> None:
+        super().__init__(name, import_name, description=description)
+        self.before_request(self._refuse_query)
+
+    def _refuse_query(self) -> None:
+        """Where a view names some, ``arguments`` refuses the others.
+
+        The probes, which anybody may ask, ignore what comes with the question.
+        """
+        view = flask.current_app.view_functions[str(flask.request.endpoint)]
+        if not is_open(flask.request.path) and not _names_query(view):
+            self.ARGUMENTS_PARSER.parse(EmptySchema, location="query")
 
     def fails_with(self, *codes: str) -> Callable[[_F], _F]:
         """Document the error codes that a route answers beside those that every route does."""
@@ -73,3 +88,10 @@ class Blueprint(SmorestBlueprint):
         return self.doc(
             links={link: {"operationId": link, "parameters": parameters} for link in links}
         )
+
+
+def _names_query(view: object) -> bool:
+    """Whether ``arguments`` was told of query parameters of the view."""
+    documented: dict[str, dict[str, list[dict[str, object]]]] = getattr(view, "_apidoc", {})
+    parameters = documented.get("arguments", {}).get("parameters", [])
+    return any(parameter["in"] == "query" for parameter in parameters)

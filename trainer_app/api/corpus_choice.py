@@ -1,4 +1,4 @@
-"""The corpus that a job names: does it exist, is it text, what is its digest."""
+"""The corpus that a job names: does it exist, is it text, what are its digest and its size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import structlog
@@ -16,6 +17,7 @@ from trainer_app.api.fields import shown
 from trainer_app.api.ids import is_id
 from trainer_app.api.job_fields import CORPUS
 from trainer_app.api.text_scan import TextScan
+from trainer_app.core.corpus_size import CorpusSize
 from trainer_app.core.files import blocks
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from trainer_app.settings import DataBank as DataBankSettings
 
 _BLOCK: Final = 1_048_576
-_REMEMBERED: Final = 256  # digests
+_REMEMBERED: Final = 256  # files
 _PATIENCE_SECONDS: Final = 4.0  # for the data bank, redirects and all
 
 _log = structlog.get_logger(__name__)
@@ -47,15 +49,23 @@ _log = structlog.get_logger(__name__)
 _Key = tuple[str, int, int, int, int]
 
 
-class Digests:
-    """The digests of corpus files, each read once for as long as the file is the same."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A corpus that a job may name."""
+
+    sha256: str
+    size: CorpusSize
+
+
+class KnownFiles:
+    """What corpus files hold, each read once for as long as the file is the same."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[_Key, str] = OrderedDict()
+        self._known: OrderedDict[_Key, Corpus] = OrderedDict()
 
-    def of(self, root: Path, name: str) -> str:
-        """The SHA-256 of a file under ``root``.
+    def of(self, root: Path, name: str) -> Corpus:
+        """A file under ``root``.
 
         Raises CorpusNotFound, in the same words for what is missing and what is refused,
         CorpusNotText and CorpusEmpty.
@@ -69,41 +79,50 @@ class Digests:
             key = (name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             with self._lock:
                 known = self._known.get(key)
-            return known or self._remember(key, _digest(file))
+            return known or self._remember(key, _read(file))
 
-    def _remember(self, key: _Key, digest: str) -> str:
+    def _remember(self, key: _Key, corpus: Corpus) -> Corpus:
         with self._lock:
-            self._known[key] = digest
+            self._known[key] = corpus
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return digest
+        return corpus
 
 
-def _digest(file: BinaryIO) -> str:
+def _read(file: BinaryIO) -> Corpus:
     scan = TextScan()
     for block in blocks(file, _BLOCK):
         scan.update(block)
-    return scan.finish().sha256
+    text = scan.finish()
+    return Corpus(sha256=text.sha256, size=CorpusSize(bytes=text.bytes, lines=text.lines))
 
 
-def corpus_sha256(file_id: str | None, path: str | None, *, path_field: str = CORPUS[1]) -> str:
-    """The digest of the one corpus that is named; empty: the data bank is yet to tell it.
+def chosen_corpus(
+    file_id: str | None, path: str | None, *, path_field: str = CORPUS[1]
+) -> Corpus | None:
+    """The one corpus that is named; None: the data bank is yet to tell of it.
 
     Raises CorpusNotFound, CorpusEmpty and CorpusNotText, which name the field, and FieldError for
     one that is too large.
     """
     if path is not None:
         with field_named(path_field):
-            return current.service(Digests).of(current.settings().paths.corpus, path)
+            return current.service(KnownFiles).of(current.settings().paths.corpus, path)
     with field_named(CORPUS[0]):
-        return _sha256_of_id(file_id)
+        return _of_id(file_id)
 
 
-def _sha256_of_id(file_id: str | None) -> str:
+def sha256_of(corpus: Corpus | None) -> str:
+    """Its digest, as a spec keeps it; empty: not known yet."""
+    return "" if corpus is None else corpus.sha256
+
+
+def _of_id(file_id: str | None) -> Corpus | None:
     if file_id is None or not is_id(file_id):
         raise CorpusNotFound(f"no corpus has the id {shown(file_id)}")
     try:
-        return corpora.get(current.database(), file_id).file_id
+        row = corpora.get(current.database(), file_id)
+        return Corpus(sha256=row.file_id, size=CorpusSize(bytes=row.bytes, lines=row.lines))
     except CorpusNotFound:
         bank = current.settings().data_bank
         if bank.url is None or len(file_id) > LONGEST_ID:
@@ -111,10 +130,10 @@ def _sha256_of_id(file_id: str | None) -> str:
     file = corpus_cache.known(current.settings().paths.corpus_cache, file_id)
     file = file or _remote(bank, file_id)
     if file is None:
-        return ""
+        return None
     if file.size == 0:
         raise CorpusEmpty("the corpus holds no text: 0 bytes")
-    return file.sha256
+    return Corpus(sha256=file.sha256, size=CorpusSize(bytes=file.size))
 
 
 def _remote(bank: DataBankSettings, file_id: str) -> RemoteFile | None:

@@ -9,7 +9,7 @@ from trainer_app import artifacts
 from trainer_app.api import current
 from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
-from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.corpus_choice import chosen_corpus, sha256_of
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.evaluate_schema import (
     EvaluateSchema,
@@ -81,7 +81,7 @@ def get_evaluation(query: EvaluationQuery, run_id: str) -> dict[str, object]:
 
 
 def _digest(path: str) -> str:
-    return corpus_sha256(None, path, path_field="path_override")
+    return sha256_of(chosen_corpus(None, path, path_field="path_override"))
 
 
 def _require_split(run: Run, split: str) -> None:

@@ -11,14 +11,15 @@ from trainer_app.store.uploads import DATA_BANK
 
 
 def damage_of(run: Run) -> str | None:
-    """What is wrong with the model, by the names and sizes of its files; None: nothing.
+    """What is wrong with the model, by its manifest and the sizes of its files; None: nothing.
 
     What the data bank has is fetched back by whoever needs it. Bytes that have changed are found
     where the model is read.
     """
     if run.artifact_storage == DATA_BANK:
         return None
-    name = damaged_file(artifacts.model_directory(current.settings(), run.run_id))
+    directory = artifacts.model_directory(current.settings(), run.run_id)
+    name = damaged_file(directory, sealed=run.artifact_sha256)
     if name is None:
         return None
     # It may have been uploaded, and cleaned up here, since the row was read.

@@ -13,7 +13,6 @@ from trainer_app.api.metrics_schema import (
     CurveSchema,
     PointSchema,
 )
-from trainer_app.api.schema import EmptySchema
 from trainer_app.api.streams import (
     LAST_EVENT_ID,
     RETRY,
@@ -54,7 +53,6 @@ def get_metrics(query: CurveQuery, run_id: str) -> dict[str, object]:
 
 
 @blueprint.route("/runs/<id:run_id>/metrics/stream", parameters=[LAST_EVENT_ID])
-@blueprint.arguments(EmptySchema, location="query")
 @blueprint.response(
     200,
     {"type": "string"},
@@ -65,7 +63,7 @@ def get_metrics(query: CurveQuery, run_id: str) -> dict[str, object]:
 )
 @blueprint.doc(operationId="streamMetrics")
 @blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")
-def stream_metrics(_query: dict[str, object], run_id: str) -> Response:
+def stream_metrics(run_id: str) -> Response:
     """Follow a run's curve until the run is over.
 
     A point to which an evaluation adds its loss is sent once more, with the same id.

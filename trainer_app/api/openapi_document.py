@@ -108,15 +108,15 @@ def complete(
                 openapi_examples.describe_path_parameter(path, parameter)
         for operation in item.values():
             if isinstance(operation, dict):  # beside them stands the list of path parameters
-                _complete_operation(path, item, operation, schemas)
+                _complete_operation(path, operation, schemas)
                 if not gate.is_open(path):
                     operation["security"] = [{"ApiKey": []}] if keyed else [{"ApiKey": []}, {}]
     return {name: _with_formats(part) for name, part in document.items()}
 
 
-def _complete_operation(path: str, item: Document, operation: Document, schemas: Document) -> None:
+def _complete_operation(path: str, operation: Document, schemas: Document) -> None:
     responses = _object(operation, "responses")
-    _add_errors(path, item, operation, responses)
+    _add_errors(path, operation, responses)
     shared = _shared_headers(limited=not gate.is_open(path))
     links = operation.pop("links", None)
     for status, response in responses.items():
@@ -140,16 +140,15 @@ def _complete_operation(path: str, item: Document, operation: Document, schemas:
     ]
 
 
-def _add_errors(path: str, item: Document, operation: Document, responses: Document) -> None:
+def _add_errors(path: str, operation: Document, responses: Document) -> None:
     codes = operation.pop("errors", [])
     assert isinstance(codes, list)
     codes = [*codes, "FORBIDDEN", "INTERNAL_ERROR"]
     if not gate.is_open(path):
-        codes += ["UNAUTHORIZED", "RATE_LIMITED"]
+        # Of any of them: query parameters that it does not name.
+        codes += ["UNAUTHORIZED", "RATE_LIMITED", "INVALID_INPUT"]
     if "{" in path:
         codes.append("NOT_FOUND")  # an id that no id can be
-    if _is_checked(operation) or _is_checked(item):
-        codes.append("INVALID_INPUT")
     # What is documented at the route has its own words.
     for status in responses:
         response = _object(responses, status)
@@ -163,15 +162,6 @@ def _add_errors(path: str, item: Document, operation: Document, responses: Docum
     for status in sorted({str(STATUSES[code]) for code in codes}):
         retry: Document = {"Retry-After": _RETRY_AFTER} if status in {"429", "503"} else {}
         responses[status] = _error(status, [c for c in codes if str(STATUSES[c]) == status], retry)
-
-
-def _is_checked(node: Document) -> bool:
-    """Whether a request can have a body or a parameter that is refused with 422."""
-    return "requestBody" in node or any(
-        parameter["in"] == "query" or "pattern" in _object(parameter, "schema")
-        for parameter in _parameters(node)
-        if parameter["in"] != "path"
-    )
 
 
 def _complete_success(status: str, response: Document, schemas: Document) -> None:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from backends.registry import OWN_TOKENIZERS, UNBOUNDED_FAMILIES
 from trainer_app.api import current
-from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.corpus_choice import chosen_corpus, sha256_of
 from trainer_app.api.errors import Detail, InvalidInput, field_named
 from trainer_app.api.fields import shown
 from trainer_app.api.finished_model import damage_of
 from trainer_app.api.ids import is_id
 from trainer_app.api.memory_check import check_memory, check_precision
+from trainer_app.api.size_check import check_run_size
 from trainer_app.artifacts import MANIFEST, tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible, NotReady, RunNotFound, TokenizerNotFound
@@ -26,8 +27,9 @@ def resolve(spec: TrainSpec) -> TrainSpec:
     """The spec with the digest of its corpus, if known, once all it refers to is found to fit.
 
     Raises CorpusNotFound, TokenizerNotFound, RunNotFound; NotReady and ModelIncompatible;
-    CorpusEmpty and CorpusNotText; InvalidInput for an unknown queue, and for a model or a
-    precision that no live worker could train; Unavailable. Messages name the field.
+    CorpusEmpty and CorpusNotText; FieldError for a corpus too small for what is asked;
+    InvalidInput for an unknown queue, and for a model or a precision that no live worker could
+    train; Unavailable. Messages name the field.
     """
     _check_queue(spec)
     vocab_size = _check_tokenizer(spec)
@@ -35,7 +37,10 @@ def resolve(spec: TrainSpec) -> TrainSpec:
     workers = [one for one in current.queue().workers() if queue_for(spec) in one.queues]
     check_precision(spec, workers)
     check_memory(spec, vocab_size, workers)
-    return replace(spec, corpus_sha256=corpus_sha256(spec.corpus_file_id, spec.corpus_path))
+    corpus = chosen_corpus(spec.corpus_file_id, spec.corpus_path)
+    if corpus is not None:
+        check_run_size(spec, corpus.size)
+    return replace(spec, corpus_sha256=sha256_of(corpus))
 
 
 def _check_queue(spec: TrainSpec) -> None:

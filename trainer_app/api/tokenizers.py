@@ -14,9 +14,10 @@ from trainer_app.api.accept import (
     wake,
 )
 from trainer_app.api.blueprint import Blueprint
-from trainer_app.api.corpus_choice import corpus_sha256
+from trainer_app.api.corpus_choice import chosen_corpus, sha256_of
 from trainer_app.api.examples import TOKENIZER_ID
 from trainer_app.api.schema import PageQuery, PageQuerySchema
+from trainer_app.api.size_check import check_tokenizer_size
 from trainer_app.api.tokenizers_schema import (
     TokenizerAcceptedSchema,
     TokenizerPageSchema,
@@ -51,10 +52,12 @@ def train_tokenizer(spec: TokenizerSpec) -> tuple[dict[str, str | None], dict[st
     key = idempotency_key(spec.to_json())
     tokenizer_id = idempotency.find(current.database(), key)
     if tokenizer_id is None:
-        digest = corpus_sha256(spec.corpus_file_id, spec.corpus_path)
+        corpus = chosen_corpus(spec.corpus_file_id, spec.corpus_path)
+        if corpus is not None:
+            check_tokenizer_size(spec, corpus.size)
         tokenizer = tokenizers.create(
             current.database(),
-            replace(spec, corpus_sha256=digest),
+            replace(spec, corpus_sha256=sha256_of(corpus)),
             queue=light_queue(current.settings()),
             request_id=request_id.current(),
             remote_corpora=current.settings().data_bank.url is not None,

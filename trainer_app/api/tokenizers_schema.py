@@ -52,7 +52,8 @@ class TokenizerTrainSchema(StrictSchema):
         validate=between(min(TOKENIZER_MIN_VOCAB.values()), 1_000_000),
         metadata=about(
             "The most entries that it may have. The least to ask for: "
-            + ", ".join(f"{kind} {least}" for kind, least in TOKENIZER_MIN_VOCAB.items()),
+            + ", ".join(f"{kind} {least}" for kind, least in TOKENIZER_MIN_VOCAB.items())
+            + "; more than a text of the corpus's size can give is refused.",
             8_000,
         ),
     )

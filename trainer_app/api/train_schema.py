@@ -25,6 +25,7 @@ from trainer_app.api.fields import (
 from trainer_app.api.ids import DOCUMENTED
 from trainer_app.api.rules import among, below, where, with_text
 from trainer_app.api.schema import StrictSchema
+from trainer_app.core.corpus_size import SHORTEST_SEQUENCE
 from trainer_app.core.spec import (
     COMPILE_CHOICES,
     DEVICES,
@@ -80,8 +81,8 @@ class TrainSchema(StrictSchema):
     )
     max_seq_len = StrictInteger(
         load_default=DEFAULTS["max_seq_len"],
-        validate=between(8, 65_536),
-        metadata=about("Tokens per sequence.", 256),
+        validate=between(SHORTEST_SEQUENCE, 65_536),
+        metadata=about("Tokens per sequence; a corpus of fewer bytes than that holds none.", 256),
     )
     num_epochs = StrictInteger(
         load_default=DEFAULTS["num_epochs"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from trainer_app.core.corpus_size import fewest_tokens
 from trainer_app.errors import CorpusTooShort
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ class Batches:
     ) -> None:
         """Raises CorpusTooShort where the stream holds not even one window."""
         self.seq_len = seq_len  # T
-        self.windows = max(0, len(ids) - 1) // seq_len  # the last target needs one token more
-        if self.windows == 0:
+        if len(ids) < fewest_tokens(seq_len):
             raise CorpusTooShort(
                 f"the training split has {len(ids)} tokens, but max_seq_len {seq_len} needs at "
-                f"least {seq_len + 1}: give more text, or set a smaller max_seq_len"
+                f"least {fewest_tokens(seq_len)}: give more text, or set a smaller max_seq_len"
             )
+        self.windows = (len(ids) - 1) // seq_len  # the last target needs one token more
         # Micro-batches a step: no more than it takes to see all windows, or each would be of one.
         self.accumulation = min(accumulation, -(-self.windows // min(batch_size, self.windows)))
         self.batch_size = min(batch_size, self.windows // self.accumulation)  # B

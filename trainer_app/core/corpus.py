@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from trainer_app.core.corpus_size import LONGEST_UNIT
 from trainer_app.core.files import blocks
 from trainer_app.core.units import Units
 from trainer_app.errors import CorpusChanged, CorpusEmpty, CorpusNotFound, CorpusNotText
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_BYTES: Final = 1 << 20  # read at once; what is sniffed to choose between the two modes
-LONGEST_UNIT: Final = 16_384  # characters
 PARAGRAPH_BYTES: Final = 4_096  # paragraphs longer than this on average: units are lines
 FEWEST_PARAGRAPHS: Final = 16  # fewer cannot be split well: units are lines
 NOT_TEXT: Final = "the corpus must be UTF-8 text"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.errors import LossNotFinite
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainer_app.core.streams import TokenStream
-
-LARGEST_EXPONENT: Final = 700.0  # exp of more is infinite, and JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +27,6 @@ class Evaluation:
     perplexity: float  # its exponential
     bits_per_byte: float  # comparable across tokenizers
     tokens: int  # predicted
-
-
-def perplexity(loss: float) -> float:
-    """The exponential of a loss in nats, kept finite."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 def bits_per_byte(total_nats: float, total_bytes: int) -> float:

@@ -33,7 +33,7 @@ from trainer_app.core.device import (
     use_threads,
     versions,
 )
-from trainer_app.core.evaluate import Evaluation, perplexity
+from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.feed import Feed
 from trainer_app.core.files import fsync_tree, sha256_file
 from trainer_app.core.layers import use_kernels
@@ -43,6 +43,7 @@ from trainer_app.core.model import initial_model
 from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.performance import Performance
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import DiskFull
 

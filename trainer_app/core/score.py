@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer_app.core.device import out_of_memory_named
-from trainer_app.core.evaluate import perplexity
+from trainer_app.core.perplexity import perplexity
 from trainer_app.core.score_spec import MAX_CANDIDATES, MAX_DETAILED_TOKENS, ScoreSpec
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.errors import FieldError, LossNotFinite

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from trainer_app.core.corpus_size import fewest_units, too_few_units
 from trainer_app.errors import CorpusTooShort
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class SplitRule:
     seed: int
     validation_fraction: float
     test_fraction: float
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The fractions under the names that the API has for them."""
+        return {
+            "holdout_fraction": self.validation_fraction,
+            "test_split_ratio": self.test_fraction,
+        }
 
     @property
     def name(self) -> str:
@@ -85,17 +94,8 @@ class ByteHistogram:
         """
         rule = self._rule
         filled = np.flatnonzero(self._bytes)
-        fractions = {
-            "holdout_fraction": rule.validation_fraction,
-            "test_split_ratio": rule.test_fraction,
-        }
-        taken = [f"{name} ({value})" for name, value in fractions.items() if value > 0]
-        wanted = 1 + len(taken)
-        if len(filled) < wanted:
-            raise CorpusTooShort(
-                f"the corpus has {len(filled)} different lines or paragraphs, but {wanted} splits "
-                f"need at least one each: give more text, or set {' or '.join(taken)} to 0"
-            )
+        if len(filled) < fewest_units(**rule.named):
+            raise CorpusTooShort(too_few_units(str(len(filled)), **rule.named))
         below = np.concatenate([[0], np.cumsum(self._bytes[filled])])  # bytes below each cut
         total = int(below[-1])
         kept = len(filled) - 1  # train has a bucket whatever the fractions

@@ -4,150 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import wandb
 
 from tests.reports import evaluation, step
-from trainer_app.core.fit import Finished, Stopped
+from tests.tracking.attempts import (
+    PATIENCE_SECONDS,
+    PERFORMANCE,
+    RUN,
+    SPEC,
+    exit_code,
+    finished,
+    one,
+    records,
+    rows,
+    tracker,
+    warnings,
+)
+from trainer_app.core.fit import Stopped
 from trainer_app.core.observer import StopReason
-from trainer_app.core.performance import Performance
-from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog
-from trainer_app.settings import Tracking
-from trainer_app.tracking import Curve, Tracker
-
-RUN = "run-01k9v3m0e8xq6h7w2c4b5d8f9g"
-SPEC = TrainSpec(
-    model_size="tiny", corpus_sha256="0" * 64, corpus_path="a.txt", tags=("night", "two")
-)
-PERFORMANCE = Performance(
-    tokens_per_sec=640.0, step_ms=100.0, flops_per_token=6, mfu=None, peak_memory_bytes=1 << 20
-)
-PATIENCE_SECONDS = 20.0  # for wandb's own process to start on a busy machine
-
-Record = dict[str, object]
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B offline, with nothing of this machine's, and started afresh for each test."""
-    wandb.teardown()
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
-    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    yield
-    wandb.teardown()
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[JobLog]:
-    log = JobLog(tmp_path / "run.jsonl")
-    yield log
-    log.close()
-
-
-@pytest.fixture
-def silent_server() -> Iterator[socket.socket]:
-    """Takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server
-
-
-def tracker(
-    tmp_path: Path,
-    log: JobLog,
-    *,
-    enabled: bool = True,
-    init_seconds: float = 60.0,
-    close_seconds: float = PATIENCE_SECONDS,
-    waiting: int = 1_000,
-) -> Tracker:
-    return Tracker(
-        Tracking(enabled=enabled, project="stories", directory=tmp_path / "tracked"),
-        log,
-        run_id=RUN,
-        spec=SPEC,
-        memory=tmp_path / "runs" / RUN / "tracked.json",
-        init_seconds=init_seconds,
-        close_seconds=close_seconds,
-        waiting=waiting,
-    )
-
-
-def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished:
-    return Finished(
-        directory=tmp_path,
-        steps=steps,
-        batch_size=4,
-        accumulation=1,
-        epochs=2,
-        early_stopped=True,
-        final_loss=1.0,
-        final_perplexity=math.e,
-        loss_chain=None,
-        best_val_loss=1.5,
-        test_loss=test_loss,
-        test_perplexity=None if test_loss is None else math.exp(test_loss),
-        bits_per_byte=None,
-        training_seconds=1.0,
-        device="cpu",
-        device_name="cpu",
-        precision="fp32",
-        threads=1,
-        corpus_sha256="0" * 64,
-        tokenizer_sha256="0" * 64,
-        weights_sha256="0" * 64,
-        versions={},
-        loads_in_transformers=True,
-    )
-
-
-def records(tmp_path: Path) -> list[list[Record]]:
-    """What each attempt wrote, oldest first, as ``wandb leet inspect`` reads it."""
-    return [_read(file) for file in sorted(tmp_path.glob("tracked/wandb/offline-run-*/*.wandb"))]
-
-
-def _read(file: Path) -> list[Record]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def rows(attempt: Sequence[Record]) -> list[dict[str, object]]:
-    """The rows of the curve, without what wandb adds itself but for ``_step``."""
-    found = []
-    for record in attempt:
-        history = record.get("history")
-        if isinstance(history, dict):
-            item = history["item"]
-            kept = {"_step", *(name for name in item if not name.startswith("_"))}
-            found.append({name: item[name] for name in kept})
-    return found
-
-
-def one(attempt: Sequence[Record], kind: str) -> dict[str, object]:
-    """The last record of a kind."""
-    record = [entry for entry in attempt if entry["type"] == kind][-1].get(kind)
-    assert isinstance(record, dict)
-    return record
-
-
-def warnings(tmp_path: Path) -> list[str]:
-    log = tmp_path / "run.jsonl"  # there is none before its first line
-    lines = log.read_text().splitlines() if log.exists() else []
-    assert all(json.loads(line)["level"] == "warning" for line in lines)
-    return [json.loads(line)["event"] for line in lines]
 
 
 def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
@@ -176,15 +58,13 @@ def test_each_step_has_its_figures(tmp_path: Path, log: JobLog) -> None:
     assert warnings(tmp_path) == []
 
 
-def test_steps_that_come_too_fast_are_thinned_but_for_those_of_the_curve(
-    tmp_path: Path, log: JobLog
-) -> None:
-    steps = [replace(step(number), in_curve=number == 140) for number in range(1, 151)]
+def test_of_steps_however_fast_they_come_each_is_there(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log) as tracked:
-        tracked.on_steps(steps)
+        for first in range(1, 6_000, 1_000):  # what a training of 4,000 steps a second reports
+            tracked.on_steps([step(number) for number in range(first, first + 1_000)])
 
     [attempt] = records(tmp_path)
-    assert [row["_step"] for row in rows(attempt)] == sorted({*range(1, 151, 3), 140})
+    assert [row["_step"] for row in rows(attempt)] == list(range(1, 6_001))
 
 
 def test_a_step_that_fp16_skipped_has_no_gradient_norm(tmp_path: Path, log: JobLog) -> None:
@@ -245,7 +125,7 @@ def test_the_end_has_the_test_figures_and_a_table_of_the_epochs(
         [0, 2.5, pytest.approx(math.exp(2.5)), 1.75, pytest.approx(math.exp(1.75))],
         [1, 1.0, pytest.approx(math.e), None, None],
     ]
-    assert one(attempt, "exit") == {"exit_code": 0}
+    assert exit_code(attempt) == 0
 
 
 def test_without_a_test_split_there_are_no_test_figures(tmp_path: Path, log: JobLog) -> None:
@@ -303,7 +183,7 @@ def test_an_attempt_that_resumes_goes_on_without_going_back(tmp_path: Path, log:
     assert rows(attempts[1])[0]["train_loss"] == 2.0
     assert {one(attempt, "run")["run_id"] for attempt in attempts} == {RUN}
     assert any(record["type"] == "preempting" for record in attempts[0])
-    assert [one(attempt, "exit") for attempt in attempts] == [{"exit_code": 1}, {"exit_code": 0}]
+    assert [exit_code(attempt) for attempt in attempts] == [1, 0]
     [table] = tmp_path.glob("tracked/wandb/offline-run-*/files/media/table/epoch_summary*.json")
     assert [line[:2] for line in json.loads(table.read_bytes())["data"]] == [
         [0, pytest.approx(7 / 3)],
@@ -318,36 +198,7 @@ def test_a_run_that_is_cancelled_shows_its_last_step(tmp_path: Path, log: JobLog
 
     [attempt] = records(tmp_path)
     assert [row["_step"] for row in rows(attempt)] == [1, 2]
-    assert one(attempt, "exit") == {"exit_code": 1}
-
-
-def test_what_the_server_has_already_is_not_sent_again(tmp_path: Path) -> None:
-    curve = Curve(tmp_path / "tracked.json")
-    curve.step(step(10))
-    curve.skip(20)  # as a run says that was resumed
-    curve.step(step(20))
-    curve.evaluation(evaluation(20, 1.0))
-    curve.step(step(30))
-
-    assert [row["global_step"] for row in curve.rows(last=True)] == [30]
-    assert curve.logged == 30
-
-
-def test_an_evaluation_that_is_redone_is_told_once(tmp_path: Path) -> None:
-    curve = Curve(tmp_path / "tracked.json")
-    for report in (step(10), step(20)):
-        curve.step(report)
-    curve.evaluation(evaluation(10, 1.0))
-
-    assert ["val_loss" in row for row in curve.rows(last=True)] == [False, False]
-
-
-def test_a_run_whose_folder_is_gone_gets_no_new_one(tmp_path: Path) -> None:
-    memory = tmp_path / "runs" / RUN / "tracked.json"
-    curve = Curve(memory)
-    curve.step(step(1))
-    assert [row["global_step"] for row in curve.rows(last=True)] == [1]
-    assert not memory.parent.exists()
+    assert exit_code(attempt) == 1
 
 
 def test_it_is_off_unless_it_is_switched_on(tmp_path: Path, log: JobLog) -> None:
@@ -363,7 +214,8 @@ def test_it_is_off_unless_it_is_switched_on(tmp_path: Path, log: JobLog) -> None
 def test_without_the_package_there_is_one_warning_and_training_goes_on(
     tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # what makes Python say that there is none
+    (tmp_path / "wandb.py").write_text("raise ImportError('there is none')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with tracker(tmp_path, log) as tracked:
         for number in range(50):
             tracked.on_steps([step(number)])
@@ -423,12 +275,12 @@ def test_what_cannot_wait_any_more_ends_the_tracking_and_not_the_run(
             tracked.on_steps([step(number)])
 
     assert warnings(tmp_path) == [
-        "Weights & Biases is switched off: it has not taken 3 reports in time"
+        "Weights & Biases is switched off: it has not taken 3 steps in time"
     ]
     tracked._thread.join(PATIENCE_SECONDS)
     [attempt] = records(tmp_path)
     assert len(rows(attempt)) < 100
-    assert one(attempt, "exit") == {"exit_code": 1}
+    assert exit_code(attempt) == 1
 
 
 def test_a_broken_memory_ends_the_tracking_and_not_the_run(tmp_path: Path, log: JobLog) -> None:
