@@ -181,6 +181,11 @@ class Held:
         self._asked_at = now
         return self._reason
 
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether the job was asked to, as far as this process has heard."""
+        return self._reason is not None
+
     def stop(self, reason: StopReason) -> None:
         """Ask the job's loop to stop; a lost lease overrides all else."""
         now = self._clock()

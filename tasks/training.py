@@ -24,6 +24,7 @@ from trainer_app.core.files import end_replacements, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
 from trainer_app.events import perplexity
 from trainer_app.log import job_log_path
@@ -47,6 +48,7 @@ def work(job: Job) -> Done | StopReason:
         max_threads=settings.threads,
         confirm=job.held.confirm,
         is_cancelled=partial(_is_cancelled, job),
+        summed_by=partial(_summed_by, job),
     )
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
@@ -114,6 +116,22 @@ def _is_cancelled(job: Job) -> bool:
         return lease.cancel_requested(process.database(), job.claim)
     except Unavailable:
         return False
+
+
+def _summed_by(job: Job) -> str:
+    """By what a checkpoint is summed: whoever goes on from it must know that, or would delete it.
+
+    Workers of the version before, which know SHA-256 alone, may be beside this one, and take the
+    place of all that are stopped when an update is taken back.
+    """
+    if job.held.is_to_stop:
+        return SHA256
+    try:
+        workers = process.queue().workers()
+    except Unavailable:
+        return SHA256
+    everybody = workers and all(quickest() in worker.reads_sums for worker in workers)
+    return quickest() if everybody else SHA256
 
 
 def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
