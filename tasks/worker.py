@@ -39,8 +39,8 @@ from tasks.owner import node
 from tasks.spare import spares
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
-from trainer_app.errors import Unavailable
 from trainer_app.core.sums import ALGORITHMS
+from trainer_app.errors import Unavailable
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4

@@ -8,7 +8,7 @@ the package xxhash is installed. Versions before knew SHA-256 alone, whose sums 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,28 +19,19 @@ from trainer_app.safe_paths import open_regular
 if TYPE_CHECKING:
     from _hashlib import HASH
 
-    from xxhash import xxh3_128
-
-    _Algorithms = Mapping[str, Callable[[], HASH | xxh3_128]]
-
 SHA256: Final = "sha256"
 XXH3: Final = "xxh3_128"
+ALGORITHMS: Final[dict[str, Callable[[], HASH | xxh3_128]]] = {}  # that are here
+with suppress(ImportError):
+    from xxhash import xxh3_128
 
-
-def _installed() -> _Algorithms:
-    with suppress(ImportError):
-        from xxhash import xxh3_128
-
-        return {XXH3: xxh3_128, SHA256: hashlib.sha256}
-    return {SHA256: hashlib.sha256}
-
-
-ALGORITHMS: Final = _installed()  # the quickest first
+    ALGORITHMS[XXH3] = xxh3_128
+ALGORITHMS[SHA256] = hashlib.sha256
 
 
 def quickest() -> str:
     """The algorithm that takes the least time here."""
-    return next(iter(ALGORITHMS))
+    return XXH3 if XXH3 in ALGORITHMS else SHA256
 
 
 def sum_of(path: Path, algorithm: str) -> str:

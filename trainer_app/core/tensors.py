@@ -25,7 +25,9 @@ def model_tensors(model: nn.Module) -> Tensors:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def copied_to_cpu(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None) -> Tensors:
+def copied_to_cpu(
+    tensors: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None
+) -> Tensors:
     """A copy that later steps do not change.
 
     ``into``: an older copy of the same tensors, whose memory this one takes. To get new pages from
