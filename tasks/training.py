@@ -49,6 +49,7 @@ def work(job: Job) -> Done | StopReason:
         confirm=job.held.confirm,
         is_cancelled=partial(_is_cancelled, job),
         summed_by=partial(_summed_by, job),
+        is_cut_off=lambda: job.held.is_cut_off,
     )
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)

@@ -73,6 +73,7 @@ class Workspace:
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
     is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
+    is_cut_off: Callable[[], bool] = lambda: False  # should_stop may take hours to answer now
     summed_by: Callable[[], str] = quickest  # asked before each checkpoint: see core/sums.py
 
     @property
@@ -199,6 +200,7 @@ class _Attempt:
                 observer=self._observer,
                 checkpoints=self._checkpoints,
                 checkpoint_seconds=self._workspace.checkpoint_seconds,
+                is_cut_off=self._workspace.is_cut_off,
             )
             with closing(loop):
                 self._begin(loop, place, data, found)
