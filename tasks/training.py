@@ -185,6 +185,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
             final,
             model_manifest(run_id, spec, finished, times),
             known_digests={_WEIGHTS: finished.weights_sha256},
+            copy=staging.copy_beside(final, run_id, job.claim.attempt),
         )
 
 
