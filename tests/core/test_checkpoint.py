@@ -23,7 +23,6 @@ from trainer_app.core.files import sha256_file
 from trainer_app.core.run_state import RunState
 from trainer_app.core.tensors import (
     Tensors,
-    copied_to_cpu,
     load_model_tensors,
     load_optimizer_tensors,
     model_tensors,
@@ -445,19 +444,6 @@ class Tied(nn.Module):
         self.head = nn.Linear(3, 4, bias=False)
         self.head.weight = self.embedding.weight
         self.register_buffer("scale", torch.ones(1))
-
-
-def test_a_copy_takes_the_memory_of_the_one_before() -> None:
-    weight = nn.Parameter(torch.zeros(3))
-    before = copied_to_cpu({"weight": weight})
-    with torch.no_grad():
-        weight.add_(1)
-    after = copied_to_cpu({"weight": weight, "new": weight}, into=before)
-    with torch.no_grad():
-        weight.add_(1)
-    assert [tensor.tolist() for tensor in after.values()] == [[1.0] * 3] * 2
-    assert after["weight"].data_ptr() == before["weight"].data_ptr()
-    assert not any(tensor.requires_grad for tensor in after.values())
 
 
 def test_a_tied_matrix_is_kept_once_and_buffers_are_kept() -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from trainer_app.core.checkpoint import Snapshot
 from trainer_app.core.free_memory import free_memory
 from trainer_app.core.observer import CheckpointReport
-from trainer_app.core.tensors import Tensors, bytes_of
+from trainer_app.core.tensors import Tensors
 
 _SPARE: Final = 4  # times the bytes of a copy that must be free for one to be made
 
@@ -66,9 +66,7 @@ class CheckpointWriter:
             )
 
 
-def fits_beside(tensors: Tensors, copy: Tensors | None = None, root: Path = Path("/")) -> bool:
-    """Whether there is plenty of memory for a copy; also where nothing says how much there is.
-
-    ``copy``: the one before, whose memory it is to take.
-    """
-    return _SPARE * bytes_of(tensors) <= free_memory(root) + bytes_of(copy or {})
+def fits_beside(tensors: Tensors, root: Path = Path("/")) -> bool:
+    """Whether there is plenty of memory for a copy; also where nothing says how much there is."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return _SPARE * size <= free_memory(root)

@@ -99,7 +99,6 @@ class Loop:
         self._is_cut_off = is_cut_off
         self._writer = CheckpointWriter(checkpoints.save)
         self._best: Tensors | None = None
-        self._copies: tuple[Tensors, Tensors] = ({}, {})  # of model and optimizer, written last
         self.torn = False  # the present state is between two: no checkpoint can be made of it
         self._started = time.monotonic()
         self._step = TrainingStep(
@@ -224,17 +223,16 @@ class Loop:
         self._take_times()
         snapshot = self._snapshot()
         live = {**snapshot.model, **snapshot.optimizer}
-        model, optimizer = self._copies
-        if not fits_beside(live, {**model, **optimizer}):
-            self._copies = ({}, {})
-            del model, optimizer
+        if not fits_beside(live):
             self.checkpoint()
             return
-        self._copies = (
-            copied_to_cpu(snapshot.model, into=model),
-            copied_to_cpu(snapshot.optimizer, into=optimizer),
+        self._writer.start(
+            replace(
+                snapshot,
+                model=copied_to_cpu(snapshot.model),
+                optimizer=copied_to_cpu(snapshot.optimizer),
+            )
         )
-        self._writer.start(replace(snapshot, model=self._copies[0], optimizer=self._copies[1]))
         self._log.restart_clock()
 
     def _take_times(self) -> None:

@@ -25,26 +25,9 @@ def model_tensors(model: nn.Module) -> Tensors:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
-def copied_to_cpu(
-    tensors: Mapping[str, Tensor], into: Mapping[str, Tensor] | None = None
-) -> Tensors:
-    """A copy that later steps do not change.
-
-    ``into``: an older copy of the same tensors, whose memory this one takes. To get new pages from
-    the kernel, which zeroes them first, takes longer than to fill them.
-    """
-    there = into or {}
-    return {
-        name: there[name].copy_(tensor.detach())
-        if name in there
-        else tensor.detach().to("cpu", copy=True)
-        for name, tensor in tensors.items()
-    }
-
-
-def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """That their values take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def copied_to_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
+    """A copy that later steps do not change."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
