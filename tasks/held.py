@@ -240,15 +240,22 @@ class Held:
             if now > self._must_end_by:
                 self._end_stuck()
                 return
-            for look in (self._look_at_the_worker, self._look_at_the_row, self._look_at_the_news):
+            for look in (
+                self._look_at_the_worker,
+                self._look_at_the_row,
+                self._look_at_the_news,
+                self._draw_the_conclusion,
+            ):
                 try:
                     look(now)
                 except Exception:  # without this thread the lease would end, and no stop be heard
                     _log.exception("a look failed", job_id=self.claim.job_id)
                     self._doubt_the_lease()
                     self._left.wait(_LOOK_SECONDS)
-            stays_silent = self._slept or self._reason is not None
-            self._contact.look(self._clock(), silent=stays_silent)
+
+    def _draw_the_conclusion(self, _now: float) -> None:
+        # Who slept is silent: see _look_at_the_row. Who is to stop does not go on.
+        self._contact.look(self._clock(), silent=self._slept or self._reason is not None)
 
     def _doubt_the_lease(self) -> None:
         """For a reason that nobody knows the lease is not renewed: once it is over, ask."""

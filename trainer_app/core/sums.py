@@ -1,7 +1,7 @@
 """Sums by which a damaged file of a checkpoint is told, each with the name of its algorithm.
 
 They find what a disk does to a file, not what a person does: whoever can write the file can write
-its sum. So the quickest will do that is there: xxh3_128, an eighth of the time of SHA-256, where
+its sum. So the quickest will do that is there: xxh3_128, a fifth of the time of SHA-256, where
 the package xxhash is installed. Versions before knew SHA-256 alone, whose sums have no prefix.
 """
 
