@@ -24,6 +24,7 @@ from typing import Final, Self
 import redis
 import structlog
 
+from tasks.contact import Contact
 from tasks.news import News
 from trainer_app.core.observer import (
     CheckpointReport,
@@ -121,7 +122,7 @@ class Held:
         self._awake_at = (started, started_lasting)
         self._slept = False  # for longer than the lease, and does not know yet who has it
         self._renewed_at = started  # the lease; that the database is away is no reason to doubt it
-        self._beaten_at = started  # likewise, but only what the database has confirmed
+        self._contact = Contact(since=started, lease_seconds=jobs.lease_seconds, say=say)
         self._away_since: float | None = None  # the database
         self._threads = [
             threading.Thread(target=self._watch, name="lease", daemon=True),
@@ -171,7 +172,14 @@ class Held:
         self.confirm()
 
     def should_stop(self) -> StopReason | None:
-        """Why the job is to stop now, if it is."""
+        """Why the job is to stop now, if it is; waits while nobody can tell whose the job is."""
+        while self._contact.is_lost and self._reason is None:
+            self._look_at_the_worker(self._clock())  # the other thread waits for answers
+            time.sleep(_TICK_SECONDS)
+            self._asked_at = self._clock()
+        return self._answer()
+
+    def _answer(self) -> StopReason | None:
         now = self._clock()
         # A lease is renewed long before it has only half of its time left: whoever was away for
         # less still has it. Whoever slept for longer asks before it does anything more.
@@ -180,6 +188,16 @@ class Held:
             self._look_after_sleep()
         self._asked_at = now
         return self._reason
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether ``should_stop`` would wait now."""
+        return self._contact.is_lost
+
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether the job was asked to, as far as this process has heard."""
+        return self._reason is not None
 
     def stop(self, reason: StopReason) -> None:
         """Ask the job's loop to stop; a lost lease overrides all else."""
@@ -222,13 +240,22 @@ class Held:
             if now > self._must_end_by:
                 self._end_stuck()
                 return
-            for look in (self._look_at_the_worker, self._look_at_the_row, self._look_at_the_news):
+            for look in (
+                self._look_at_the_worker,
+                self._look_at_the_row,
+                self._look_at_the_news,
+                self._draw_the_conclusion,
+            ):
                 try:
                     look(now)
                 except Exception:  # without this thread the lease would end, and no stop be heard
                     _log.exception("a look failed", job_id=self.claim.job_id)
                     self._doubt_the_lease()
                     self._left.wait(_LOOK_SECONDS)
+
+    def _draw_the_conclusion(self, _now: float) -> None:
+        # Who slept is silent: see _look_at_the_row. Who is to stop does not go on.
+        self._contact.look(self._clock(), silent=self._slept or self._reason is not None)
 
     def _doubt_the_lease(self) -> None:
         """For a reason that nobody knows the lease is not renewed: once it is over, ask."""
@@ -254,7 +281,7 @@ class Held:
 
     def confirm(self) -> None:
         """Raise StopRequested when the lease is lost: what follows is no longer this attempt's."""
-        if self.should_stop() is StopReason.FENCED:
+        if self._answer() is StopReason.FENCED:
             raise StopRequested(StopReason.FENCED)
 
     def _stay_awake(self) -> None:
@@ -302,7 +329,7 @@ class Held:
                     self._database, self.claim, lease_seconds=self._jobs.lease_seconds
                 )
                 self._beat_at = now + self._jobs.beat_seconds
-                self._renewed_at = self._beaten_at = now
+                self._renewed_at = self._contact.beaten_at = now
             else:
                 cancelled = lease.cancel_requested(self._database, self.claim)
             paused = pauses.pause_requested(self._database, self.claim)
@@ -312,11 +339,13 @@ class Held:
             # Whoever writes next finds out whether the lease still stands: work goes on.
             _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
             self._renewed_at = now
+            self._contact.database_answers = False
             # Who slept is silent: the job's log may be another attempt's by now.
             if self._away_since is None and not self._slept:
                 self._away_since = now
                 self._say("the database is away: the work goes on")
         else:
+            self._contact.database_answers = True
             if self._away_since is not None:
                 self._say(f"the database is back after {self._clock() - self._away_since:.0f} s")
                 self._away_since = None
@@ -332,6 +361,7 @@ class Held:
             return
         try:
             heard = self._news.exchange()
+            self._contact.redis_answers = True
             if heard.later_attempt is not None:
                 self._look_for(heard.later_attempt)
             if heard.cancelled and not self._heard:
@@ -341,9 +371,14 @@ class Held:
                 self.stop(StopReason.CANCEL)
         except LeaseLost:
             self.stop(StopReason.FENCED)
-        except (redis.RedisError, OSError, Unavailable) as error:
-            _log.debug("Redis is away", job_id=self.claim.job_id, error=str(error))
+        except Unavailable as error:
+            _log.debug("a wish waits for the database", error=str(error))
             self._news_at = self._clock() + _REDIS_PAUSE_SECONDS
+        except (redis.RedisError, OSError) as error:
+            _log.debug("Redis is away", job_id=self.claim.job_id, error=str(error))
+            self._contact.redis_answers = False
+            pause = _LOOK_SECONDS if self.is_cut_off else _REDIS_PAUSE_SECONDS
+            self._news_at = self._clock() + pause
         else:
             self._news_at = self._clock() + _NEWS_SECONDS
 
@@ -352,7 +387,7 @@ class Held:
         try:
             lease.cancel_requested(self._database, self.claim)
         except Unavailable:
-            if self._clock() - self._beaten_at <= self._jobs.lease_seconds:
+            if not self._contact.may_be_over(self._clock()):
                 return  # none can have begun yet: somebody has made a mistake in Redis
             # Away for this process alone, it seems: it has given the job to another.
             _log.warning(

@@ -65,9 +65,9 @@ class News:
             pipe.set(heartbeat_key(job_id), str(int(time.time())), ex=self._seconds)
             wishes.look(pipe, job_id)
             pipe.eval(_TELL, 1, attempt_key(job_id), mine, self._seconds, self._refuted)
-            _, values, ttl, newest = pipe.execute()
+            _, answer, newest = pipe.execute()
         self._refuted = 0
-        wish = wishes.read(values, ttl)
+        wish = wishes.read(answer)
         if wish is not None and not wish.is_for(mine):
             # Announced late: what the database was asked to end has ended.
             wishes.drop(self._redis, job_id, wish)

@@ -52,7 +52,12 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
     with job.publishing():
-        artifacts.publish(folder, final, tokenizer_manifest(final.name, spec, report, times))
+        artifacts.publish(
+            folder,
+            final,
+            tokenizer_manifest(final.name, spec, report, times),
+            copy=staging.copy_beside(final, job.claim.job_id, job.claim.attempt),
+        )
     return Done(
         result=report.to_json(),
         result_id=final.name,

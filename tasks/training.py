@@ -25,6 +25,7 @@ from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
@@ -47,6 +48,8 @@ def work(job: Job) -> Done | StopReason:
         max_threads=settings.threads,
         confirm=job.held.confirm,
         is_cancelled=partial(_is_cancelled, job),
+        summed_by=partial(_summed_by, job),
+        is_cut_off=lambda: job.held.is_cut_off,
     )
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
@@ -116,6 +119,22 @@ def _is_cancelled(job: Job) -> bool:
         return False
 
 
+def _summed_by(job: Job) -> str:
+    """By what a checkpoint is summed: whoever goes on from it must know that, or would delete it.
+
+    Workers of the version before, which know SHA-256 alone, may be beside this one, and take the
+    place of all that are stopped when an update is taken back.
+    """
+    if job.held.is_to_stop:
+        return SHA256
+    try:
+        workers = process.queue().workers()
+    except Unavailable:
+        return SHA256
+    everybody = workers and all(quickest() in worker.reads_sums for worker in workers)
+    return quickest() if everybody else SHA256
+
+
 def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     tokenizer, base = spec.tokenizer_id, spec.pretrained_run_id
     say = observer.on_message
@@ -166,6 +185,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
             final,
             model_manifest(run_id, spec, finished, times),
             known_digests={_WEIGHTS: finished.weights_sha256},
+            copy=staging.copy_beside(final, run_id, job.claim.attempt),
         )
 
 

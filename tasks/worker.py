@@ -39,6 +39,7 @@ from tasks.owner import node
 from tasks.spare import spares
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
+from trainer_app.core.sums import ALGORITHMS
 from trainer_app.errors import Unavailable
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
@@ -136,7 +137,12 @@ def _busy() -> dict[int, str]:
 
 def _beat(hostname: str, queues: Sequence[str]) -> None:
     key = f"{WORKER_KEY}{hostname}"
-    value = json.dumps({"queues": list(queues), "memory_bytes": device_bytes(os.environ)})
+    told = {
+        "queues": list(queues),
+        "memory_bytes": device_bytes(os.environ),
+        "reads_sums": list(ALGORITHMS),
+    }
+    value = json.dumps(told)
     while not _stopping.is_set():
         try:
             process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)

@@ -216,6 +216,16 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def other_file_system() -> Iterator[Path]:
+    """A folder that nothing can be renamed to from the tests' own."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir():
+        pytest.skip("there is no second file system here")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
     """An empty server that speaks Redis's protocol."""
     with redis.Redis.from_url(redis_server.url) as client:

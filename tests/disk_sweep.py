@@ -25,6 +25,7 @@ from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core.files import sha256_file
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.sums import is_sum_of
 from trainer_app.log import job_log_path, last_events
 from trainer_app.restore import is_whole
 from trainer_app.store import metrics, pauses, runs
@@ -126,7 +127,7 @@ def torn(run_id: str) -> list[str]:
     bad = [str(path) for root in (paths.runs, paths.artifacts) for path in root.rglob(".*.tmp")]
     for checkpoint in checkpoints(run_id):
         digests = json.loads((checkpoint / "MANIFEST.json").read_text())
-        bad += [name for name in digests if sha256_file(checkpoint / name) != digests[name]]
+        bad += [name for name in digests if not is_sum_of(checkpoint / name, digests[name])]
     model = artifacts.model_directory(process.settings(), run_id)
     if model.exists() and not is_whole(model):
         bad.append(str(model))

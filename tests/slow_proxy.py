@@ -16,15 +16,28 @@ class SlowProxy:
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self.delay = 0.0
+        self._is_cut = False
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._ends: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def cut_off(self) -> None:
+        """End all connections that there are; new ones are refused until ``join``."""
+        self._is_cut = True
+        self._end(*self._ends)
+
+    def join(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
+
     def close(self) -> None:
-        """Cut all off."""
-        for end in (self._listener, *self._ends):
+        """Cut all off for good."""
+        self._end(self._listener, *self._ends)
+
+    def _end(self, *ends: socket.socket) -> None:
+        for end in ends:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
@@ -33,6 +46,9 @@ class SlowProxy:
         with suppress(OSError):  # it is closed
             while True:
                 client, _ = self._listener.accept()
+                if self._is_cut:
+                    client.close()
+                    continue
                 try:
                     server = self._connect()
                 except OSError:

@@ -55,20 +55,28 @@ def test_what_is_no_attempt_says_nothing_of_whom_is_meant(client: redis.Redis, v
     assert wishes.take(client, "run-1") == Wish()
 
 
+@pytest.mark.parametrize("seconds", [None, 60, 86_390, 604_800])
 def test_what_is_set_by_hand_is_no_announcement_though_one_stands_beside_it(
-    client: redis.Redis,
+    client: redis.Redis, seconds: int | None
 ) -> None:
     wishes.put(client, "run-1", Wish(up_to=3))
-    client.set(cancelled_key("run-1"), "1")
+    client.set(cancelled_key("run-1"), "1", ex=seconds)
 
     assert wishes.take(client, "run-1") == Wish()
 
 
+def test_a_key_of_another_kind_is_no_wish(client: redis.Redis) -> None:
+    client.rpush(cancelled_key("run-1"), "1")
+
+    assert wishes.take(client, "run-1") is None
+
+
+@pytest.mark.parametrize("seconds", [None, 60])
 def test_a_late_announcement_is_dropped_but_nothing_that_was_set_since(
-    client: redis.Redis,
+    client: redis.Redis, seconds: int | None
 ) -> None:
     wishes.put(client, "run-1", Wish(up_to=3))
-    client.set(cancelled_key("run-1"), "1")
+    client.set(cancelled_key("run-1"), "1", ex=seconds)
     wishes.drop(client, "run-1", Wish(up_to=3))
     assert wishes.take(client, "run-1") == Wish()
 

@@ -116,11 +116,13 @@ def publish(
     manifest: Mapping[str, object],
     *,
     known_digests: Mapping[str, str] | None = None,
+    copy: Path | None = None,
 ) -> str:
     """Write the manifest into a finished folder and rename it into place.
 
     ``known_digests`` spares a second reading of files whose sha256 was taken while they were
-    written. Returns the sha256 of the manifest.
+    written; ``copy`` is where it is copied to first if it lies on another file system. Returns the
+    sha256 of the manifest.
     """
     digests = known_digests or {}
     files = {
@@ -134,7 +136,7 @@ def publish(
     write_atomically(staging / MANIFEST, text.encode() + b"\n")
     with disk_full_named(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-    replace_directory(staging, final)
+    replace_directory(staging, final, copy=copy)
     return sha256_file(final / MANIFEST)
 
 

@@ -18,6 +18,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from trainer_app import wishes
+from trainer_app.core.sums import SHA256
 from trainer_app.errors import Unavailable
 from trainer_app.events import connect
 from trainer_app.settings import Settings
@@ -82,6 +83,7 @@ class LiveWorker:
     name: str
     queues: tuple[str, ...]
     memory_bytes: Mapping[str, int]  # by device, "cpu" and, where it sees one, "cuda"
+    reads_sums: tuple[str, ...] = (SHA256,)  # of checkpoints: core/sums.py
 
 
 class Queue:
@@ -186,6 +188,7 @@ def _worker(name: str, told: bytes | str) -> LiveWorker | None:
             name=name,
             queues=tuple(str(queue) for queue in queues),
             memory_bytes={str(device): int(size) for device, size in memory.items()},
+            reads_sums=tuple(str(name) for name in one.get("reads_sums", (SHA256,))),
         )
     except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         _log.warning("what a worker tells of itself cannot be read", worker=name)

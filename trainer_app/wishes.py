@@ -3,7 +3,8 @@
 A client may set one by hand, and the database knows nothing of it before a worker or housekeeping
 sees it. The API sets one for speed when the database has it, and says beside it which attempt was
 the last that is meant: a process that is stopped in between sets it late, when the job may have
-been resumed. Its own has an end; one without is a client's, whatever still stands beside it.
+been resumed. Both keys of its own end at one moment; a wish that ends at another, or never, is a
+client's, whatever still stands beside it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from redis.client import Pipeline
 
 ASKED: Final = "1"
 _TTL_SECONDS: Final = 86_400
-_NO_END: Final = -1  # of a key, as Redis says it
-# KEYS: both of a job, ARGV: what was read. What has been set since stays.
-_DROP: Final = """
-if redis.call('TTL', KEYS[1]) >= 0 and redis.pcall('GET', KEYS[2]) == ARGV[1] then
-  redis.call('DEL', KEYS[1], KEYS[2])
-end
+# KEYS: both of a job. In one go: what is left of both is to be of one moment.
+_LOOK: Final = """
+local said = redis.call('MGET', KEYS[1], KEYS[2])
+local left, beside = redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2])
+local announced = left >= 0 and beside >= 0 and math.abs(left - beside) < 1000
+"""
+_READ: Final = f"{_LOOK} return {{said[1], said[2], announced and 1 or 0}}"
+# ARGV: what was read. What has been set since stays.
+_DROP: Final = f"""{_LOOK}
+if announced and said[2] == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
 """
 _NUMBER: Final = re.compile("[0-9]{1,15}")  # anything else is none: anybody may have written it
 
@@ -55,17 +60,16 @@ class Wish:
 
 
 def look(pipe: Pipeline, job_id: str) -> None:
-    """Have a job's keys read: two commands, whose answers ``read`` takes."""
-    pipe.mget(keys(job_id))
-    pipe.ttl(cancelled_key(job_id))
+    """Have a job's keys read: one command, whose answer ``read`` takes."""
+    pipe.eval(_READ, 2, *keys(job_id))
 
 
-def read(values: Sequence[object], ttl: object) -> Wish | None:
+def read(answer: Sequence[object]) -> Wish | None:
     """What the keys of a job say."""
-    asked, up_to = values
+    asked, up_to, announced = answer
     if asked != ASKED:
         return None
-    if ttl != _NO_END and isinstance(up_to, str) and _NUMBER.fullmatch(up_to):
+    if announced and isinstance(up_to, str) and _NUMBER.fullmatch(up_to):
         return Wish(up_to=int(up_to))
     return Wish()
 
@@ -87,9 +91,9 @@ def put(client: redis.Redis, job_id: str, wish: Wish) -> None:
 
 
 def take(client: redis.Redis, job_id: str) -> Wish | None:
-    """Take a wish out of Redis, where one set by hand has no end; of several, one gets it."""
+    """Take a wish out of Redis, where one set by hand may have no end; of several, one gets it."""
     with client.pipeline(transaction=True) as pipe:
         look(pipe, job_id)
         pipe.delete(*keys(job_id))
-        values, ttl, _ = pipe.execute()
-    return read(values, ttl)
+        answer, _ = pipe.execute()
+    return read(answer)

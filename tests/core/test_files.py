@@ -6,9 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -141,16 +139,6 @@ def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"abc" * 1000)
     assert sha256_file(path) == hashlib.sha256(b"abc" * 1000).hexdigest()
-
-
-@pytest.fixture
-def other_file_system() -> Iterator[Path]:
-    """A folder that nothing can be renamed to from the tests' own."""
-    shared = Path("/dev/shm")
-    if not shared.is_dir():
-        pytest.skip("there is no second file system here")
-    with TemporaryDirectory(dir=shared) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["the first", "in place of one"])

@@ -183,6 +183,30 @@ def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_locked_for_many
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("redis", "5")], indirect=True)
+def test_a_run_waits_where_neither_database_nor_broker_can_tell_whose_it_is(
+    victim: Victim, own_broker: OwnBroker
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+
+    own_broker.kill()
+    path = victim.stack.data_root / "trainer.db"
+    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        victim.until(run_id, lambda _run: "the work waits" in said(victim, run_id), seconds=60)
+        time.sleep(2)  # for the step that was under way, and the checkpoint after it
+        before = victim.log(run_id)
+        time.sleep(10)
+        assert victim.log(run_id) == before
+
+    goes_on(victim, run_id)
+    assert said(victim, run_id).count("the work waits") == 1
+    assert said(victim, run_id).count("an answer came: the work goes on after") == 1
+    assert_one_at_a_time(victim.log(run_id))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("further_settings", [("sqlite", "10")], indirect=True)
 def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_moved_away(
     victim: Victim, tmp_path: Path

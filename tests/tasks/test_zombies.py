@@ -160,6 +160,114 @@ def test_a_model_is_not_published_once_its_lease_is_over_though_nobody_else_took
     assert not [name for name in kept if "staging" in name]
 
 
+@pytest.fixture
+def two_file_systems(
+    worker: Settings, other_file_system: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Artifacts lie on another one than runs."""
+    monkeypatch.setenv("APP__ARTIFACTS_ROOT", str(other_file_system))
+    process.settings.cache_clear()
+    settings = process.settings()
+    assert settings.paths.artifacts.stat().st_dev != worker.paths.data_root.stat().st_dev
+    return settings
+
+
+def once_all_is_copied(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], object]) -> None:
+    """Fall asleep between the last look at what was prepared and the rename that publishes."""
+    swap, naps = files._swap, [sleep]
+
+    def sleep_and_swap(source: Path, target: Path) -> None:
+        if naps:
+            naps.pop()()
+        swap(source, target)
+
+    monkeypatch.setattr(files, "_swap", sleep_and_swap)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_model_that_was_copied_to_another_file_system_is_not_published_once_its_lease_is_over(
+    run_id: str, two_file_systems: Settings, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    models = artifacts.model_directory(two_file_systems, run_id).parent
+    copied: list[str] = []
+
+    def sleep() -> None:
+        copied.extend(path.name for path in models.iterdir())
+        if cancelled:
+            lease.request_cancel(process.database(), run_id)
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+        housekeeping.reap()
+
+    once_all_is_copied(monkeypatch, sleep)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert copied == [f".{run_id}-1.copy"]
+    assert runs.get(process.database(), run_id).status == ("cancelled" if cancelled else "queued")
+    assert list(models.iterdir()) == []
+    if not cancelled:
+        perform(run_id, hostname="train-0@here", work=training.work)
+        assert runs.get(process.database(), run_id).status == "completed"
+        assert [path.name for path in models.iterdir()] == [run_id]
+
+
+def test_a_tokenizer_of_another_job_stays_as_it_is_on_another_file_system_as_well(
+    two_file_systems: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = process.database()
+    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    folder = artifacts.tokenizer_directory(two_file_systems, "mine")
+    published = []
+
+    def sleep() -> None:
+        lease.request_cancel(database, slept.job_id)
+        end_lease(slept)
+        other = replace(TOKENIZER, vocab_size=290)
+        job_id = names.create(database, other, queue="light").job_id
+        perform(job_id, hostname="awake@here", work=tokenizers.work)
+        published.append(artifacts.pointer(folder).sha256)
+
+    once_all_is_copied(monkeypatch, sleep)
+    with pytest.raises(LeaseLost):
+        tokenizers.work(job_of(slept))
+
+    assert artifacts.pointer(folder).sha256 == published[0]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_is_copied_after_it_was_taken_away_does_not_appear(
+    run_id: str, two_file_systems: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_directory = files._copy_directory
+
+    def sleep_and_copy(source: Path, target: Path) -> None:
+        lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+        housekeeping.reap()
+        copy_directory(source, target)
+
+    monkeypatch.setattr(files, "_copy_directory", sleep_and_copy)
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    assert runs.get(process.database(), run_id).status == "queued"
+    assert list(artifacts.model_directory(two_file_systems, run_id).parent.iterdir()) == []
+
+
+def test_a_copy_that_was_left_by_one_who_was_killed_is_deleted_by_the_next_attempt(
+    run_id: str, two_file_systems: Settings
+) -> None:
+    models = artifacts.model_directory(two_file_systems, run_id).parent
+    later = staging.copy_beside(models / run_id, run_id, 2)
+    left = [
+        staging.copy_beside(models / run_id, run_id, 1),
+        models / f"..{run_id}-1.copy.{'0' * 16}.tmp",
+    ]
+    for path in (later, *left):
+        path.mkdir(parents=True)
+
+    staging.remove_earlier(two_file_systems, run_id, 2)
+
+    assert list(models.iterdir()) == [later]
+
+
 def test_a_tokenizer_that_another_job_has_trained_meanwhile_stays_as_it_is(
     worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

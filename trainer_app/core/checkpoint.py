@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash at any moment: safetensors and JSON, never pickle.
 
 ``checkpoints/step-<n>-attempt-<a>/`` holds model, optimizer and rng .safetensors, best.safetensors
-where there was an evaluation, state.json and, written last, MANIFEST.json with the SHA-256 of each.
+where there was an evaluation, state.json and, written last, MANIFEST.json with the sum of each.
 A folder appears by one rename; two are kept, and no damage to a file of one reaches the other.
 """
 
@@ -25,10 +25,10 @@ from trainer_app.core.files import (
     fsync_tree,
     put_back,
     replace_directory,
-    sha256_file,
     temporary_beside,
 )
 from trainer_app.core.run_state import RunState
+from trainer_app.core.sums import algorithm_of, is_sum_of, quickest, sum_of
 from trainer_app.core.tensors import Tensors, load_tensors, save_tensors
 from trainer_app.safe_paths import open_regular
 
@@ -66,19 +66,28 @@ class _Best:
 
     step: int  # that reached them
     path: Path
-    sha256: str
+    sum: str  # see core/sums.py
 
 
 class Checkpoints:
     """The checkpoints of one run, written by one attempt at it."""
 
     def __init__(
-        self, directory: Path, *, attempt: int, confirm: Callable[[], None] = lambda: None
+        self,
+        directory: Path,
+        *,
+        attempt: int,
+        confirm: Callable[[], None] = lambda: None,
+        summed_by: Callable[[], str] = quickest,
     ) -> None:
-        """``confirm`` is called before a checkpoint appears, and raises where none is to."""
+        """``confirm`` is called before a checkpoint appears, and raises where none is to.
+
+        ``summed_by``: which algorithm of core/sums.py whoever may have to read the next one knows.
+        """
         self._directory = directory
         self._attempt = attempt
         self._confirm = confirm
+        self._summed_by = summed_by
         self._kept: list[tuple[Path, _Best | None]] = []  # written by this attempt, newest first
 
     def save(self, snapshot: Snapshot) -> Path:
@@ -90,15 +99,15 @@ class Checkpoints:
         try:
             with disk_full_named(final):
                 temporary.mkdir(parents=True)
-                digests = self._write(temporary, snapshot)
+                sums = self._write(temporary, snapshot)
             fsync_tree(temporary)  # takes seconds: before it is asked whose the run is
             self._confirm()
             replace_directory(temporary, final)  # a stop may follow a checkpoint at its step
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         best = None
-        if BEST in digests:
-            best = _Best(step=snapshot.state.best_step, path=final / BEST, sha256=digests[BEST])
+        if BEST in sums:
+            best = _Best(step=snapshot.state.best_step, path=final / BEST, sum=sums[BEST])
         self._kept = [(final, best), *self._kept][:KEPT]
         for old in self._newest_first()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
@@ -108,10 +117,11 @@ class Checkpoints:
         """The newest whole checkpoint; None where there is none.
 
         Damaged ones, newer than that, are reported and removed, and so are those that cannot be
-        loaded though their digests are right. Left-overs of a crash are removed, but for those of
+        loaded though their sums are right. Left-overs of a crash are removed, but for those of
         a later attempt: this one may have slept, and not know yet that it is over. Raises OSError,
-        and removes nothing, where one cannot be read that may be whole; and where digests are right
-        but none can be loaded, as of another version, what the newest of these raises.
+        and removes nothing, where one cannot be read that may be whole, and TrainerError where
+        nobody here can tell; and where sums are right but none can be loaded, as of another
+        version, what the newest of these raises.
         """
         for old in self._left_over("old"):
             put_back(old)
@@ -135,7 +145,8 @@ class Checkpoints:
         return None
 
     def _write(self, directory: Path, snapshot: Snapshot) -> dict[str, str]:
-        """All files; the digests that the manifest holds."""
+        """All files; the sums that the manifest holds."""
+        algorithm = self._summed_by()
         save_tensors(directory / "model.safetensors", snapshot.model)
         save_tensors(directory / "optimizer.safetensors", snapshot.optimizer)
         save_tensors(directory / "rng.safetensors", snapshot.random)
@@ -150,15 +161,17 @@ class Checkpoints:
             "scaler": snapshot.scaler,
         }
         (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
-        digests = {} if linked is None else {BEST: linked}  # which was read for it just now
+        sums = {}
+        if linked is not None and algorithm_of(linked) == algorithm:
+            sums[BEST] = linked  # it was read for it just now
         for path in sorted(directory.iterdir()):
-            if path.name not in digests:
-                digests[path.name] = sha256_file(path)
-        (directory / MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True))
-        return digests
+            if path.name not in sums:
+                sums[path.name] = sum_of(path, algorithm)
+        (directory / MANIFEST).write_text(json.dumps(sums, indent=2, sort_keys=True))
+        return sums
 
     def _link_best(self, directory: Path, best_step: int) -> str | None:
-        """Take the best weights over from the checkpoint that is to go; their digest.
+        """Take the best weights over from the checkpoint that is to go; their sum.
 
         None: they could not be. Never from the one that stays: a file of both would take both with
         it when it is damaged.
@@ -171,10 +184,10 @@ class Checkpoints:
             os.link(going.path, link)
         except OSError:  # the file is gone, or the file system has no hard links
             return None
-        if sha256_file(link) != going.sha256:
+        if not is_sum_of(link, going.sum):
             link.unlink()  # the damage is not to be taken over
             return None
-        return going.sha256
+        return going.sum
 
     def _left_over(self, kind: str) -> list[Path]:
         """What an attempt that was killed, no later one than this, was about to put in place."""
@@ -203,11 +216,11 @@ def _verified(directory: Path) -> frozenset[str]:
     """The names of the files; raises Damaged unless they are those that were written."""
     try:
         with open_regular(directory / MANIFEST) as manifest:
-            digests: dict[str, str] = json.loads(manifest.read(LARGEST_MANIFEST))
-        if missing := _FIXED - digests.keys():
+            sums: dict[str, str] = json.loads(manifest.read(LARGEST_MANIFEST))
+        if missing := _FIXED - sums.keys():
             raise Damaged(f"{MANIFEST} does not name {', '.join(sorted(missing))}")
-        for name, digest in digests.items():
-            if sha256_file(directory / name) != digest:
+        for name, known in sums.items():
+            if not is_sum_of(directory / name, known):
                 raise Damaged(f"{name} is not what was written")
     except OSError as error:
         if error.errno not in DAMAGE:
@@ -215,7 +228,7 @@ def _verified(directory: Path) -> frozenset[str]:
         raise Damaged(f"{error.strerror}: {Path(error.filename or MANIFEST).name}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise Damaged(f"{MANIFEST} is not what was written: {error}") from error
-    return frozenset(digests)
+    return frozenset(sums)
 
 
 def _load(directory: Path, names: frozenset[str]) -> Snapshot:

@@ -120,32 +120,33 @@ def rename_directory(source: Path, target: Path) -> None:
     _rename_synced(source, target)
 
 
-def replace_directory(source: Path, target: Path) -> None:
+def replace_directory(source: Path, target: Path, *, copy: Path | None = None) -> None:
     """Like ``rename_directory``, in place of the folder, if any, that stands at ``target``.
 
     An error, a ``source`` that is not there above all, leaves the old folder there. A crash between
     the two renames leaves it beside under a hidden name, from which ``put_back`` fetches it. From
-    another file system ``source`` is copied first; the copy lies beside ``target``.
+    another file system ``source`` is copied first, to ``copy``, which lies beside ``target``; None:
+    under a hidden name. Whoever wants it to appear nowhere takes first the source away, then the
+    copy.
     """
     fsync_tree(source)  # says nothing of a folder that is gone
     if source.stat().st_dev != target.parent.stat().st_dev:
-        _swap_a_copy(source, target)
+        _swap_a_copy(source, target, copy or temporary_beside(target))
         return
     try:
         _swap(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:  # one file system, mounted in two places
             raise
-        _swap_a_copy(source, target)
+        _swap_a_copy(source, target, copy or temporary_beside(target))
 
 
-def _swap_a_copy(source: Path, target: Path) -> None:
-    copy = temporary_beside(target)
+def _swap_a_copy(source: Path, target: Path, copy: Path) -> None:
     try:
         with disk_full_named(target):
             _copy_directory(source, copy)
         fsync_tree(copy)
-        source.stat()  # who has taken it away meanwhile wants it to appear nowhere
+        source.stat()  # who takes it away from now on finds the copy, too
         _swap(copy, target)
     finally:
         shutil.rmtree(copy, ignore_errors=True)

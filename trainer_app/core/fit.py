@@ -45,6 +45,7 @@ from trainer_app.core.optim import make_optimizer
 from trainer_app.core.performance import Performance
 from trainer_app.core.perplexity import perplexity
 from trainer_app.core.stopping import StopRequested
+from trainer_app.core.sums import quickest
 from trainer_app.errors import DiskFull
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Workspace:
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
     is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
+    is_cut_off: Callable[[], bool] = lambda: False  # should_stop may take hours to answer now
+    summed_by: Callable[[], str] = quickest  # asked before each checkpoint: see core/sums.py
 
     @property
     def staging(self) -> Path:
@@ -147,7 +150,10 @@ class _Attempt:
         self._workspace = workspace
         self._observer = observer
         self._checkpoints = Checkpoints(
-            workspace.run / "checkpoints", attempt=workspace.attempt, confirm=workspace.confirm
+            workspace.run / "checkpoints",
+            attempt=workspace.attempt,
+            confirm=workspace.confirm,
+            summed_by=workspace.summed_by,
         )
         self._staging = workspace.staging
         self._left_out: list[str] = []  # damaged checkpoints, as they were reported
@@ -195,6 +201,7 @@ class _Attempt:
                 observer=self._observer,
                 checkpoints=self._checkpoints,
                 checkpoint_seconds=self._workspace.checkpoint_seconds,
+                is_cut_off=self._workspace.is_cut_off,
             )
             with closing(loop):
                 self._begin(loop, place, data, found)

@@ -84,6 +84,7 @@ class Loop:
         observer: Observer,
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
+        is_cut_off: Callable[[], bool],
     ) -> None:
         self.state = RunState()
         self.execution = Execution()
@@ -95,6 +96,7 @@ class Loop:
         self._observer = observer
         self._checkpoints = checkpoints
         self._checkpoint_seconds = checkpoint_seconds
+        self._is_cut_off = is_cut_off
         self._writer = CheckpointWriter(checkpoints.save)
         self._best: Tensors | None = None
         self.torn = False  # the present state is between two: no checkpoint can be made of it
@@ -153,6 +155,8 @@ class Loop:
                 self._read_losses()
                 self._tell(self._writer.wait())
                 return
+            if self._is_cut_off():
+                self._wait_for_contact()
             raise_if_stopped(self._observer.should_stop)
             self._tell(self._writer.finished())
             if time.monotonic() >= next_checkpoint and self.state.step:
@@ -204,6 +208,14 @@ class Loop:
         """Wait for what is being written; how it ends is of no use to anybody any more."""
         with suppress(Exception):
             self._writer.wait()
+
+    def _wait_for_contact(self) -> None:
+        """Stand still until it is known whether to go on. Raises StopRequested."""
+        if self.state.step:
+            self.checkpoint()  # who waits for hours may be killed meanwhile
+        raise_if_stopped(self._observer.should_stop)
+        self._started = time.monotonic()
+        self._log.restart_clock()
 
     def _checkpoint_beside(self) -> None:
         """Write the present state while the training goes on; where memory is short, before."""
