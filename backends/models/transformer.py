@@ -62,7 +62,8 @@ class StreamNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The stream x with a layer's y added, and a normalised copy of that.
 
-        ``bias_D``: of the product that y is, with the bias in it.
+        ``bias_D``: of the product that y is, with the bias in it. Behind the last layer the first
+        may be anything: nothing reads it.
         """
         # in bf16 where x is: of bf16 and fp16 torch would make float32
         x = x + (y.to(x.dtype) if x.dtype == torch.bfloat16 else y)
@@ -151,7 +152,7 @@ class Block(nn.Module):
         return y_BTD
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        """What is added after it, of a normalised copy, too."""
+        """What is added to the residual stream after attention, of a normalised copy of it."""
         h_BTF = self.c_fc(x_BTD)
         if self.gated:
             gate_BTF, h_BTF = h_BTF.chunk(2, dim=-1)
@@ -289,7 +290,9 @@ class Transformer(CausalModel):
         return normed_BTD
 
     def blocks(self) -> list[Block]:
-        return [block for block in self.h if isinstance(block, Block)]
+        found = [block for block in self.h if isinstance(block, Block)]
+        assert len(found) == len(self.h)
+        return found
 
     def norms_after(self) -> list[StreamNorm]:
         """The norm behind each block: the next one's first, or the last of all."""

@@ -215,7 +215,7 @@ def test_ids_with_a_gap_are_refused(
 
 
 # one that comes between the opening of a file and its holder leaves it to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
     class Interrupted(Exception):
         """What a signal may raise anywhere."""

@@ -102,6 +102,12 @@ def test_auto_decides_once_for_there_is_ever_less_left_to_win() -> None:
     assert not auto.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
 
 
+def test_short_steps_are_expected_to_win_more() -> None:
+    seconds = 12 * COLD_SECONDS  # of training that are left
+    assert compilation("auto").is_due(step_seconds=0.001, steps_left=int(seconds / 0.001))
+    assert not compilation("auto").is_due(step_seconds=0.01, steps_left=int(seconds / 0.01))
+
+
 def test_by_request_it_compiles_at_once_or_never() -> None:
     assert compilation("on").is_due(step_seconds=None, steps_left=1)
     assert not compilation("off").is_due(step_seconds=1.0, steps_left=1_000_000_000)

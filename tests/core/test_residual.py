@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
 
@@ -27,12 +27,14 @@ from trainer_app.core.residual import (
 )
 
 CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
+WIDTH = 64
 IDS_BT = torch.arange(12).view(2, 6)
+PROGRAMS = 2
 
 Gradients = dict[str, Tensor]
 
 
-def model_of(design: Design = GPT2, width: int = 64) -> Transformer:
+def model_of(design: Design = GPT2, width: int = WIDTH) -> Transformer:
     torch.manual_seed(0)
     model = Transformer(CONFIG, design, gpt2_shape(width=width, layers=2, heads=2))
     model.initialise()
@@ -53,19 +55,32 @@ def norm_gradient(
     out = (out if grad_x is None else out + grad_x.float()).to(x.dtype)
     half = x.new_empty(0) if grad.dtype == x.dtype else out.to(grad.dtype)
     summed = (grad.float() * normed, grad.float(), out.float())
-    return out, half, torch.stack([t.flatten(0, -2).sum(0) for t in summed])[None]
+    sums_3D = torch.stack([t.flatten(0, -2).sum(0) for t in summed])
+    return out, half, torch.stack([sums_3D / PROGRAMS] * PROGRAMS)
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator computed by torch, and used in training."""
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+    """The operator computed by torch, and used in training as under autocast on a GPU.
+
+    One for each call: of which precision the gradient was.
+    """
+    called: list[torch.dtype] = []
+
+    def counted(grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        called.append(grad.dtype)
+        return norm_gradient(grad, *others)
+
     module = ModuleType("trainer_app.core.residual_kernels")
-    monkeypatch.setattr(module, "norm_gradient", norm_gradient, raising=False)
+    monkeypatch.setattr(module, "norm_gradient", counted, raising=False)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(residual, "programs", lambda _: 1)
-    monkeypatch.setattr(residual, "_is_used", lambda module, _: module.training)
+    monkeypatch.setattr(residual, "programs", lambda _: PROGRAMS)
+    monkeypatch.setattr(residual, "FEWEST", IDS_BT.numel() * WIDTH)
     # beside fp16, too, which asks the GPU
     monkeypatch.setattr(transformer, "_stream_dtype", stream_dtype)
+    torch.set_autocast_enabled("cuda", True)
+    yield called
+    torch.set_autocast_enabled("cuda", False)
 
 
 def stream_dtype(x: Tensor, *, training: bool) -> torch.dtype:
@@ -83,32 +98,46 @@ def gradients(
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch itself
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)]
 )
 def test_all_gradients_are_those_without_it(
-    dtype: torch.dtype, rtol: float, compiled: bool
+    calls: list[torch.dtype], dtype: torch.dtype, rtol: float, compiled: bool
 ) -> None:
     model = model_of()
     expected = gradients(model, model.hidden, dtype)
     use_norm_kernel(model)
     hidden = torch.compile(model.hidden, backend="aot_eager") if compiled else model.hidden
     found = gradients(model, hidden, dtype)
+    assert calls == [dtype] * 4  # behind each of four layers
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in found.items():
         apart = (gradient - expected[name]).norm() / expected[name].norm()
         assert apart.item() < rtol, name
 
 
-@pytest.mark.usefixtures("kernel")
-def test_what_is_not_trained_computes_as_before() -> None:
+def test_a_stream_of_fewer_numbers_goes_without(
+    calls: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of()
+    expected = gradients(model, model.hidden, torch.float32)
+    use_norm_kernel(model)
+    monkeypatch.setattr(residual, "FEWEST", residual.FEWEST + 1)
+    found = gradients(model, model.hidden, torch.float32)
+    assert not calls
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_not_trained_goes_without(calls: list[torch.dtype]) -> None:
     model = model_of().eval()
     expected = model.hidden(IDS_BT)
     use_norm_kernel(model)
     assert torch.equal(model.hidden(IDS_BT), expected)
+    torch.autograd.backward(model.hidden(IDS_BT).sum())
+    assert not calls
 
 
 def test_without_half_precision_on_a_gpu_they_compute_as_before() -> None:
@@ -118,7 +147,10 @@ def test_without_half_precision_on_a_gpu_they_compute_as_before() -> None:
     assert torch.equal(model.hidden(IDS_BT), expected)
 
 
-def test_layer_norms_behind_products_with_biases_are_given_it() -> None:
+def test_layer_norms_behind_products_with_biases_are_given_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residual, "WIDEST", WIDTH)
     model = model_of()
     first, second = model.blocks()
     before = type(first.ln_1)
@@ -136,12 +168,12 @@ def test_layer_norms_behind_products_with_biases_are_given_it() -> None:
     [
         model_of(replace(GPT2, bias=False)),
         model_of(replace(GPT2, norm="rms")),
-        model_of(width=130),
+        model_of(width=WIDTH + 2),
     ],
     ids=["without biases", "other norms", "too wide"],
 )
 def test_others_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch, model: Transformer) -> None:
-    monkeypatch.setattr(residual, "WIDEST", 128)
+    monkeypatch.setattr(residual, "WIDEST", WIDTH)
     before = [type(module) for module in model.modules()]
     use_norm_kernel(model)
     assert [type(module) for module in model.modules()] == before

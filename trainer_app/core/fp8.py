@@ -78,7 +78,7 @@ class Float8Linear(nn.Linear):
         return y_MN.view(*x.shape[:-1], -1)  # pragma: needs cuda
 
     def trained_bias(self, rows: int) -> Tensor | None:  # noqa: ARG002 - for others of its kind
-        """The bias to be added to so many rows; what makes no gradient for it detaches it."""
+        """The bias to add to so many rows; detached where its gradient is made elsewhere."""
         return self._parameters["bias"]
 
 

@@ -98,7 +98,10 @@ class KernelNorm(LayerNorm):
 
 
 class LastKernelNorm(LayerNorm):
-    """The one behind the last layer: what was the stream is read by nothing else."""
+    """The one behind the last layer: what was the stream is read by nothing else.
+
+    Its Function is one of its own, for torch's compiler would pass a gradient of zeros to be read.
+    """
 
     def added(self, x: Tensor, y: Tensor, bias_D: Tensor | None) -> tuple[Tensor, Tensor]:
         if bias_D is None or not _is_used(self, x.numel()):
@@ -218,7 +221,8 @@ def _(  # noqa: PLR0917 - the schema's
     mean: Tensor,  # noqa: ARG001
     rstd: Tensor,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
-    in_half = x.new_empty(0, dtype=grad.dtype) if grad.dtype == x.dtype else torch.empty_like(grad)
+    contiguous = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    in_half = x.new_empty(0, dtype=grad.dtype) if grad.dtype == x.dtype else contiguous
     sums_P3D = x.new_empty(programs(x), 3, len(weight_D), dtype=torch.float32)
     return torch.empty_like(x), in_half, sums_P3D
 
