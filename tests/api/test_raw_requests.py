@@ -139,10 +139,14 @@ def port(redis_server: RedisServer, migrated_sqlite: Path, root: Path) -> Iterat
 
 def answer_to(port: int, request: bytes) -> Answer:
     with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
-        connection.sendall(request)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        return Answer(status=response.status, headers=response.headers, body=response.read())
+        return answer_over(connection, request)
+
+
+def answer_over(connection: socket.socket, request: bytes) -> Answer:
+    connection.sendall(request)
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(status=response.status, headers=response.headers, body=response.read())
 
 
 def assert_ours(answer: Answer, status: int) -> None:
@@ -169,14 +173,13 @@ def test_what_cannot_be_read_as_http_gets_the_body_of_every_error(
 
 def test_what_cannot_be_read_is_not_logged_as_the_request_before_it(port: int, root: Path) -> None:
     with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
-        for request in (get(HOST, target="/runs/before"), get(HOST, "Content-Length: +2")):
-            connection.sendall(request)
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            response.read()
-    assert response.status == 400
+        answers = [
+            answer_over(connection, request)
+            for request in (get(HOST, target="/runs/before"), get(HOST, "Content-Length: +2"))
+        ]
+    assert [answer.status for answer in answers] == [404, 400]
 
-    request_id = response.headers["X-Request-ID"]
+    request_id = answers[-1].headers["X-Request-ID"]
     lines = (root / "server.log").read_text().splitlines()
     (line,) = (line for line in lines if request_id in line)
     assert "before" not in line
