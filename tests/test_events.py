@@ -163,6 +163,20 @@ def test_what_one_run_holds_back_delays_and_drops_nothing_of_the_next(
     }
 
 
+def test_the_next_attempt_of_a_run_is_told_behind_what_the_one_before_has_left(
+    client: redis.Redis,
+) -> None:
+    publisher = Publisher(client)
+    first = job_events(publisher)
+    for step in range(4):
+        first.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
+
+    job_events(publisher).started()
+    publisher.close()
+
+    assert [event.get("step") for event in read_stream(client)] == [0, 1, 2, 3, None]
+
+
 def test_progress_stays_within_0_and_99(client: redis.Redis) -> None:
     publisher = Publisher(client)
 

@@ -42,7 +42,8 @@ class _Line:
     Jobs do not share one: what one of them holds back must not delay the news of another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
         self._events: deque[tuple[Event, bool]] = deque()  # and whether it is held to the pace
         self._free_at: dict[object, float] = {}  # by type
 
@@ -87,6 +88,12 @@ class Publisher:
         self._is_closing = False
         self._thread = threading.Thread(target=self._send_all, name="events", daemon=True)
         self._thread.start()
+
+    def line_of(self, job_id: str) -> _Line:
+        """Where a job's events wait: behind those of its attempt before, if some are left."""
+        with self._changed:
+            waiting = (line for line in self._lines if line.job_id == job_id)
+            return next(waiting, None) or _Line(job_id)
 
     def send(self, event: Event, line: _Line) -> None:
         """Queue one event; dropped with a warning when too many wait."""
@@ -177,7 +184,7 @@ class JobEvents:
         self._common: Event = {"job_id": job_id, "user_id": user_id}
         self._lifecycle: Event = {**self._common, "domain": "trainer", "queue": queue_name}
         self.queue_name = queue_name
-        self._line = _Line()
+        self._line = _Line(job_id) if publisher is None else publisher.line_of(job_id)
 
     def started(self) -> None:
         """A worker has taken the job."""
