@@ -296,7 +296,8 @@ class EventReporter(Silent):
         last = self._last = steps[-1]
         percent = 100 * last.step // last.total_steps
         self._events.progress(percent, f"step {last.step} of {last.total_steps}")
-        self._events.metrics_progress(self._point(last))
+        if not last.to_be_evaluated:  # else one event tells both
+            self._events.metrics_progress(self._point(last))
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
         if self._last is None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -29,10 +29,12 @@ from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
+from trainer_app.safe_paths import open_beneath
 from trainer_app.store import lease, metrics
 from trainer_app.tracking.tracker import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
+_LOSSES: Final = ("test_loss", "best_val_loss", "final_loss")  # the first that there is counts
 
 
 def work(job: Job) -> Done | StopReason:
@@ -174,8 +176,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     (folder / "eval").mkdir(exist_ok=True)
     write_atomically(folder / "eval" / "metrics.json", metrics_file(finished).encode())
     write_atomically(folder / "README.md", model_card(spec, finished).encode())
-    if (log := job_log_path(settings, run_id)).exists():  # a disk that took no line has none
-        shutil.copyfile(log, folder / "logs.jsonl")
+    _copy_log(job_log_path(settings, run_id), folder / "logs.jsonl")
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
@@ -189,10 +190,20 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
         )
 
 
+def _copy_log(log: Path, target: Path) -> None:
+    with (
+        suppress(FileNotFoundError),  # a disk that took no line has none
+        open_beneath(log.parent, log.name) as source,
+        target.open("wb") as copy,
+    ):
+        shutil.copyfileobj(source, copy)
+
+
 def _done(job: Job, final: Path) -> Done:
     """What became of the run, by its manifest, and where its model is kept."""
     manifest = artifacts.read_manifest(final)
     measured = {name: manifest[name] for name in FIGURES}
+    job.log.info("final figures", **{name: measured[name] for name in _LOSSES})
     with _telling(job) as say:
         kept = keep(job, final, on_message=say)
     return Done(
@@ -216,18 +227,8 @@ def _final_metrics(measured: Mapping[str, object], final: Path) -> dict[str, obj
     """The figures of the last event.
 
     ``test_loss`` is a float for whoever listens, never null. A run without a test split has the
-    validation loss of the same weights there, without that split either its last training loss;
-    ``split`` says which it is.
+    validation loss of the same weights there, without that split either its last training loss.
+    The manifest and the log have each under its own name.
     """
-    losses = {
-        "test": measured["test_loss"],
-        "validation": measured["best_val_loss"],
-        "train": measured["final_loss"],
-    }
-    split, loss = next((split, loss) for split, loss in losses.items() if isinstance(loss, float))
-    return {
-        "test_loss": loss,
-        "test_ppl": perplexity(loss),
-        "artifact_path": str(final),
-        "split": split,
-    }
+    loss = next(loss for name in _LOSSES if isinstance(loss := measured[name], float))
+    return {"test_loss": loss, "test_ppl": perplexity(loss), "artifact_path": str(final)}

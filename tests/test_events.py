@@ -107,20 +107,74 @@ def test_evaluations_are_told_one_after_the_other_and_not_faster(client: redis.R
     assert all(later - earlier >= 250 for earlier, later in pairwise(times))
 
 
-def test_evaluations_that_come_much_too_fast_are_thinned_and_delay_nothing_for_long(
-    client: redis.Redis,
-) -> None:
+def test_of_evaluations_that_come_much_too_fast_the_newest_are_told(client: redis.Redis) -> None:
     publisher = Publisher(client)
     job = job_events(publisher)
 
     for step in range(200):
+        job.metrics_progress({"step": step}, evaluation=False)
         job.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
     job.completed(result_id="run-1", result_bytes=1)
     publisher.close()
 
-    found = read_stream(client)
-    assert len(found) < 20
-    assert found[-1]["type"] == "trainer.job.completed.v1"
+    *progress, last = read_stream(client)
+    assert len(progress) < 20
+    assert [event["step"] for event in progress[-12:]] == list(range(188, 200))
+    assert last["type"] == "trainer.job.completed.v1"
+
+
+def test_what_one_run_holds_back_delays_and_drops_nothing_of_the_next(
+    client: redis.Redis,
+) -> None:
+    publisher = Publisher(client)
+    earlier, later = (
+        JobEvents(publisher, job_id=name, user_id=0, queue_name="q") for name in ("a", "b")
+    )
+    for step in range(200):
+        earlier.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
+    earlier.completed(result_id="a", result_bytes=1)
+    began = time.monotonic()
+
+    later.started()
+    later.metrics_progress({"step": 1})
+    later.metrics_progress({"step": 1, "val_loss": 1.0}, evaluation=True)
+    later.completed(result_id="b", result_bytes=1)
+    while len(mine := [event for event in read_stream(client) if event["job_id"] == "b"]) < 4:
+        assert time.monotonic() - began < 1.5
+        time.sleep(0.01)
+    publisher.close()
+
+    assert [str(event["type"]).split(".")[1:3] for event in mine] == [
+        ["job", "started"],
+        ["metrics", "progress"],
+        ["metrics", "progress"],
+        ["job", "completed"],
+    ]
+    assert mine[2]["val_loss"] == 1.0
+    assert read_stream(client)[-1] == {
+        "type": "trainer.job.completed.v1",
+        "job_id": "a",
+        "user_id": 0,
+        "domain": "trainer",
+        "queue": "q",
+        "result_id": "a",
+        "result_bytes": 1,
+        "progress": 100,
+    }
+
+
+def test_the_next_attempt_of_a_run_is_told_behind_what_the_one_before_has_left(
+    client: redis.Redis,
+) -> None:
+    publisher = Publisher(client)
+    first = job_events(publisher)
+    for step in range(4):
+        first.metrics_progress({"step": step, "val_loss": 1.0}, evaluation=True)
+
+    job_events(publisher).started()
+    publisher.close()
+
+    assert [event.get("step") for event in read_stream(client)] == [0, 1, 2, 3, None]
 
 
 def test_progress_stays_within_0_and_99(client: redis.Redis) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_app.log import JobLog
+from trainer_app.log import JobLog, last_events
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -128,3 +128,24 @@ def test_an_error_in_the_log_steers_no_terminal_and_tells_no_variable(
     assert "ValueError: " in told
     assert "\x1b" not in told
     assert "s3cr3t" not in told.replace("work('s3cr3t-key')", "")  # its line of source
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_log_in_whose_place_something_else_lies_is_neither_written_nor_read(
+    tmp_path: Path, kind: str
+) -> None:
+    path, other = tmp_path / "run-1.jsonl", tmp_path / "other"
+    other.write_text('{"event": "secret"}\n')
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+    log = JobLog(path, run_id="run-1")
+    log.info("started")
+    log.close()
+
+    assert last_events(path, 3) == []
+    assert other.read_text() == '{"event": "secret"}\n'

@@ -28,7 +28,7 @@ from trainer_app.safe_paths import is_plain_name, open_beneath, open_regular
 from trainer_app.settings import Settings
 
 MANIFEST: Final = "manifest.json"
-_TAR_BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 20  # bytes that are read at once
 _LARGEST: Final = 16 << 20  # bytes of JSON that are read: more than any manifest has
 _FIGURES: Final = ("loss", "perplexity", "bits_per_byte")  # of an evaluation
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -233,10 +233,28 @@ def open_file(
     raise DataNotFound(f"the artifact of {directory.name} has no file of this name")
 
 
+def checked(source: BinaryIO, file: ArtifactFile) -> Iterator[bytes]:
+    """A file's bytes, the last of them, ``BLOCK`` at most, once all are known to be as published.
+
+    Raises ModelIncompatible in their place where the digest is not the manifest's.
+    """
+    digest = hashlib.sha256()
+    held = b""
+    while block := source.read(BLOCK):
+        digest.update(block)
+        if held:
+            yield held
+        held = block
+    if digest.hexdigest() != file.sha256:
+        raise ModelIncompatible(f"{file.name} is damaged: its SHA-256 is not the manifest's")
+    yield held
+
+
 def stream_tar(directory: Path) -> Iterator[bytes]:
     """The artifact as a tar.gz, made while it is read; the same bytes for the same files.
 
-    Weights do not compress: level 0 stores them, which costs no time.
+    Weights do not compress: level 0 stores them, which costs no time. Raises ModelIncompatible
+    before the end of a file that is not as it was published.
     """
     deflate = zlib.compressobj(level=0, wbits=_GZIP)
     for block in _tar(directory):
@@ -251,8 +269,7 @@ def _tar(directory: Path) -> Iterator[bytes]:
         header.mode = 0o644
         yield header.tobuf(format=tarfile.PAX_FORMAT)
         with open_beneath(directory, file.name) as source:
-            while block := source.read(_TAR_BLOCK):
-                yield block
+            yield from checked(source, file)
         yield bytes(-file.bytes % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)
 

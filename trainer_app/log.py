@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from trainer_app.safe_paths import open_beneath
+
 if TYPE_CHECKING:
     from trainer_app.settings import Settings
 
@@ -109,7 +111,9 @@ class JobLog:
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                # No link to another file, and no waiting for who reads from a FIFO.
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                flags |= os.O_NOFOLLOW | os.O_NONBLOCK
                 self._file = os.open(self._path, flags, 0o644)
             # A full disk may take a part: what follows is to be lines again.
             whole = b"\n" + data if self._torn else data
@@ -138,8 +142,8 @@ class JobLog:
 def last_events(path: Path, count: int) -> list[str]:
     """What the last lines of a job's log say, oldest first; empty where there is no log."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        with open_beneath(path.parent, path.name) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()[-count:]
     except OSError:
         return []

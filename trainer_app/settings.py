@@ -60,6 +60,10 @@ _HOST = Regexp(
 )
 _COMMIT = Regexp(r"([0-9a-f]{7,64})?\Z", error="Must be 7 to 64 hexadecimal digits, or empty")
 
+# Python and marshmallow take underscores, blanks around it and the digits of all scripts as well.
+_INTEGER = Regexp(r"[+-]?[0-9]+\Z", error="Not a valid integer")
+_NUMBER = Regexp(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z", error="Not a valid number")
+
 
 def load_settings() -> Settings:
     """Read the process's environment.
@@ -100,28 +104,28 @@ def _read(env: Env) -> Settings:
         ),
         api=Api(
             host=env.str("API__HOST", "127.0.0.1", validate=_HOST),
-            port=env.int("API__PORT", 8000, validate=Range(0, 65_535)),
-            threads=env.int("API__THREADS", 512, validate=Range(8, 2_000)),
+            port=_int(env, "API__PORT", 8000, validate=Range(0, 65_535)),
+            threads=_int(env, "API__THREADS", 512, validate=Range(8, 2_000)),
             # The longest text, api.fields.LONGEST_TEXT, in UTF-8, and what stands beside it.
-            max_body_bytes=env.int("API__MAX_BODY_BYTES", 4_259_840, validate=Range(1_024)),
-            max_upload_bytes=env.int("API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
+            max_body_bytes=_int(env, "API__MAX_BODY_BYTES", 4_259_840, validate=Range(1_024)),
+            max_upload_bytes=_int(env, "API__MAX_UPLOAD_BYTES", 68_719_476_736, validate=Range(1)),
         ),
         data_bank=_read_data_bank(env),
         cleanup=Cleanup(
             enabled=env.bool("APP__CLEANUP__ENABLED", False),
             verify_upload=env.bool("APP__CLEANUP__VERIFY_UPLOAD", True),
-            grace_seconds=env.float(
-                "APP__CLEANUP__GRACE_PERIOD_SECONDS", 86_400.0, validate=Range(0.0, 1e9)
+            grace_seconds=_float(
+                env, "APP__CLEANUP__GRACE_PERIOD_SECONDS", 86_400.0, validate=Range(0.0, 1e9)
             ),
             dry_run=env.bool("APP__CLEANUP__DRY_RUN", False),
         ),
         corpus_cache_cleanup=CorpusCacheCleanup(
             enabled=env.bool("APP__CORPUS_CACHE_CLEANUP__ENABLED", False),
-            max_bytes=env.int(
-                "APP__CORPUS_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
+            max_bytes=_int(
+                env, "APP__CORPUS_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
             ),
-            min_free_bytes=env.int(
-                "APP__CORPUS_CACHE_CLEANUP__MIN_FREE_BYTES", 10_737_418_240, validate=Range(0)
+            min_free_bytes=_int(
+                env, "APP__CORPUS_CACHE_CLEANUP__MIN_FREE_BYTES", 10_737_418_240, validate=Range(0)
             ),
             eviction_policy=env.str(
                 "APP__CORPUS_CACHE_CLEANUP__EVICTION_POLICY",
@@ -131,24 +135,24 @@ def _read(env: Env) -> Settings:
         ),
         token_cache_cleanup=TokenCacheCleanup(
             enabled=env.bool("APP__TOKEN_CACHE_CLEANUP__ENABLED", True),
-            max_bytes=env.int(
-                "APP__TOKEN_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
+            max_bytes=_int(
+                env, "APP__TOKEN_CACHE_CLEANUP__MAX_BYTES", 107_374_182_400, validate=Range(0)
             ),
-            min_free_bytes=env.int(
-                "APP__TOKEN_CACHE_CLEANUP__MIN_FREE_BYTES", 1_073_741_824, validate=Range(0)
+            min_free_bytes=_int(
+                env, "APP__TOKEN_CACHE_CLEANUP__MIN_FREE_BYTES", 1_073_741_824, validate=Range(0)
             ),
         ),
         tokenizer_cleanup=TokenizerCleanup(
             enabled=env.bool("APP__TOKENIZER_CLEANUP__ENABLED", False),
-            min_unused_days=env.float(
-                "APP__TOKENIZER_CLEANUP__MIN_UNUSED_DAYS", 30.0, validate=Range(0.0, 36_500.0)
+            min_unused_days=_float(
+                env, "APP__TOKENIZER_CLEANUP__MIN_UNUSED_DAYS", 30.0, validate=Range(0.0, 36_500.0)
             ),
         ),
         tracking=_read_tracking(env, paths),
         flower=_read_flower(env),
-        threads=env.int("APP__THREADS", 0, validate=Range(0, 1_024)),
-        tokenizer_sample_max_lines=env.int(
-            "APP__TOKENIZER_SAMPLE_MAX_LINES", 10_000, validate=Range(1)
+        threads=_int(env, "APP__THREADS", 0, validate=Range(0, 1_024)),
+        tokenizer_sample_max_lines=_int(
+            env, "APP__TOKENIZER_SAMPLE_MAX_LINES", 10_000, validate=Range(1)
         ),
         others=_read_others(env),
         log_level=env.str(
@@ -156,6 +160,16 @@ def _read(env: Env) -> Settings:
         ),
         log_format=env.str("LOGGING__FORMAT", "json", validate=OneOf(["json", "text"])),
     )
+
+
+def _int(env: Env, name: str, default: int, *, validate: Range) -> int:
+    env.str(name, str(default), validate=_INTEGER)
+    return env.int(name, default, validate=validate)
+
+
+def _float(env: Env, name: str, default: float, *, validate: Range) -> float:
+    env.str(name, str(default), validate=_NUMBER)
+    return env.float(name, default, validate=validate)
 
 
 def _read_paths(env: Env) -> Paths:
@@ -203,8 +217,8 @@ def _read_data_bank(env: Env) -> DataBank:
     return DataBank(
         url=own or (f"{gateway}/data-bank" if gateway else None),
         api_key=api_key,
-        max_bytes=env.int("APP__DATA_BANK_MAX_BYTES", 68_719_476_736, validate=Range(1)),
-        retry_seconds=env.float("APP__DATA_BANK_RETRY_SEC", 300.0, validate=Range(0.0, 86_400.0)),
+        max_bytes=_int(env, "APP__DATA_BANK_MAX_BYTES", 68_719_476_736, validate=Range(1)),
+        retry_seconds=_float(env, "APP__DATA_BANK_RETRY_SEC", 300.0, validate=Range(0.0, 86_400.0)),
     )
 
 
@@ -227,8 +241,8 @@ def _read_http_url(env: Env, name: str) -> str:
 def _read_jobs(env: Env) -> Jobs:
     def integer(name: str, default: int, low: int, high: int = 2**31 - 1) -> int:
         # RQ__* are the names that an older deployment of such a service may still set.
-        fallback = env.int(f"RQ__{name}", default, validate=Range(low, high))
-        return env.int(f"CELERY__{name}", fallback, validate=Range(low, high))
+        fallback = _int(env, f"RQ__{name}", default, validate=Range(low, high))
+        return _int(env, f"CELERY__{name}", fallback, validate=Range(low, high))
 
     def intervals(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         parts = _listed(env, name, ",".join(map(str, default)))
@@ -241,7 +255,7 @@ def _read_jobs(env: Env) -> Jobs:
         words = "Must be 1 to 64 letters, digits, dots, dashes or underscores"
         return env.str(name, default, validate=Regexp(r"[A-Za-z0-9._-]{1,64}\Z", error=words))
 
-    lease_seconds = env.float("JOBS__LEASE_SEC", 60.0, validate=Range(2.0, 3_600.0))
+    lease_seconds = _float(env, "JOBS__LEASE_SEC", 60.0, validate=Range(2.0, 3_600.0))
     beats = Range(0.1, lease_seconds / 2)
     return Jobs(
         queue_name=queue_name("CELERY__QUEUE_NAME", queue_name("RQ__QUEUE_NAME", "trainer")),
@@ -253,10 +267,10 @@ def _read_jobs(env: Env) -> Jobs:
             "CELERY__RETRY_INTERVALS_SEC", intervals("RQ__RETRY_INTERVALS_SEC", (300,))
         ),
         lease_seconds=lease_seconds,
-        beat_seconds=env.float("JOBS__BEAT_SEC", lease_seconds / 6, validate=beats),
-        checkpoint_seconds=env.float("JOBS__CHECKPOINT_SEC", 60.0, validate=Range(0.0, 86_400.0)),
-        max_crashes=env.int("JOBS__MAX_CRASHES", 3, validate=Range(1, 100)),
-        spare_seconds=env.float("JOBS__SPARE_SEC", 20.0, validate=Range(0.0, 86_400.0)),
+        beat_seconds=_float(env, "JOBS__BEAT_SEC", lease_seconds / 6, validate=beats),
+        checkpoint_seconds=_float(env, "JOBS__CHECKPOINT_SEC", 60.0, validate=Range(0.0, 86_400.0)),
+        max_crashes=_int(env, "JOBS__MAX_CRASHES", 3, validate=Range(1, 100)),
+        spare_seconds=_float(env, "JOBS__SPARE_SEC", 20.0, validate=Range(0.0, 86_400.0)),
     )
 
 
@@ -278,7 +292,7 @@ def _read_flower(env: Env) -> Flower:
         raise SettingsError("FLOWER__BASIC_AUTH: must be user:password, several comma-separated")
     return Flower(
         host=env.str("FLOWER__HOST", "127.0.0.1", validate=_HOST),
-        port=env.int("FLOWER__PORT", 5555, validate=Range(0, 65_535)),
+        port=_int(env, "FLOWER__PORT", 5555, validate=Range(0, 65_535)),
         basic_auth=basic_auth,
     )
 

@@ -188,6 +188,16 @@ def test_a_body_shows_bounds_defaults_and_descriptions(document: Node) -> None:
                 assert {"minimum", "maximum"} <= set(described), name
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [("Train", "tags"), ("Train", "sample_prompts"), ("Generate", "stop_sequences")],
+)
+def test_a_list_that_may_be_left_out_is_said_to_be_empty_then(
+    document: Node, body: str, field: str
+) -> None:
+    assert part(document, "components", "schemas", body, "properties", field)["default"] == []
+
+
 def test_choices_are_those_of_the_registry(document: Node) -> None:
     named = part(document, "components", "schemas")
     assert part(named, "Train", "properties", "model_family")["enum"] == list(MODEL_FAMILIES)

@@ -119,11 +119,14 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def port(
-    redis_server: RedisServer, migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[int]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of the server, with its log."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def port(redis_server: RedisServer, migrated_sqlite: Path, root: Path) -> Iterator[int]:
     """One server for all of this module, which leaves nothing in it."""
-    root = tmp_path_factory.mktemp("served")
     (root / "trainer.db").write_bytes(migrated_sqlite.read_bytes())
     environment = {
         "APP__DATA_ROOT": str(root),
@@ -136,10 +139,14 @@ def port(
 
 def answer_to(port: int, request: bytes) -> Answer:
     with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
-        connection.sendall(request)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        return Answer(status=response.status, headers=response.headers, body=response.read())
+        return answer_over(connection, request)
+
+
+def answer_over(connection: socket.socket, request: bytes) -> Answer:
+    connection.sendall(request)
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(status=response.status, headers=response.headers, body=response.read())
 
 
 def assert_ours(answer: Answer, status: int) -> None:
@@ -162,6 +169,21 @@ def test_what_cannot_be_read_as_http_gets_the_body_of_every_error(
     assert_ours(answer, status)
     assert json.loads(answer.body)["code"] == "INVALID_INPUT"
     assert answer.headers["Connection"] == "close"
+
+
+def test_what_cannot_be_read_is_not_logged_as_the_request_before_it(port: int, root: Path) -> None:
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
+        answers = [
+            answer_over(connection, request)
+            for request in (get(HOST, target="/runs/before"), get(HOST, "Content-Length: +2"))
+        ]
+    assert [answer.status for answer in answers] == [404, 400]
+
+    request_id = answers[-1].headers["X-Request-ID"]
+    lines = (root / "server.log").read_text().splitlines()
+    (line,) = (line for line in lines if request_id in line)
+    assert "before" not in line
+    assert not {"method", "path"} & set(json.loads(line))
 
 
 @pytest.mark.parametrize("chunks", BAD_CHUNKS.values(), ids=BAD_CHUNKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -126,3 +127,19 @@ def test_a_line_that_is_too_long_ends_in_pieces(tmp_path: Path) -> None:
 def test_where_there_is_no_file_no_line_has_ended_yet(tmp_path: Path) -> None:
     assert is_line_end(tmp_path / "none", 0)
     assert not is_line_end(tmp_path / "none", 1)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_what_is_no_file_is_like_one_that_is_missing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log"
+    if kind == "link":
+        path.symlink_to(written(tmp_path / "secret", b"a\nb\n"))
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+    assert list(last_lines(path, 5)) == []
+    assert start_of_last_lines(path, 1) == 0
+    assert not is_line_end(path, 2)
+    assert list(lines_from(path, 0, whole=True)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,15 @@ def test_a_folder_that_is_a_link_is_not_followed(world: World, tmp_path: Path) -
     assert report.removed == ()
     assert "links are not followed" in report.kept[0].reason
     assert (outside / "tokenizer.json").exists()
+
+
+def test_a_folder_that_is_gone_is_said_to_be(world: World) -> None:
+    shutil.rmtree(world.tokenizer("old"))
+    world.elapse(31 * DAY)
+
+    report = clean_tokenizers(world.database, world.settings, dry_run=False)
+
+    assert [item.reason for item in report.kept] == ["its folder is gone"]
 
 
 def test_a_link_inside_a_folder_is_removed_and_what_it_leads_to_is_not(

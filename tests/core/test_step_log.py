@@ -50,6 +50,7 @@ def test_each_step_is_reported_the_first_the_last_and_every_so_many_for_the_curv
     curve = [report for report in observer.steps if report.in_curve]
     assert [report.step for report in curve] == [1, 10, 13, 20, 25]
     assert [report.epoch for report in curve] == [0, 0, 1, 1, 2]
+    assert [report.step for report in curve if report.to_be_evaluated] == [13]
     assert observer.steps[-1].train_loss == pytest.approx(0.04)
     assert made.last_loss == pytest.approx(0.04)
     assert observer.steps[0].tokens_per_sec == pytest.approx(16 * observer.steps[0].samples_per_sec)

@@ -17,7 +17,8 @@ from tasks import process, training
 from tasks.held import Held, draining
 from tasks.perform import perform
 from tests.slow_proxy import SlowProxy, slow_proxy
-from tests.tasks.test_news import SPEC, claimed, held, soon, taken_over
+from tests.tasks.claims import claimed
+from tests.tasks.test_news import SPEC, held, soon, taken_over
 from trainer_app import events
 from trainer_app.core.observer import StopReason
 from trainer_app.log import job_log_path

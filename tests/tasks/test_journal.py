@@ -249,6 +249,18 @@ def test_what_a_curve_is_said_to_reach_is_there(
     assert runs.get(database, claim.job_id).loss_chain == f"{100:064x}"
 
 
+def test_before_its_first_checkpoint_a_run_has_kept_no_chain(
+    database: Database, claim: Claim, held: Held
+) -> None:
+    rows = RowReporter(database, claim, held)
+    rows.on_start(replace(START, loss_chain=START_OF_CHAIN))
+    rows.on_steps([step(1)])
+    rows.close()
+
+    run = runs.get(database, claim.job_id)
+    assert (run.step, run.loss_chain, run.loss_chain_step) == (1, None, None)
+
+
 def test_of_a_run_that_was_begun_without_a_chain_none_is_kept(
     database: Database, claim: Claim, held: Held, tmp_path: Path
 ) -> None:

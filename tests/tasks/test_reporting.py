@@ -66,6 +66,20 @@ def test_an_evaluation_is_told_with_the_step_before_it_and_without_one_not_at_al
     assert [event["step"] for event in told] == [8]
 
 
+@pytest.mark.usefixtures("worker")
+def test_a_step_that_is_evaluated_is_told_once(
+    sent_events: Callable[[], list[dict[str, object]]],
+) -> None:
+    events = process.job_events(JobKind.TRAIN, job_id="run-1", user_id=0, queue_name="trainer")
+    reporter = EventReporter(events)
+    reporter.on_start(START)
+    reporter.on_steps([step(7), replace(step(8), to_be_evaluated=True)])
+    reporter.on_evaluation(evaluation(8, loss=2.0))
+
+    told = [event for event in sent_events() if event["type"] == "trainer.metrics.progress.v1"]
+    assert [(event["step"], event["val_loss"]) for event in told] == [(8, 2.0)]
+
+
 def test_the_curve_has_the_steps_that_logging_steps_keeps() -> None:
     steps = [replace(step(number), in_curve=number in (1, 10)) for number in range(1, 12)]
     assert [point.step for point in points_of(steps)] == [1, 10]

@@ -37,6 +37,7 @@ from trainer_app.core.observer import StepReport
 from trainer_app.core.performance import FLOPS_SOURCE
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
+from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import Database
@@ -170,8 +171,7 @@ def test_each_event_has_its_fields_in_the_contracts_order(start: Start, sent_eve
         "trainer.metrics.config.v1": "type job_id user_id model_family model_size total_epochs "
         "queue cpu_cores memory_mb optimal_threads batch_size learning_rate",
         "trainer.metrics.progress.v1": f"type job_id user_id {curve} val_loss val_ppl",
-        "trainer.metrics.completed.v1": "type job_id user_id test_loss test_ppl artifact_path "
-        "split",
+        "trainer.metrics.completed.v1": "type job_id user_id test_loss test_ppl artifact_path",
     }
 
 
@@ -187,11 +187,11 @@ def test_the_evaluations_are_announced(start: Start, heard: Callable[[], list[Ev
 
 
 @pytest.mark.parametrize(
-    ("holdout", "test", "split"),
-    [(0.1, 0.1, "test"), (0.1, 0.0, "validation"), (0.0, 0.0, "train")],
+    ("holdout", "test", "name"),
+    [(0.1, 0.1, "test_loss"), (0.1, 0.0, "best_val_loss"), (0.0, 0.0, "final_loss")],
 )
 def test_the_final_figures_are_those_of_the_best_split_that_there_is(
-    holdout: float, test: float, split: str, start: Start, sent_events: Sent
+    holdout: float, test: float, name: str, start: Start, sent_events: Sent
 ) -> None:
     run_id = start(holdout=holdout, test=test)
     perform(run_id, hostname="train-0@here", work=training.work)
@@ -202,8 +202,23 @@ def test_the_final_figures_are_those_of_the_best_split_that_there_is(
     folder = artifacts.model_directory(process.settings(), run_id)
     assert event.artifact_path == str(folder)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    name = {"test": "test_loss", "validation": "best_val_loss", "train": "final_loss"}[split]
-    assert (last["split"], event.test_loss) == (split, manifest[name])
+    assert event.test_loss == manifest[name]
+    lines = job_log_path(process.settings(), run_id).read_text().splitlines()
+    (told,) = (line for line in map(json.loads, lines) if line["event"] == "final figures")
+    assert told.items() >= {key: manifest[key] for key in ("test_loss", name)}.items()
+
+
+def test_no_file_that_a_link_names_is_published_as_the_log(start: Start, tmp_path: Path) -> None:
+    run_id = start()
+    (secret := tmp_path / "secret").write_text("secret")
+    (log := job_log_path(process.settings(), run_id)).parent.mkdir(exist_ok=True)
+    log.symlink_to(secret)
+
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    folder = artifacts.model_directory(process.settings(), run_id)
+    assert (folder / "manifest.json").exists()
+    assert not (folder / "logs.jsonl").exists()
 
 
 def test_a_manifest_tells_how_the_steps_were_computed_and_how_fast(start: Start) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+import structlog
 from flask import Response, request
 from werkzeug.exceptions import PreconditionFailed
 from werkzeug.wsgi import wrap_file
@@ -23,6 +25,7 @@ from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.restore import damage, damaged_file
+from trainer_app.safe_paths import open_beneath
 from trainer_app.store import runs
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import DATA_BANK
@@ -39,6 +42,7 @@ blueprint = Blueprint("artifacts", __name__, description="Finished models.")
 _ONE_RANGE: Final = re.compile(
     r"bytes=(?:[0-9]{1,30}-[0-9]{0,30}|-(?P<suffix>[0-9]{1,30}))", re.IGNORECASE
 )
+_log = structlog.get_logger(__name__)
 _BINARY = {"type": "string", "format": "binary"}
 
 
@@ -74,11 +78,17 @@ def download_artifact(run_id: str) -> Response:
     directory = _directory(run)
     with _manifest_missed(run):
         # raises here what a stream could no longer say
-        artifacts.pointer(directory, sealed=run.artifact_sha256)
+        files = artifacts.pointer(directory, sealed=run.artifact_sha256).files
     damaged = damaged_file(directory)
     if damaged is not None:
         raise _elsewhere(run, damaged)
-    response = Response(artifacts.stream_tar(directory), mimetype="application/gzip")
+    for file in files:
+        if file.bytes <= artifacts.BLOCK:
+            # One that is gone since then ends the stream.
+            with suppress(FileNotFoundError), open_beneath(directory, file.name) as source:
+                _check(run, source, file)
+    blocks = _told(run, artifacts.stream_tar(directory))
+    response = Response(blocks, mimetype="application/gzip")
     response.headers.set("Content-Disposition", "attachment", filename=f"{run_id}.tar.gz")
     return response
 
@@ -127,11 +137,39 @@ def download_artifact_file(run_id: str, name: str) -> Response:
         if os.fstat(source.fileno()).st_size != file.bytes:
             raise _elsewhere(run, name)  # cut short: half a file would pass for a whole one
         response = _file_response(source, file)
+        if response.status_code == HTTPStatus.OK and request.method == "GET":
+            if file.bytes <= artifacts.BLOCK:
+                _check(run, source, file)
+                source.seek(0)
+            response.response = _told(run, artifacts.checked(source, file))
+            response.direct_passthrough = False  # would not close what is not its iterator's
+            response.call_on_close(source.close)
         opened.pop_all()  # it is the response's to close
     if response.status_code == PreconditionFailed.code:
         response.close()
         raise PreconditionFailed("If-Match does not name the file that there is")
     return response
+
+
+def _check(run: Run, source: BinaryIO, file: ArtifactFile) -> None:
+    """Read a small file: while nothing is sent the answer can still be that it is damaged."""
+    try:
+        for _ in artifacts.checked(source, file):
+            pass
+    except ModelIncompatible:
+        raise ModelIncompatible(damage(run.run_id, file.name)) from None
+
+
+def _told(run: Run, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of an answer that ends short of its end, as the log tells, at what is damaged.
+
+    The server closes the connection then, and the client knows that something is missing.
+    """
+    try:
+        yield from blocks
+    except ModelIncompatible as error:
+        _log.error("a download was broken off", run_id=run.run_id, reason=error.message)
+        raise
 
 
 def _file_response(source: BinaryIO, file: ArtifactFile) -> Response:

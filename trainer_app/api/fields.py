@@ -177,6 +177,10 @@ class StrictString(fields.String):
         return value
 
 
+# Beside ``about`` where load_default is ``list``: the document repeats no default that is made.
+EMPTY_BY_DEFAULT: Final[dict[str, object]] = {"default": []}
+
+
 class StrictList(fields.List[str]):
     """A JSON array of texts. ``validate`` must bound their number."""
 

@@ -9,6 +9,7 @@ from marshmallow import fields, post_load
 
 from trainer_app.api import examples, job_fields, sampling_fields
 from trainer_app.api.fields import (
+    EMPTY_BY_DEFAULT,
     LONGEST_PATH,
     LONGEST_TEXT,
     OF_BODY,
@@ -52,7 +53,7 @@ class GenerateSchema(StrictSchema):
         StrictString(validate=length(1, 256)),
         load_default=list,
         validate=length(0, 16),
-        metadata=about("Texts to stop before; they are cut off.", ["\n\n"]),
+        metadata=about("Texts to stop before; they are cut off.", ["\n\n"]) | EMPTY_BY_DEFAULT,
     )
     seed = job_fields.seed("The same seed gives the same text; null: another each time.")
     num_return_sequences = StrictInteger(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from trainer_app.safe_paths import open_beneath
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -22,10 +24,15 @@ class Line:
     end: int
 
 
+def _open(path: Path) -> BinaryIO:
+    """Raises FileNotFoundError also for a link, a FIFO or a folder in the log's place."""
+    return open_beneath(path.parent, path.name)
+
+
 def last_lines(path: Path, count: int) -> Iterator[bytes]:
     """The last ``count`` lines, as blocks of bytes; nothing where there is no file."""
     try:
-        file = path.open("rb")
+        file = _open(path)
     except FileNotFoundError:
         return
     with file:
@@ -40,7 +47,7 @@ def last_lines(path: Path, count: int) -> Iterator[bytes]:
 def start_of_last_lines(path: Path, count: int) -> int:
     """The offset at which the last ``count`` lines start; 0 where there is no file."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             return _start_of_last(file, os.fstat(file.fileno()).st_size, count)
     except FileNotFoundError:
         return 0
@@ -72,7 +79,7 @@ def is_line_end(path: Path, offset: int) -> bool:
     if offset == 0:
         return True
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             if offset >= size:
                 return offset == size
@@ -90,7 +97,7 @@ def lines_from(path: Path, offset: int, *, whole: bool) -> Iterator[Line]:
     The last one is left out while no newline ends it, unless ``whole``: nothing will be added.
     """
     try:
-        file = path.open("rb")
+        file = _open(path)
     except FileNotFoundError:
         return
     with file:

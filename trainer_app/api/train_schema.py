@@ -12,6 +12,7 @@ from marshmallow import ValidationError, post_load, validates_schema
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, OWN_TOKENIZERS
 from trainer_app.api import examples, job_fields
 from trainer_app.api.fields import (
+    EMPTY_BY_DEFAULT,
     StrictBoolean,
     StrictInteger,
     StrictList,
@@ -222,7 +223,8 @@ class TrainSchema(StrictSchema):
         StrictString(validate=length(1, 2_000)),
         load_default=list,
         validate=length(0, 16),
-        metadata=about("Continued at each evaluation, into the log.", ["Once upon a time"]),
+        metadata=about("Continued at each evaluation, into the log.", ["Once upon a time"])
+        | EMPTY_BY_DEFAULT,
     )
     user_id = job_fields.user_id(DEFAULTS["user_id"], "Whose run it is; a label.")
     queue = StrictString(
@@ -239,7 +241,7 @@ class TrainSchema(StrictSchema):
         StrictString(validate=length(1, 64)),
         load_default=list,
         validate=length(0, 16),
-        metadata=about("Words to find the run by.", ["baseline"]),
+        metadata=about("Words to find the run by.", ["baseline"]) | EMPTY_BY_DEFAULT,
     )
 
     @validates_schema

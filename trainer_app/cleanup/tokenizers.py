@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from trainer_app import artifacts
@@ -28,7 +29,8 @@ def clean_tokenizers(db: Database, settings: Settings, *, dry_run: bool) -> Repo
         folder = artifacts.tokenizer_directory(settings, name)
         reason = f"unused for {unused.unused_seconds / _DAY:.1f} days"
         if not is_folder(folder):
-            reason = "its folder is none: links are not followed"
+            gone = not os.path.lexists(folder)
+            reason = "its folder is gone" if gone else "its folder is none: links are not followed"
             kept.append(Item(name=name, bytes=0, reason=reason))
             continue
         item = Item(name=name, bytes=size_of(folder), reason=reason)

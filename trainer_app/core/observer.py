@@ -63,6 +63,7 @@ class StepReport:
     mfu: float | None = None  # core/performance.py; None: the processor's peak is not known
     in_curve: bool = True  # one of those that logging_steps keeps
     chain: str | None = None  # of the losses up to here: core/loss_chain.py
+    to_be_evaluated: bool = False  # an EvaluationReport of this step follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

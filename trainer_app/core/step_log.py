@@ -143,6 +143,7 @@ class StepLog:
                     mfu=self._mfu(tokens_per_sec),
                     in_curve=in_curve,
                     chain=self.chain,
+                    to_be_evaluated=taken.notable,
                 )
             )
         self._since = now

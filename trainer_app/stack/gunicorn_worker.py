@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from trainer_app.stack.paced_socket import PacedSocket
@@ -41,6 +42,7 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: TConn) -> object:
         """Serve a connection that has something to read, in one of the threads."""
+        structlog.contextvars.clear_contextvars()  # of the request that this thread had before
         self._reading[conn] = time.monotonic() + HEADER_SECONDS
         try:
             kept = super().handle(conn)

@@ -52,7 +52,7 @@ class Run:
     tags: tuple[str, ...]
     checkpoint: str | None
     checkpoint_step: int | None
-    loss_chain: str | None  # that the curve comes to at the newest checkpoint
+    loss_chain: str | None  # that the curve comes to at the newest checkpoint; None: none yet
     loss_chain_step: int | None  # at which step
     result: str | None  # JSON
     artifact_storage: str | None
@@ -243,4 +243,6 @@ _ONE_RUN: Final = _runs(_COUNTED).where(RunRow.id == bindparam("run_id"))
 def _run(row: RowMapping) -> Run:
     spec = TrainSpec.from_json(row["spec"])
     fields = {**row, "spec": spec, "tags": spec.tags, "status": Status(row["status"])}
+    if row["loss_chain_step"] == 0:  # it begins there: there is no checkpoint that it could be of
+        fields |= {"loss_chain": None, "loss_chain_step": None}
     return Run(**fields)
