@@ -95,7 +95,7 @@ def test_a_fault_of_the_machine_is_told_without_its_paths_and_logged_with_them(
     assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
     assert int(response.headers["Retry-After"]) > 0
     assert response.get_json()["message"] == MACHINE_FAULTS[number]
-    assert [line["exc_info"] for line in logs if "exc_info" in line] == [error]
+    assert [line["error"] for line in logs if "error" in line] == [str(error)]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "gone", "/srv/secret"), OSError("odd")])

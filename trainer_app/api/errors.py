@@ -151,8 +151,8 @@ def _on_os_error(error: OSError) -> Response:
     message = MACHINE_FAULTS.get(error.errno or 0)
     if message is None:
         return _on_bug(error)
-    # The log alone names the file.
-    _log.error("a request failed", code="UNAVAILABLE", exc_info=error)
+    # The log alone names the file; without a traceback, to show which takes files and memory.
+    _log.warning("a request failed", code="UNAVAILABLE", error=str(error))
     return _answer(STATUSES["UNAVAILABLE"], "UNAVAILABLE", message)
 
 
