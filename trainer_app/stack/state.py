@@ -12,7 +12,7 @@ from typing import Final, TypedDict, TypeGuard
 import psutil
 
 from trainer_app.core.files import write_atomically
-from trainer_app.pids import lives
+from trainer_app.pids import descendants, lives
 from trainer_app.stack.guard import end_groups
 from trainer_app.stack.processes import Process, Role
 
@@ -138,9 +138,9 @@ def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
         return []
     left = [entry for entry in state["processes"] if _is_same(entry)]
     leaders = [entry["pid"] for entry in left]
-    families = [pid for leader in leaders for pid in (leader, *_descendants(leader))]
+    started = [child.pid for leader in leaders for child in descendants(leader)]
     end_groups(leaders, grace_seconds)
-    _wait_until_gone(families)
+    _wait_until_gone([*leaders, *started])
     state_file(data_root).unlink()
     return [entry["name"] for entry in left]
 
@@ -185,13 +185,6 @@ def _is_started(found: object) -> bool:
 def _is_pid(found: object) -> bool:
     # A signal to 0 or to a negative number would reach whole groups.
     return isinstance(found, int) and 0 < found <= _LARGEST_PID
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _wait_until_gone(pids: Sequence[int]) -> None:
