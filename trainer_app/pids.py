@@ -15,6 +15,14 @@ def is_stopped(pid: int) -> bool:
     return _status(pid) == psutil.STATUS_STOPPED
 
 
+def descendants(pid: int) -> list[psutil.Process]:
+    """All that it has started, and what those have; none of a process that is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _status(pid: int) -> str | None:
     try:
         return psutil.Process(pid).status()

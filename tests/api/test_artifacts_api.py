@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import resource
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -296,3 +300,33 @@ def test_a_completed_run_whose_manifest_is_gone_gets_none_any_more(
     response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
     assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
     assert f"{run_id}: its manifest.json is damaged" in response.get_json()["message"]
+
+
+@contextmanager
+def no_file_left() -> Iterator[None]:
+    """This process can open no file more than it has."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_server_with_no_file_left_to_open_is_unavailable(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    world.worker("trainer.inference")
+    prompt = {"prompt_path": world.corpus()}
+    paths = [f"/runs/{run_id}/artifact{more}" for more in ("", ".tar.gz", "/weights")]
+    asked: list[tuple[str, str, dict[str, str] | None]] = [("GET", path, None) for path in paths]
+    asked.append(("POST", f"/runs/{run_id}/generate", prompt))
+    for method, path, body in asked:  # opens what a server has open
+        assert client.open(path, method=method, json=body).status_code in {200, 202}
+    for method, path, body in asked:
+        with no_file_left():
+            response = client.open(path, method=method, json=body)
+        assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+        assert response.get_json()["message"] == "the server has too many files open"

@@ -223,14 +223,17 @@ def test_a_corpus_that_the_disk_cannot_hold_is_refused_unread(
     assert files(settings) == []
 
 
-def test_a_disk_that_fills_up_during_an_upload_keeps_nothing_of_it(
-    client: FlaskClient, settings: Settings
+@pytest.mark.parametrize(
+    "fault", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES, errno.ENOMEM]
+)
+def test_a_disk_that_fails_during_an_upload_keeps_nothing_of_it(
+    client: FlaskClient, settings: Settings, fault: int
 ) -> None:
     settings.paths.uploads.mkdir(parents=True)
     client.get("/corpora")  # opens the database, which is not what is tried here
     answered = 503
     for number in range(2, 30):  # the first is to make a folder that is there
-        with failing_disk(number, errno.ENOSPC) as disk:
+        with failing_disk(number, fault) as disk:
             response = upload(client)
         if not disk.failed:
             answered = response.status_code
@@ -241,6 +244,29 @@ def test_a_disk_that_fills_up_during_an_upload_keeps_nothing_of_it(
         assert files(settings) == []
         assert client.get("/corpora").get_json()["data"] == []
     assert answered == 201
+
+
+def test_uploads_that_are_no_folder_are_told_and_left(
+    client: FlaskClient, settings: Settings
+) -> None:
+    assert upload(client).status_code == 201
+    folder = settings.paths.uploads
+    folder.rename(folder.with_name("aside"))
+    folder.write_text("a file")
+    for response in (upload(client, b"another text"), client.delete(f"/corpora/{SHA256}")):
+        assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+        assert response.get_json()["message"] == "the server's folder of uploads is no folder"
+    assert folder.read_text() == "a file"
+    assert [one["file_id"] for one in client.get("/corpora").get_json()["data"]] == [SHA256]
+
+
+def test_a_corpus_whose_folder_is_gone_can_be_deleted(
+    client: FlaskClient, settings: Settings
+) -> None:
+    assert upload(client).status_code == 201
+    settings.paths.uploads.rename(settings.paths.uploads.with_name("aside"))
+    assert client.delete(f"/corpora/{SHA256}").status_code == 204
+    assert client.get("/corpora").get_json()["data"] == []
 
 
 @pytest.mark.parametrize("terminated", [False, True], ids=["wsgiref", "gunicorn"])

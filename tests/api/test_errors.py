@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +13,7 @@ from flask.testing import FlaskClient
 from structlog.testing import capture_logs
 
 from trainer_app import errors
-from trainer_app.api.errors import STATUSES
+from trainer_app.api.errors import MACHINE_FAULTS, STATUSES
 from trainer_app.errors import FieldError, TrainerError
 from trainer_app.settings import Settings
 
@@ -80,6 +82,29 @@ def test_a_bug_is_logged_with_its_traceback_and_answered_without(
     assert response.get_json()["code"] == "INTERNAL_ERROR"
     assert "secret" not in response.text
     assert [type(line["exc_info"]) for line in logs if "exc_info" in line] == [RuntimeError]
+
+
+@pytest.mark.parametrize("number", MACHINE_FAULTS, ids=errno.errorcode.get)
+def test_a_fault_of_the_machine_is_told_without_its_paths_and_logged_with_them(
+    raising: Callable[[Callable[[], str]], FlaskClient], number: int
+) -> None:
+    structlog.contextvars.clear_contextvars()
+    error = OSError(number, os.strerror(number), "/srv/secret")
+    with capture_logs() as logs:
+        response = raising(raised(error)).get("/raise")
+    assert (response.status_code, response.get_json()["code"]) == (503, "UNAVAILABLE")
+    assert int(response.headers["Retry-After"]) > 0
+    assert response.get_json()["message"] == MACHINE_FAULTS[number]
+    assert [line["error"] for line in logs if "error" in line] == [str(error)]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "gone", "/srv/secret"), OSError("odd")])
+def test_an_error_of_files_that_is_no_fault_of_the_machine_is_a_bug(
+    raising: Callable[[Callable[[], str]], FlaskClient], error: OSError
+) -> None:
+    response = raising(raised(error)).get("/raise")
+    assert (response.status_code, response.get_json()["code"]) == (500, "INTERNAL_ERROR")
+    assert "secret" not in response.text
 
 
 def test_a_bug_that_calls_itself_a_server_error_is_a_bug(

@@ -156,3 +156,39 @@ def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:
         brokers.wait_until_it_answers(url, timeout_seconds=0.1)
     assert "secret" not in refused.value.message
     assert "redis://127.0.0.1:" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"port 7000\n",
+        b"port 70000\nrequirepass secret\n",
+        b"port x\nrequirepass secret\n",
+        b"port 7000\nrequirepass two words\n",
+        b'port 7000\nrequirepass "\n',
+        b"port 7000\nrequirepass a@b\n",
+        b"port 7000\nrequirepass \0\n",
+    ],
+)
+def test_a_damaged_configuration_counts_as_none(tmp_path: Path, start: Start, data: bytes) -> None:
+    said: list[str] = []
+    before = brokers.configure(tmp_path, say=said.append)
+    assert said == []
+    file = tmp_path / "run" / "broker.conf"
+    file.write_bytes(data)
+    broker = brokers.configure(tmp_path, say=said.append)
+    assert said == [f"{file} is damaged and counts as none: port and password are new"]
+    assert broker.url.rpartition("@")[0] != before.url.rpartition("@")[0]
+    start(broker)
+
+
+def test_a_password_of_the_users_own_is_kept(tmp_path: Path, start: Start) -> None:
+    port = free_port(brokers.HOST)
+    password = "!$&()*+,-.;<=>^_`{|}~Aa0"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "broker.conf").write_text(f"port {port}\nrequirepass {password}\n")
+    broker = brokers.configure(tmp_path)
+    assert broker.url == f"redis://:{password}@127.0.0.1:{port}/0"
+    start(broker)

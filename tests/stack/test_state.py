@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from trainer_app.stack.processes import Process, Role
 from trainer_app.stack.state import (
     end_leftovers,
+    is_damaged,
     read_state,
     remove_state,
     state_file,
@@ -102,3 +108,69 @@ def test_a_process_that_has_ended_is_not_listed(tmp_path: Path) -> None:
     state = read_state(tmp_path)
     assert state is not None
     assert state["processes"] == []
+
+
+DAMAGED = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"api_url": "http://127.0.0.1:8000"}',
+]
+
+
+def edited(root: Path, **changes: object) -> None:
+    write(root, [])
+    state = json.loads(state_file(root).read_text())
+    state_file(root).write_text(json.dumps({**state, **changes}))
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_file_counts_as_none_and_goes_with_the_stack(tmp_path: Path, data: bytes) -> None:
+    write(tmp_path, [])
+    assert not is_damaged(tmp_path)
+    state_file(tmp_path).write_bytes(data)
+    assert is_damaged(tmp_path)
+    assert read_state(tmp_path) is None
+    assert end_leftovers(tmp_path, grace_seconds=1) == []
+    remove_state(tmp_path)
+    assert not state_file(tmp_path).exists()
+    assert not is_damaged(tmp_path)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**31, 1.5, "1", None])
+def test_what_is_no_process_is_never_ended(tmp_path: Path, pid: object) -> None:
+    edited(tmp_path, processes=[{"name": "api", "pid": pid, "created": 0.0}])
+    assert is_damaged(tmp_path)
+    assert end_leftovers(tmp_path, grace_seconds=1) == []
+
+
+def test_the_state_of_another_stack_stays(tmp_path: Path) -> None:
+    edited(tmp_path, pid=os.getpid() + 1)
+    remove_state(tmp_path)
+    assert state_file(tmp_path).exists()
+
+
+FAMILY = """
+import os, signal, socket, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+listener = socket.create_server(("127.0.0.1", 0))
+os.fork()
+print(listener.getsockname()[1], flush=True)
+time.sleep(300)
+"""
+
+
+def test_the_port_of_what_is_ended_by_force_is_free_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FAMILY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as left:
+        assert left.stdout is not None
+        ports = {int(left.stdout.readline()) for _ in range(2)}
+        write(tmp_path, [(process("api", Role.API), left.pid)])
+        assert end_leftovers(tmp_path, grace_seconds=0.2) == ["api"]
+        with socket.create_server(("127.0.0.1", ports.pop())):
+            pass
+        assert left.wait(5) == -signal.SIGKILL

@@ -56,6 +56,15 @@ def refusal(finished: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+def without_broker(folder: Path) -> str:
+    """A PATH on which the first server of Redis ends at once."""
+    server = folder / "bin" / "redis-server"
+    server.parent.mkdir()
+    server.write_text("#!/bin/sh\nexit 1\n")
+    server.chmod(0o755)
+    return f"{server.parent}{os.pathsep}{os.environ['PATH']}"
+
+
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -86,9 +95,88 @@ def test_a_second_stack_on_the_same_data_root_is_refused(settings: Settings) -> 
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
             up(settings)
-        state_file(settings.paths.data_root).write_text('{"api_url": "http://127.0.0.1:8000"}')
+        urls = {"api_url": "http://127.0.0.1:8000", "redis_url": "", "database_url": ""}
+        write_state(settings.paths.data_root, [], **urls)
         with pytest.raises(SettingsError, match=r"that runs at http://127.0.0.1:8000$"):
             up(settings)
+        state_file(settings.paths.data_root).write_text('{"api_url":')
+        with pytest.raises(SettingsError, match=r"runs; where is not known, for .* is damaged$"):
+            up(settings)
+
+
+LISTENER = """
+import socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def left_api(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The API of a stack on tmp_path/data that was killed with its guard, and its port."""
+    command = [sys.executable, "-c", LISTENER]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as left:
+        assert left.stdout is not None
+        port = int(left.stdout.readline())
+        root = tmp_path / "data"
+        (root / "run").mkdir(parents=True)
+        urls = {"api_url": "", "redis_url": "", "database_url": ""}
+        api = Process(name="api", role=Role.API, command=tuple(command))
+        write_state(root, [(api, left.pid)], **urls)
+        yield left, port
+        left.kill()
+
+
+def test_the_api_that_a_killed_stack_left_does_not_hold_its_port(
+    tmp_path: Path, left_api: tuple[subprocess.Popen[str], int]
+) -> None:
+    left, port = left_api
+    options = ("--port", str(port), "--data-root", str(tmp_path / "data"))
+    finished = command(*options, PATH=without_broker(tmp_path))
+    assert "ended what a killed stack had left running: api" in finished.stdout
+    assert left.wait(5) == -signal.SIGTERM
+    assert finished.returncode == 4  # of the broker, which comes behind the ports
+    assert "does not answer" in finished.stderr
+
+
+def test_the_port_of_a_stranger_is_refused_when_what_was_left_has_ended(
+    tmp_path: Path, left_api: tuple[subprocess.Popen[str], int]
+) -> None:
+    left, _ = left_api
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        finished = command("--port", str(port), "--data-root", str(tmp_path / "data"))
+    assert finished.returncode == 2
+    assert (
+        finished.stderr == f"error: API__PORT: {port} is in use; choose another one with --port\n"
+    )
+    assert left.wait(5) == -signal.SIGTERM
+
+
+def test_what_a_stack_lives_from_is_left_alone(
+    tmp_path: Path, left_api: tuple[subprocess.Popen[str], int]
+) -> None:
+    left, port = left_api
+    with (tmp_path / "data" / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refusal(command("--port", str(port), "--data-root", str(tmp_path / "data")))
+    assert "is in use by a stack that runs" in line
+    assert left.poll() is None
+
+
+@pytest.mark.parametrize("data", [b"", b'{"api_url": "ht', b"\xff"])
+def test_a_damaged_state_does_not_stop_the_start(tmp_path: Path, data: bytes) -> None:
+    root = tmp_path / "data"
+    (root / "run").mkdir(parents=True)
+    state_file(root).write_bytes(data)
+    options = ("--port", "0", "--data-root", str(root))
+    finished = command(*options, PATH=without_broker(tmp_path))
+    assert f"{state_file(root)} is damaged and counts as none" in finished.stdout
+    assert finished.returncode == 4  # of the broker
+    assert "Traceback" not in finished.stderr
 
 
 def test_an_address_of_another_machine_is_refused(
@@ -131,12 +219,8 @@ def test_a_broker_from_outside_that_does_not_answer_ends_the_start(tmp_path: Pat
 
 
 def test_a_broker_that_does_not_start_ends_the_start(tmp_path: Path) -> None:
-    server = tmp_path / "bin" / "redis-server"
-    server.parent.mkdir()
-    server.write_text("#!/bin/sh\nexit 1\n")
-    server.chmod(0o755)
-    path = f"{server.parent}{os.pathsep}{os.environ['PATH']}"
-    finished = command("--port", "0", "--data-root", str(tmp_path / "data"), PATH=path)
+    options = ("--port", "0", "--data-root", str(tmp_path / "data"))
+    finished = command(*options, PATH=without_broker(tmp_path))
     assert finished.returncode == 4
     assert "does not answer" in finished.stderr
 
@@ -249,6 +333,7 @@ class TestWholeStack:
 def test_it_ends_with_all_that_it_started_and_starts_again(tmp_path: Path) -> None:
     stack = start_stack(tmp_path, environment=OWN)
     started = [psutil.Process(stack.process.pid), *_descendants(stack)]
+    state_file(tmp_path).write_bytes(b"")  # its own, damaged: it stops all the same
     asked = time.monotonic()
     assert stack.stop() == 0
     assert time.monotonic() - asked < 30
@@ -276,9 +361,13 @@ def test_after_a_kill_nothing_is_left_and_it_starts_again(tmp_path: Path) -> Non
     try:
         # What a supervisor that is killed leaves is ended by its guard, or by the next start.
         left = _descendants(again)
+        [guard] = [process for process in left if "trainer_app.stack.guard" in process.cmdline()]
+        guard.kill()
         again.process.kill()
         again.process.wait()
-        third = start_stack(tmp_path, environment=OWN)
+        port = again.api_url.rpartition(":")[2]  # which the API still holds
+        third = start_stack(tmp_path, environment=OWN, options=("--port", port))
+        assert third.api_url == again.api_url
         left += _descendants(third)
         third.kill()
         psutil.wait_procs(left, timeout=10)

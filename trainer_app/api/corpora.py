@@ -81,6 +81,7 @@ def delete_corpus(file_id: str) -> Response:
     """Delete a corpus that no queued or running job reads."""
     folder = current.settings().paths.uploads
     corpora.get(current.database(), file_id)  # no lock, and no folder to hold it, for nothing
+    uploads.make_folder(folder)  # somebody may have taken it away
     with uploads.exclusive(folder):
         corpora.delete(current.database(), file_id)
         (folder / f"{file_id}.txt").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,19 @@ _MESSAGES: Final[Mapping[int, str]] = {
     404: "there is nothing at this address",
     405: "this address does not take this method",
 }
+# What is wrong with the machine, and neither with a request nor with the program. A name that a
+# client sent never comes to these: safe_paths answers for what may not be read.
+MACHINE_FAULTS: Final[Mapping[int, str]] = {
+    errno.EACCES: "the server may not use one of its files or folders",
+    errno.EDQUOT: "the disk has no space left",
+    errno.EIO: "the disk fails to read or write",
+    errno.EMFILE: "the server has too many files open",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENOMEM: "the machine has no memory left",
+    errno.ENOSPC: "the disk has no space left",
+    errno.EPERM: "the server may not use one of its files or folders",
+    errno.EROFS: "the disk can only be read",
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -100,6 +114,7 @@ def install(app: Flask) -> None:
     """Answer every error, whoever raised it, with the one body."""
     app.register_error_handler(TrainerError, _on_trainer_error)
     app.register_error_handler(HTTPException, _on_http_exception)
+    app.register_error_handler(OSError, _on_os_error)
     app.register_error_handler(Exception, _on_bug)
 
 
@@ -130,6 +145,15 @@ def _on_http_exception(error: HTTPException) -> Response | SansioResponse:
         if name != "Content-Type":  # such as Allow
             response.headers[name] = value
     return response
+
+
+def _on_os_error(error: OSError) -> Response:
+    message = MACHINE_FAULTS.get(error.errno or 0)
+    if message is None:
+        return _on_bug(error)
+    # The log alone names the file; without a traceback, to show which takes files and memory.
+    _log.warning("a request failed", code="UNAVAILABLE", error=str(error))
+    return _answer(STATUSES["UNAVAILABLE"], "UNAVAILABLE", message)
 
 
 def _on_bug(error: Exception) -> Response:

@@ -56,7 +56,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "422": "The request is well-formed, and not valid",
     "429": "Too many requests of one client",
     "500": "A bug; the log has the details under the request's id",
-    "503": "Something that the request needs is away",
+    "503": "Something that the request needs is away, or the machine fails",
 }
 
 Document = dict[str, object]

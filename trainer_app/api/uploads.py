@@ -56,8 +56,8 @@ def store_upload(
     """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
 
     Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, Unavailable
-    where the disk fills up. Whatever
-    it raises, no file stays behind.
+    where the disk fills up or ``folder`` is no folder, OSError. Whatever it raises, no file stays
+    behind.
     """
     check_framing(request)
     check_encoding(request)
@@ -65,7 +65,7 @@ def store_upload(
     temporary = temporary_beside(folder / _NAME)
     try:
         with disk_full_named(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             _sweep(folder)
             _check_space(request, folder)
             text = _write(temporary, blocks)
@@ -74,7 +74,21 @@ def store_upload(
     except DiskFull as error:
         raise Unavailable("the disk has no space left for the corpus") from error
     finally:
-        temporary.unlink(missing_ok=True)  # not there once renamed
+        # Not there once renamed. On a disk that fails, what went wrong first is told; _sweep
+        # removes what is left.
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of uploads, where it is not there; raises Unavailable for what is none, OSError.
+
+    Before ``exclusive``, whose lock lies in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Unavailable("the server's folder of uploads is no folder") from error
 
 
 def _check_space(request: Request, folder: Path) -> None:

@@ -8,6 +8,7 @@ that the URL outlives a restart.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
@@ -28,6 +29,10 @@ from trainer_app.stack.ports import free_port, is_free
 HOST: Final = "127.0.0.1"
 _SERVERS: Final = ("redis-server", "valkey-server")
 _APPENDONLY: Final = "appendonlydir"  # the server's own name for the folder of its AOF
+_PORT: Final = re.compile("[1-9][0-9]{0,4}")
+_LARGEST_PORT: Final = 65_535
+# What neither a URL nor the server's configuration gives a meaning of its own.
+_PASSWORD: Final = re.compile("[!$&()*+,.0-9;<=>A-Z^_`a-z{|}~-]+")
 
 # Queued messages survive kill -9 (a second's worth at most is lost, and the database sends those
 # again), and a full memory refuses new messages instead of dropping old ones.
@@ -58,19 +63,24 @@ class Broker:
     data: Path  # holds the append-only file
 
 
-def configure(data_root: Path) -> Broker:
+def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None) -> Broker:
     """Write the configuration under ``data_root``, which must be writable.
 
-    Raises SettingsError where no server can be found for this machine.
+    ``say`` is told where the one of the last start is damaged, which counts as none. Raises
+    SettingsError where no server can be found for this machine.
     """
     command = _server()
     data, file = data_root / "broker", data_root / "run" / "broker.conf"
     for directory in (data, file.parent):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = _kept(file)
-    before = kept.get("port", "")
-    port = int(before) if before.isdecimal() and is_free(HOST, int(before)) else free_port(HOST)
-    password = kept.get("requirepass") or secrets.token_hex(24)
+    try:
+        kept, password = _kept(file)
+    except FileNotFoundError:
+        kept, password = 0, secrets.token_hex(24)
+    except ValueError:
+        say(f"{file} is damaged and counts as none: port and password are new")
+        kept, password = 0, secrets.token_hex(24)
+    port = kept if kept and is_free(HOST, kept) else free_port(HOST)
     text = _CONFIGURATION.format(
         host=HOST, port=port, password=password, directory=_escaped(str(data))
     )
@@ -137,11 +147,14 @@ def _server() -> str:
         ) from error
 
 
-def _kept(file: Path) -> dict[str, str]:
-    if not file.exists():
-        return {}
-    lines = (line.split(maxsplit=1) for line in file.read_text().splitlines())
-    return {line[0]: line[1] for line in lines if len(line) == 2}
+def _kept(file: Path) -> tuple[int, str]:
+    """Port and password; raises ValueError where the file does not tell them."""
+    lines = (line.split(maxsplit=1) for line in file.read_text("utf-8").splitlines())
+    found = {line[0]: line[1] for line in lines if len(line) == 2}
+    port, password = found.get("port", ""), found.get("requirepass", "")
+    if not (_PORT.fullmatch(port) and int(port) <= _LARGEST_PORT and _PASSWORD.fullmatch(password)):
+        raise ValueError("no port or no password")
+    return int(port), password
 
 
 def _escaped(text: str) -> str:

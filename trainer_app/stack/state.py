@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict, TypeGuard
 
 import psutil
 
 from trainer_app.core.files import write_atomically
+from trainer_app.pids import descendants, lives
 from trainer_app.stack.guard import end_groups
 from trainer_app.stack.processes import Process, Role
 
 _CREATED_TOLERANCE_SECONDS = 1.0  # a process's start time is known to a hundredth of a second
+_KILLED_SECONDS: Final = 5.0  # for the system to clear away what has got a SIGKILL
+_LARGEST_PID: Final = 2**22
 
 
 class Pids(TypedDict):
@@ -94,33 +98,99 @@ def write_state(
 
 
 def read_state(data_root: Path) -> StackState | None:
-    """The state of the stack on this data root; None where none runs or ever ran."""
+    """The state of the stack on this data root; None where none runs or ever ran.
+
+    A damaged file counts as none: the data root's lock tells whether a stack lives.
+    """
     try:
-        state: StackState = json.loads(state_file(data_root).read_bytes())
-    except FileNotFoundError:
+        return _read(data_root)
+    except ValueError:
         return None
-    return state
+
+
+def is_damaged(data_root: Path) -> bool:
+    """Whether there is a stack.json that tells nothing: empty, cut off, or edited."""
+    try:
+        _read(data_root)
+    except ValueError:
+        return True
+    return False
 
 
 def remove_state(data_root: Path) -> None:
-    """Say that this process's stack no longer runs; another's state stays."""
+    """Say that this process's stack no longer runs; another's state stays.
+
+    A damaged file goes as well: no stack but this one can live here.
+    """
     state = read_state(data_root)
-    if state is not None and state["pid"] == os.getpid():
+    if is_damaged(data_root) if state is None else state["pid"] == os.getpid():
         state_file(data_root).unlink()
 
 
 def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
     """End what a killed supervisor left running, and return the processes' names.
 
-    To be called with the data root's lock held: a stack that still lives holds it.
+    To be called with the data root's lock held: a stack that still lives holds it. What they
+    listened on is free then.
     """
     state = read_state(data_root)
     if state is None:
         return []
     left = [entry for entry in state["processes"] if _is_same(entry)]
-    end_groups([entry["pid"] for entry in left], grace_seconds)
+    leaders = [entry["pid"] for entry in left]
+    started = [child.pid for leader in leaders for child in descendants(leader)]
+    end_groups(leaders, grace_seconds)
+    _wait_until_gone([*leaders, *started])
     state_file(data_root).unlink()
     return [entry["name"] for entry in left]
+
+
+def _read(data_root: Path) -> StackState | None:
+    """What stack.json says; raises ValueError where it says nothing."""
+    try:
+        found: object = json.loads(state_file(data_root).read_bytes())
+    except FileNotFoundError:
+        return None
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not _is_state(found):
+        raise ValueError("not the state of a stack")
+    return found
+
+
+def _is_state(found: object) -> TypeGuard[StackState]:
+    """Whether the fields are there that a stack is found and ended by."""
+    if not isinstance(found, dict):
+        return False
+    urls = (found.get(name) for name in ("api_url", "redis_url", "database_url"))
+    processes = found.get("processes")
+    return (
+        all(isinstance(url, str) for url in urls)
+        and _is_pid(found.get("pid"))
+        and isinstance(found.get("pids"), dict)
+        and isinstance(processes, list)
+        and all(map(_is_started, processes))
+    )
+
+
+def _is_started(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("name"), str)
+        and _is_pid(found.get("pid"))
+        and isinstance(found.get("created"), float)
+    )
+
+
+def _is_pid(found: object) -> bool:
+    # A signal to 0 or to a negative number would reach whole groups.
+    return isinstance(found, int) and 0 < found <= _LARGEST_PID
+
+
+def _wait_until_gone(pids: Sequence[int]) -> None:
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while any(map(lives, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _is_same(entry: Started) -> bool:

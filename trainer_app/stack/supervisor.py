@@ -13,7 +13,7 @@ from typing import Final
 
 import psutil
 
-from trainer_app.pids import is_stopped
+from trainer_app.pids import descendants, is_stopped
 from trainer_app.stack.guard import Guard, kill_group
 from trainer_app.stack.output import Output
 from trainer_app.stack.processes import Process, Role
@@ -172,7 +172,7 @@ class Supervisor:
         """SIGTERM to the processes, time to comply, then SIGKILL to all that they started."""
         running = [child.running for child in children if child.running is not None]
         # A session of its own does not hide a grandchild.
-        descendants = [found for process in running for found in _descendants(process.pid)]
+        descendants = [found for process in running for found in descendants(process.pid)]
         for process in running:
             process.terminate()
         deadline = time.monotonic() + grace
@@ -187,10 +187,3 @@ class Supervisor:
         for found in descendants:
             with suppress(psutil.Error):
                 found.kill()  # psutil refuses when the pid has become somebody else's
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []

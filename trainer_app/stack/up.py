@@ -27,7 +27,14 @@ from trainer_app.stack.gpus import visible_gpus
 from trainer_app.stack.output import Output
 from trainer_app.stack.ports import free_port, is_free, local_url
 from trainer_app.stack.processes import Process, Role, processes
-from trainer_app.stack.state import end_leftovers, read_state, remove_state, write_state
+from trainer_app.stack.state import (
+    end_leftovers,
+    is_damaged,
+    read_state,
+    remove_state,
+    state_file,
+    write_state,
+)
 from trainer_app.stack.supervisor import Supervisor
 from trainer_app.store import migrate
 
@@ -67,16 +74,14 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
         flower.check_installed()
     _check_data_root(root)
     with _locked(root):
-        settings = _with_port(settings)
-        if with_flower:
-            settings = _with_flower_port(settings)
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         plan = processes(settings, visible_gpus(os.environ), with_flower=with_flower)
         output = Output(sys.stdout, logs, [Role.BROKER, *(process.name for process in plan)])
-        left = end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS)
-        if left:
-            output.say(f"ended what a killed stack had left running: {', '.join(left)}")
+        _end_leftovers(root, output)  # first: they may hold the ports
+        settings = _with_port(settings)
+        if with_flower:
+            settings = _with_flower_port(settings)
         flower_url = flower.flower_url(settings) if with_flower else None
         return _Stack(settings, output, _Signals(), flower_url).run(plan)
 
@@ -140,7 +145,7 @@ class _Stack:
                 raise
 
     def _start_own_broker(self, supervisor: Supervisor) -> None:
-        broker = brokers.configure(self._settings.paths.data_root)
+        broker = brokers.configure(self._settings.paths.data_root, say=self._output.say)
         self._redis_url = supervisor.environment["REDIS__URL"] = broker.url
         process = Process(name=Role.BROKER, role=Role.BROKER, command=broker.command)
 
@@ -255,6 +260,16 @@ def _check_data_root(root: Path) -> None:
         raise SettingsError(f"APP__DATA_ROOT: {root} {reason}") from error
 
 
+def _end_leftovers(root: Path, output: Output) -> None:
+    if is_damaged(root):
+        output.say(
+            f"{state_file(root)} is damaged and counts as none: what a killed stack may have left "
+            "running is not known"
+        )
+    if left := end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS):
+        output.say(f"ended what a killed stack had left running: {', '.join(left)}")
+
+
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     with (root / "run" / "lock").open("w") as lock:
@@ -263,6 +278,8 @@ def _locked(root: Path) -> Iterator[None]:
         except OSError as error:
             state = read_state(root)
             where = f" at {state['api_url']}" if state else ""
+            if is_damaged(root):
+                where = f"; where is not known, for {state_file(root)} is damaged"
             message = f"APP__DATA_ROOT: {root} is in use by a stack that runs{where}"
             raise SettingsError(message) from error
         yield
