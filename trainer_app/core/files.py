@@ -30,6 +30,7 @@ DAMAGE: Final = frozenset(
         errno.ELOOP,
         errno.ENODATA,
         errno.EINVAL,  # no plain file
+        errno.ENXIO,  # a socket
     }
 )
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})

@@ -69,6 +69,7 @@ class Workspace:
     tokens: Path  # cache shared by all runs: token ids by digest
     attempt: int  # fencing token: names of everything written under run carry it
     checkpoint_seconds: float  # between checkpoints
+    run_id: str | None = None  # that checkpoints are bound to; None: to their folder alone
     compiled: Path | None = None  # cache shared by all runs: code for GPUs; None: not kept
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
@@ -151,6 +152,7 @@ class _Attempt:
         self._checkpoints = Checkpoints(
             workspace.run / "checkpoints",
             attempt=workspace.attempt,
+            run_id=workspace.run_id,
             confirm=workspace.confirm,
             summed_by=workspace.summed_by,
         )
