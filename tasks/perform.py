@@ -14,7 +14,7 @@ from tasks import by_hand, process
 from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
-from trainer_app.core.files import disk_full_named
+from trainer_app.core.files import fault_of_the_disk
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
@@ -199,7 +199,7 @@ def _claim(job_id: str, holder: str) -> Claim | None:
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     try:
-        with job.held.interruptible(), disk_full_named(process.settings().paths.data_root):
+        with job.held.interruptible():
             return work(job)
     except LeaseLost:
         return StopReason.FENCED
@@ -210,9 +210,11 @@ def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     except MemoryError:
         return OutOfMemory("the worker ran out of memory")
     except Exception as error:
-        # Anything else is ours: kept with its traceback for whoever mends it.
+        # Kept with its traceback for whoever mends it.
         _log.exception("a job failed", job_id=job.claim.job_id)
-        return TrainerError(f"{type(error).__name__}: {error}")
+        root = process.settings().paths.data_root
+        fault = fault_of_the_disk(error, root) if isinstance(error, OSError) else None
+        return fault or TrainerError(f"{type(error).__name__}: {error}")
 
 
 def _end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:

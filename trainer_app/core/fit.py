@@ -35,7 +35,7 @@ from trainer_app.core.device import (
 )
 from trainer_app.core.evaluate import Evaluation, perplexity
 from trainer_app.core.feed import Feed
-from trainer_app.core.files import fsync_tree, sha256_file
+from trainer_app.core.files import disk_full_named, fsync_tree, sha256_file
 from trainer_app.core.layers import use_kernels
 from trainer_app.core.loop import Loop, Place
 from trainer_app.core.loss import LanguageModelLoss
@@ -341,10 +341,11 @@ class _Attempt:
         """Write the model that is to be published."""
         directory = self._staging / "model"
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
         family = model_family(self._spec.model_family)
-        family.save(place.model, directory)
-        data.tokenizer.save(directory)
+        with disk_full_named(directory):
+            directory.mkdir(parents=True)
+            family.save(place.model, directory)
+            data.tokenizer.save(directory)
         fsync_tree(directory)
         state = loop.state
         return Finished(
