@@ -14,12 +14,15 @@ from tasks import by_hand, process
 from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
-from trainer_app.core.files import disk_full_named
+from trainer_app.core.files import fault_of_the_disk
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
     RUN_CODES,
     Conflict,
+    CudaNotAvailable,
+    DataBankUnavailable,
+    DiskFull,
     FieldError,
     LeaseLost,
     NotFound,
@@ -101,6 +104,12 @@ _RUN_CODE_OF: Final = {
     "INVALID_INPUT": "CUDA_NOT_AVAILABLE",
 }
 
+# Of no use to repeat: what was asked for is wrong, gone, or not there yet.
+_USERS: Final = (UserError, FieldError, NotFound, Conflict)
+# Their user's in most cases, but a process that leaks memory or has lost its device says the same.
+_OF_ITS_DEVICE: Final = (OutOfMemory, CudaNotAvailable)
+_OUTSIDE: Final = (*_USERS, DiskFull, DataBankUnavailable)  # a fresh process would meet them, too
+
 Work = Callable[[Job], Done | StopReason]
 
 
@@ -108,8 +117,16 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     """Run a job unless somebody else has it.
 
     Returns normally for a duplicate, stale or cancelled message, and when the job failed: the
-    database holds what became of it.
+    database holds what became of it. Where the reason may lie in this process, it is spent then.
     """
+    try:
+        _perform(job_id, hostname=hostname, work=work)
+    except Exception:  # such as a database that cannot be opened for want of a descriptor
+        process.spent.set()
+        raise
+
+
+def _perform(job_id: str, *, hostname: str, work: Work) -> None:
     structlog.contextvars.clear_contextvars()  # of the job before
     structlog.contextvars.bind_contextvars(job_id=job_id)
     settings = process.settings()
@@ -148,8 +165,18 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
         since=since,
     ) as held:
         job = Job(claim=claim, held=held, log=log, events=events)
-        _end_held(job, _outcome(job, work))
+        outcome = _outcome(job, work)
+        _end_held(job, outcome)
     log.close()
+    if _may_be_the_process(outcome):
+        process.spent.set()
+
+
+def _may_be_the_process(outcome: Done | StopReason | TrainerError) -> bool:
+    """Whether the same may happen again in this process, and not in a fresh one."""
+    if isinstance(outcome, _OF_ITS_DEVICE):
+        return True
+    return isinstance(outcome, TrainerError) and not isinstance(outcome, _OUTSIDE)
 
 
 def _claim(job_id: str, holder: str) -> Claim | None:
@@ -172,7 +199,7 @@ def _claim(job_id: str, holder: str) -> Claim | None:
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     try:
-        with job.held.interruptible(), disk_full_named(process.settings().paths.data_root):
+        with job.held.interruptible():
             return work(job)
     except LeaseLost:
         return StopReason.FENCED
@@ -183,9 +210,11 @@ def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     except MemoryError:
         return OutOfMemory("the worker ran out of memory")
     except Exception as error:
-        # Anything else is ours: kept with its traceback for whoever mends it.
+        # Kept with its traceback for whoever mends it.
         _log.exception("a job failed", job_id=job.claim.job_id)
-        return TrainerError(f"{type(error).__name__}: {error}")
+        root = process.settings().paths.data_root
+        fault = fault_of_the_disk(error, root) if isinstance(error, OSError) else None
+        return fault or TrainerError(f"{type(error).__name__}: {error}")
 
 
 def _end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:
@@ -220,8 +249,7 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
             _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
-        case UserError() | FieldError() | NotFound() | Conflict():
-            # Of no use to repeat: what was asked for is wrong, gone, or not there yet.
+        case TrainerError() if isinstance(outcome, _USERS):
             _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case _:
             _retry_or_fail(job, outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from typing import Final
 
@@ -15,6 +16,9 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
 
 _worker: Final[list[int]] = []  # of this process
+# Set once a job has failed for a reason that may lie in this process (descriptors that leak, an
+# error that CUDA does not get over): it ends after the job, and a fresh one takes the next.
+spent: Final = threading.Event()
 
 
 def remember_the_worker() -> None:
@@ -49,6 +53,12 @@ def redis_client() -> redis.Redis:
 def publisher() -> events.Publisher:
     """The thread that sends events."""
     return events.Publisher(redis_client())
+
+
+def tell_the_rest() -> None:
+    """Send the events that wait, for a few seconds at most: this process is about to end."""
+    if publisher.cache_info().currsize:
+        publisher().close()
 
 
 def job_events(kind: JobKind, *, job_id: str, user_id: int, queue_name: str) -> events.JobEvents:

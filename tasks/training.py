@@ -43,6 +43,7 @@ def work(job: Job) -> Done | StopReason:
     spec = TrainSpec.from_json(job.claim.spec)
     workspace = Workspace(
         run=settings.paths.runs / job.claim.job_id,
+        run_id=job.claim.job_id,
         tokens=settings.paths.tokens,
         compiled=settings.paths.compiled,
         attempt=job.claim.attempt,

@@ -2,7 +2,7 @@
 
 Parent: says that it lives, watches over its child, keeps a spare one where it trains, and tells it
 to hand its job back when it shuts down. Child: a SIGTERM, which may be meant for the whole process
-group, hands its job back, too, and ends it then.
+group, hands its job back, too, and ends it then; so does a failure that may be the child's own.
 """
 
 from __future__ import annotations
@@ -198,17 +198,20 @@ class _Termination:
         """From now on a SIGTERM ends the child, as does one that has come before.
 
         Raises SystemExit where the worker goes on, which would have the child take the same job
-        again. One that shuts down has no more to give, but may wait for its child's end; it would
-        report a lost job if the child ended before the task has.
+        again; and where the child is spent. A worker that shuts down has no more to give, but may
+        wait for its child's end; it would report a lost job if the child ended before the task has.
         """
         signal.signal(signal.SIGTERM, self._before)
-        if not self._asked:
-            return
         if self._worker_stops:
-            timer = threading.Timer(_LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
-            timer.daemon = True
-            timer.start()
-        else:
+            if self._asked:
+                timer = threading.Timer(_LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+                timer.daemon = True
+                timer.start()
+            return
+        if process.spent.is_set():
+            _log.warning("the failure may be this process's own: it ends, a fresh one takes over")
+        if self._asked or process.spent.is_set():
+            process.tell_the_rest()  # the pool waits for no thread
             raise SystemExit
 
     def _drain(self, _number: int, _frame: FrameType | None) -> None:
@@ -227,5 +230,5 @@ def heed_a_termination(**_: object) -> None:
 
 @task_postrun.connect
 def leave_after_a_termination(**_: object) -> None:
-    """End the child if there was one."""
+    """End the child if there was one, or if its job has failed and it may be why."""
     _termination.leave()

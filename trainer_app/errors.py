@@ -208,5 +208,5 @@ RUN_CODES: Final[Mapping[str, str]] = {
     DiskFull.code: "A file could not be written for want of space.",
     WorkerLost.code: "Its worker died as often as a run may lose one.",
     TimedOut.code: "It ran for longer than CELERY__JOB_TIMEOUT_SEC.",
-    TrainerError.code: "A bug, or a service that stayed away; the log tells more.",
+    TrainerError.code: "A bug, or a service or a folder that failed; the log tells more.",
 }

@@ -31,6 +31,7 @@ def worker(settings: Settings) -> Iterator[Settings]:
         make.cache_clear()
     yield settings
     draining.clear()
+    process.spent.clear()
     process.publisher().close()
     process.queue().close()
     process.redis_client().close()

@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tasks import process, training
-from tasks.perform import perform
+from tasks.perform import Done, Job, perform
 from tests.disk_faults import failing_disk
 from trainer_app import artifacts
 from trainer_app.core.files import sha256_file
@@ -63,16 +63,24 @@ def test_a_published_model_is_whole_or_not_there(
     assert 8 < n < 99
 
 
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A file system of its own."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.fixture
 def small_disk(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file system of 2 MB for what runs write."""
-    folder = worker.paths.runs
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(worker.paths.runs, "size=2m"):
+        yield worker.paths.runs
 
 
 @pytest.fixture
@@ -114,6 +122,54 @@ def test_a_run_on_a_full_disk_is_retried_then_fails_with_the_code_and_can_be_res
     perform(run_id, hostname="train-0@here", work=training.work)
     assert runs.get(process.database(), run_id).status == "completed"
     assert is_whole(artifacts.model_directory(process.settings(), run_id))
+
+
+@pytest.mark.parametrize("folder", ["runs", "tokens"])
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("size=4k", "DISK_FULL", "could not be written: No space left on device"),
+        ("ro", "INTERNAL_ERROR", "could not be read or written: Read-only file system"),
+    ],
+)
+def test_a_run_names_the_place_that_cannot_be_used_and_why(
+    worker: Settings, start: Callable[[], str], folder: str, options: str, code: str, words: str
+) -> None:
+    place = {"runs": worker.paths.runs, "tokens": worker.paths.tokens}[folder]
+    with mounted(place, options):
+        run_id = start()
+        for _ in range(2):
+            perform(run_id, hostname="train-0@here", work=training.work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", code)
+    assert run.message.startswith(f"{place}")
+    assert run.message.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "DISK_FULL", "{root} could not be written: No"),
+        (OSError(errno.ENOSPC, "No space left", "/a", None, "/b"), "DISK_FULL", "/b could not be"),
+        (OSError(errno.EIO, "Input/output error"), "INTERNAL_ERROR", "{root} could not be read or"),
+        (OSError(errno.EACCES, "Denied", "/a/b"), "INTERNAL_ERROR", "/a/b could not be read or"),
+        (OSError(errno.EACCES, "Denied"), "INTERNAL_ERROR", "PermissionError: "),  # no file at all
+    ],
+)
+def test_an_error_of_the_system_is_told_with_the_file_that_it_is_about(
+    worker: Settings, start: Callable[[], str], error: OSError, code: str, message: str
+) -> None:
+    def work(_job: Job) -> Done:
+        raise error
+
+    run_id = start()
+    for _ in range(2):
+        perform(run_id, hostname="train-0@here", work=work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.error_code) == ("failed", code)
+    assert run.message.startswith(message.format(root=worker.paths.data_root))
 
 
 @pytest.mark.slow

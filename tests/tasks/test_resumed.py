@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -190,6 +192,25 @@ def test_the_message_of_a_resumed_run_names_the_cause(run_id: str) -> None:
     train_until_second_start(run_id, look_and_pause)
 
     assert "attempt 2: its worker shut down, resumed from " in said[0]
+
+
+def test_a_checkpoint_of_another_run_is_left_out_though_it_is_newer(run_id: str) -> None:
+    def stop_at_a_checkpoint(one: str, beyond: int = 0) -> Path:
+        step = train_until_stopped(one, draining.set, beyond=beyond).checkpoint_step
+        folder = process.settings().paths.runs / one / "checkpoints"
+        return folder / f"step-{step:09d}-attempt-1"
+
+    spec = replace(runs.get(process.database(), run_id).spec, seed=7)
+    other = runs.create(process.database(), spec, queue="trainer").run_id
+    own = stop_at_a_checkpoint(run_id)
+    foreign = stop_at_a_checkpoint(other, beyond=int(own.name.split("-")[1]) + 10)
+    shutil.copytree(foreign, own.parent / foreign.name)
+
+    assert train(run_id).status == "completed"
+
+    said = logged(run_id)
+    assert f"it is a checkpoint of run {other}, not of {run_id}" in said
+    assert f"from {own.name}" in said
 
 
 def test_a_damaged_checkpoint_is_told_in_the_log_and_the_message_and_the_one_before_is_used(

@@ -77,15 +77,19 @@ class Checkpoints:
         directory: Path,
         *,
         attempt: int,
+        run_id: str | None = None,
         confirm: Callable[[], None] = lambda: None,
         summed_by: Callable[[], str] = quickest,
     ) -> None:
-        """``confirm`` is called before a checkpoint appears, and raises where none is to.
+        """``run_id`` is kept in each, and those of another run are left out; None: neither.
+
+        ``confirm`` is called before a checkpoint appears, and raises where none is to.
 
         ``summed_by``: which algorithm of core/sums.py whoever may have to read the next one knows.
         """
         self._directory = directory
         self._attempt = attempt
+        self._run_id = run_id
         self._confirm = confirm
         self._summed_by = summed_by
         self._kept: list[tuple[Path, _Best | None]] = []  # written by this attempt, newest first
@@ -123,6 +127,7 @@ class Checkpoints:
         nobody here can tell; and where sums are right but none can be loaded, as of another
         version, what the newest of these raises.
         """
+        self._remove_what_is_no_folder(on_message)
         for old in self._left_over("old"):
             put_back(old)
         for left_over in self._left_over("tmp"):
@@ -130,7 +135,7 @@ class Checkpoints:
         strange: list[tuple[Path, Exception]] = []
         for path in self._newest_first():
             try:
-                found = _load(path, _verified(path))
+                found = _load(path, _verified(path), self._run_id)
             except Damaged as damage:
                 _leave_out(path, str(damage), on_message)
             except _MEANINGLESS as error:
@@ -143,6 +148,16 @@ class Checkpoints:
         if strange:
             raise strange[0][1]  # to start over would be to delete them
         return None
+
+    def _remove_what_is_no_folder(self, on_message: Callable[[str], None]) -> None:
+        """A file that somebody or a disk has put in the place of all checkpoints.
+
+        A link stays: what it leads to may be away for now.
+        """
+        place = self._directory
+        if place.exists() and not (place.is_dir() or place.is_symlink()):
+            on_message(f"{place.name} is no folder and is removed: there are no checkpoints")
+            place.unlink()
 
     def _write(self, directory: Path, snapshot: Snapshot) -> dict[str, str]:
         """All files; the sums that the manifest holds."""
@@ -159,6 +174,7 @@ class Checkpoints:
             "state": asdict(snapshot.state),
             "fingerprint": asdict(snapshot.fingerprint),
             "scaler": snapshot.scaler,
+            "run_id": self._run_id,
         }
         (directory / STATE).write_text(json.dumps(state, indent=2, sort_keys=True))
         sums = {}
@@ -231,9 +247,15 @@ def _verified(directory: Path) -> frozenset[str]:
     return frozenset(sums)
 
 
-def _load(directory: Path, names: frozenset[str]) -> Snapshot:
-    """Read a checkpoint that is whole."""
+def _load(directory: Path, names: frozenset[str], run_id: str | None) -> Snapshot:
+    """Read a checkpoint that is whole; raises Damaged where it is not the one that it should be."""
     state = json.loads((directory / STATE).read_text())
+    step = state["state"]["step"]
+    if not directory.name.startswith(f"step-{step:09d}-"):
+        raise Damaged(f"its {STATE} is of step {step}")
+    owner = state.get("run_id")  # None: written by an older version, or for nobody in particular
+    if None not in (owner, run_id) and owner != run_id:
+        raise Damaged(f"it is a checkpoint of run {owner}, not of {run_id}")
     # A newer version may have had more to say, an older one less.
     kept = {"loss_chain": None, "fingerprints": [state["fingerprint"]]} | state["state"]
     place, *used = (

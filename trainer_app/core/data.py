@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.loading import load_tokenizer, tokenizer_kind
 from trainer_app.core.encode import OnMessage, encode_corpus, while_it_stands
-from trainer_app.core.files import sha256_file
+from trainer_app.core.files import disk_full_named, sha256_file
 from trainer_app.core.split_texts import plan_split, split_texts
 from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import ShouldStop
@@ -57,8 +57,9 @@ def prepare_data(
         plan = plan_split(corpus, rule, sha256=sha256, should_stop=should_stop)
         texts = split_texts(corpus, plan, Split.TRAIN, sha256=sha256, should_stop=should_stop)
         trained = tokenizer_kind("char").train(texts, vocab_size=ALL_CHARACTERS, min_frequency=1)
-        scratch.mkdir(parents=True, exist_ok=True)
-        trained.save(scratch)
+        with disk_full_named(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            trained.save(scratch)
         tokenizer_directory = scratch
     tokenizer = load_tokenizer(tokenizer_directory)
     tokenizer_sha256 = tokenizer_digest(tokenizer_directory)

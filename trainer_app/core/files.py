@@ -16,10 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from trainer_app.errors import DiskFull
+from trainer_app.errors import DiskFull, TrainerError
 from trainer_app.safe_paths import open_regular
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Of a place that is there and cannot be used: whoever runs the machine can mend it.
+_UNUSABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # Of a file that is to be read: it is not what was written, whatever the disk still holds of it.
 DAMAGE: Final = frozenset(
     {
@@ -30,6 +32,7 @@ DAMAGE: Final = frozenset(
         errno.ELOOP,
         errno.ENODATA,
         errno.EINVAL,  # no plain file
+        errno.ENXIO,  # a socket
     }
 )
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
@@ -51,6 +54,21 @@ def disk_full_named(path: Path) -> Iterator[None]:
         if error.errno == errno.EIO and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def fault_of_the_disk(error: OSError, root: Path) -> TrainerError | None:
+    """What a user is told of an error that nobody has named yet: which file, and why.
+
+    ``root`` stands for a file that the error does not tell. None: it is no fault of a disk, or not
+    known to be one.
+    """
+    place = error.filename or root
+    if error.errno in _NO_SPACE:
+        target = error.filename2 or place  # of a copy or a rename
+        return DiskFull(f"{target} could not be written: {error.strerror}")
+    if error.errno == errno.EIO or (error.errno in _UNUSABLE and error.filename):
+        return TrainerError(f"{place} could not be read or written: {error.strerror}")
+    return None
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:

@@ -35,7 +35,7 @@ from trainer_app.core.device import (
 )
 from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.feed import Feed
-from trainer_app.core.files import fsync_tree, sha256_file
+from trainer_app.core.files import disk_full_named, fsync_tree, sha256_file
 from trainer_app.core.layers import use_kernels
 from trainer_app.core.loop import Loop, Place
 from trainer_app.core.loss import LanguageModelLoss
@@ -70,6 +70,7 @@ class Workspace:
     tokens: Path  # cache shared by all runs: token ids by digest
     attempt: int  # fencing token: names of everything written under run carry it
     checkpoint_seconds: float  # between checkpoints
+    run_id: str | None = None  # that checkpoints are bound to; None: to their folder alone
     compiled: Path | None = None  # cache shared by all runs: code for GPUs; None: not kept
     max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
@@ -152,6 +153,7 @@ class _Attempt:
         self._checkpoints = Checkpoints(
             workspace.run / "checkpoints",
             attempt=workspace.attempt,
+            run_id=workspace.run_id,
             confirm=workspace.confirm,
             summed_by=workspace.summed_by,
         )
@@ -340,10 +342,11 @@ class _Attempt:
         """Write the model that is to be published."""
         directory = self._staging / "model"
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
         family = model_family(self._spec.model_family)
-        family.save(place.model, directory)
-        data.tokenizer.save(directory)
+        with disk_full_named(directory):
+            directory.mkdir(parents=True)
+            family.save(place.model, directory)
+            data.tokenizer.save(directory)
         fsync_tree(directory)
         state = loop.state
         return Finished(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.contracts import UNK_ID
 from backends.loading import tokenizer_kind
+from trainer_app.core.files import disk_full_named
 from trainer_app.core.observer import StopReason
 from trainer_app.core.split_texts import plan_split, split_texts
 from trainer_app.core.splits import Split, SplitRule
@@ -89,7 +90,8 @@ def _train(
         vocab_size=spec.vocab_size,
         min_frequency=spec.min_frequency,
     )
-    tokenizer.save(directory)
+    with disk_full_named(directory):
+        tokenizer.save(directory)
     if spec.holdout_fraction == 0:
         return TokenizerReport(
             vocab_size=tokenizer.vocab_size,

@@ -172,7 +172,7 @@ class Supervisor:
         """SIGTERM to the processes, time to comply, then SIGKILL to all that they started."""
         running = [child.running for child in children if child.running is not None]
         # A session of its own does not hide a grandchild.
-        descendants = [found for process in running for found in descendants(process.pid)]
+        started = [found for process in running for found in descendants(process.pid)]
         for process in running:
             process.terminate()
         deadline = time.monotonic() + grace
@@ -184,6 +184,6 @@ class Supervisor:
             kill_group(process.pid)
             process.wait()
             self._guard.forget(process.pid)
-        for found in descendants:
+        for found in started:
             with suppress(psutil.Error):
                 found.kill()  # psutil refuses when the pid has become somebody else's
