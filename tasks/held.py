@@ -371,12 +371,9 @@ class Held:
                 self.stop(StopReason.CANCEL)
         except LeaseLost:
             self.stop(StopReason.FENCED)
-        except Unavailable as error:
-            _log.debug("a wish waits for the database", error=str(error))
-            self._news_at = self._clock() + _REDIS_PAUSE_SECONDS
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, Unavailable) as error:
             _log.debug("Redis is away", job_id=self.claim.job_id, error=str(error))
-            self._contact.redis_answers = False
+            self._contact.redis_answers = isinstance(error, Unavailable)  # which the database is
             pause = _LOOK_SECONDS if self.is_cut_off else _REDIS_PAUSE_SECONDS
             self._news_at = self._clock() + pause
         else:

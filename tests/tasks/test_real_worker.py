@@ -18,6 +18,7 @@ from celery import Celery
 from tasks import process
 from tests.faults.victim import child_of
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.sums import SHA256, XXH3
 from trainer_app.queue import WORKER_KEY
 from trainer_app.settings import Settings
 from trainer_app.stack.guard import kill_group
@@ -144,6 +145,7 @@ def test_a_worker_whose_whole_group_is_told_to_end_hands_its_job_back(
     run_id = create_run(steps=10_000_000)
     publish()
     real_worker.until(lambda: trains(run_id, attempt=1))
+    assert [one.reads_sums for one in process.queue().workers()] == [(XXH3, SHA256)]
 
     os.killpg(real_worker.process.pid, signal.SIGTERM)
 
