@@ -14,22 +14,16 @@ from tasks import by_hand, process
 from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
+from tasks.spent import USERS, may_be_the_process
 from trainer_app.core.files import fault_of_the_disk
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
     RUN_CODES,
-    Conflict,
-    CudaNotAvailable,
-    DataBankUnavailable,
-    DiskFull,
-    FieldError,
     LeaseLost,
-    NotFound,
     OutOfMemory,
     TrainerError,
     Unavailable,
-    UserError,
 )
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
@@ -104,12 +98,6 @@ _RUN_CODE_OF: Final = {
     "INVALID_INPUT": "CUDA_NOT_AVAILABLE",
 }
 
-# Of no use to repeat: what was asked for is wrong, gone, or not there yet.
-_USERS: Final = (UserError, FieldError, NotFound, Conflict)
-# Their user's in most cases, but a process that leaks memory or has lost its device says the same.
-_OF_ITS_DEVICE: Final = (OutOfMemory, CudaNotAvailable)
-_OUTSIDE: Final = (*_USERS, DiskFull, DataBankUnavailable)  # a fresh process would meet them, too
-
 Work = Callable[[Job], Done | StopReason]
 
 
@@ -121,8 +109,9 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     """
     try:
         _perform(job_id, hostname=hostname, work=work)
-    except Exception:  # such as a database that cannot be opened for want of a descriptor
-        process.spent.set()
+    except Exception as error:
+        if may_be_the_process(error):
+            process.spent.set()
         raise
 
 
@@ -135,7 +124,7 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         _log.warning("the worker of this process has died: the job is left to another")
         return
     by_hand.heed([job_id])  # a run that is cancelled in Redis never starts
-    if (reason := leave_to_newer(process.database(), job_id)) is not None:
+    if (reason := _why_left(job_id)) is not None:
         _log.warning(reason)
         return
     since = now_by_both_clocks()
@@ -168,15 +157,22 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         outcome = _outcome(job, work)
         _end_held(job, outcome)
     log.close()
-    if _may_be_the_process(outcome):
+    if isinstance(outcome, TrainerError) and may_be_the_process(outcome):
         process.spent.set()
 
 
-def _may_be_the_process(outcome: Done | StopReason | TrainerError) -> bool:
-    """Whether the same may happen again in this process, and not in a fresh one."""
-    if isinstance(outcome, _OF_ITS_DEVICE):
-        return True
-    return isinstance(outcome, TrainerError) and not isinstance(outcome, _OUTSIDE)
+def _why_left(job_id: str) -> str | None:
+    """Why the job is left to another, if it is. Waits as long as a lease lasts for the database."""
+    asked = False
+
+    def why() -> str | None:
+        nonlocal asked
+        if asked and draining.is_set():
+            return "the worker is to stop: the job is left to another"
+        asked = True
+        return leave_to_newer(process.database(), job_id)
+
+    return insist(why, patience_seconds=process.settings().jobs.lease_seconds)
 
 
 def _claim(job_id: str, holder: str) -> Claim | None:
@@ -249,7 +245,7 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
             _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
-        case TrainerError() if isinstance(outcome, _USERS):
+        case TrainerError() if isinstance(outcome, USERS):
             _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case _:
             _retry_or_fail(job, outcome)

@@ -297,27 +297,30 @@ class EventReporter(Silent):
         percent = 100 * last.step // last.total_steps
         self._events.progress(percent, f"step {last.step} of {last.total_steps}")
         if not last.to_be_evaluated:  # else one event tells both
-            self._events.metrics_progress(self._point(last))
+            self._events.metrics_progress(self._point(last, last))
 
     def on_evaluation(self, evaluation: EvaluationReport) -> None:
-        if self._last is None:
-            return
         validation: dict[str, object] = {
             "val_loss": evaluation.val_loss,
             "val_ppl": perplexity(evaluation.val_loss),
         }
-        self._events.metrics_progress(self._point(self._last) | validation, evaluation=True)
+        point = self._point(evaluation, self._last)
+        self._events.metrics_progress(point | validation, evaluation=True)
 
-    def _point(self, step: StepReport) -> dict[str, object]:
+    def _point(
+        self, report: StepReport | EvaluationReport, step: StepReport | None
+    ) -> dict[str, object]:
+        """``step``: None where an attempt goes on with the evaluation of another one's last."""
+        norm = None if step is None else step.grad_norm
         return {
-            "epoch": step.epoch,
+            "epoch": report.epoch,
             "total_epochs": self._total_epochs,
-            "step": step.step,
-            "train_loss": step.train_loss,
-            "train_ppl": perplexity(step.train_loss),
-            # The contract has a number here.
-            "grad_norm": 0.0 if step.grad_norm is None else step.grad_norm,
-            "samples_per_sec": step.samples_per_sec,
-            "loss": step.train_loss,
-            "perplexity": perplexity(step.train_loss),
+            "step": report.step,
+            "train_loss": report.train_loss,
+            "train_ppl": perplexity(report.train_loss),
+            # The contract has numbers here.
+            "grad_norm": 0.0 if norm is None else norm,
+            "samples_per_sec": 0.0 if step is None else step.samples_per_sec,
+            "loss": report.train_loss,
+            "perplexity": perplexity(report.train_loss),
         }

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from tasks.perform import Done, Job, insist
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep
 from trainer_app import artifacts
-from trainer_app.core.files import end_replacements, write_atomically
+from trainer_app.core.files import disk_full_named, end_replacements, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.perplexity import perplexity
@@ -192,11 +192,11 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
 
 
 def _copy_log(log: Path, target: Path) -> None:
-    with (
-        suppress(FileNotFoundError),  # a disk that took no line has none
-        open_beneath(log.parent, log.name) as source,
-        target.open("wb") as copy,
-    ):
+    try:
+        source = open_beneath(log.parent, log.name)
+    except FileNotFoundError:  # a disk that took no line has none
+        return
+    with source, disk_full_named(target), target.open("wb") as copy:
         shutil.copyfileobj(source, copy)
 
 

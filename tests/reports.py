@@ -49,6 +49,7 @@ def evaluation(
     return EvaluationReport(
         step=number,
         epoch=epoch,
+        train_loss=2.0,
         val_loss=loss,
         best_val_loss=min(loss, 1.5),
         improved=not without,

@@ -16,7 +16,7 @@ class SlowProxy:
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
         self.delay = 0.0
-        self._is_cut = False
+        self._cut = threading.Event()
         self._connect = connect
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -25,12 +25,12 @@ class SlowProxy:
 
     def cut_off(self) -> None:
         """End all connections that there are; new ones are refused until ``join``."""
-        self._is_cut = True
+        self._cut.set()
         self._end(*self._ends)
 
     def join(self) -> None:
         """Let connections through again."""
-        self._is_cut = False
+        self._cut.clear()
 
     def close(self) -> None:
         """Cut all off for good."""
@@ -46,7 +46,7 @@ class SlowProxy:
         with suppress(OSError):  # it is closed
             while True:
                 client, _ = self._listener.accept()
-                if self._is_cut:
+                if self._cut.is_set():
                     client.close()
                     continue
                 try:
@@ -55,6 +55,9 @@ class SlowProxy:
                     client.close()
                     continue
                 self._ends += (client, server)
+                if self._cut.is_set():  # since it was asked
+                    self._end(client, server)
+                    continue
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 

@@ -149,3 +149,16 @@ def test_a_log_in_whose_place_something_else_lies_is_neither_written_nor_read(
 
     assert last_events(path, 3) == []
     assert other.read_text() == '{"event": "secret"}\n'
+
+
+def test_a_fifo_in_a_log_s_place_is_not_written_to_though_somebody_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "run-1.jsonl"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        log = JobLog(path, run_id="run-1")
+        log.info("started")
+        log.close()
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)

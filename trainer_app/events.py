@@ -27,7 +27,7 @@ _STREAM_LENGTH: Final = 10_000
 # At most four progress events a second of each type, also for who counts with a shaky clock.
 _PROGRESS_SECONDS: Final = 0.27
 _HELD_BACK: Final = 12  # events of one type and job: evaluations may come faster than they are told
-_WAITING: Final = 1_000  # events kept while Redis is slow; the oldest news matter least
+_WAITING: Final = 1_000  # events kept while Redis is slow; what comes after that is dropped
 _FLUSH_SECONDS: Final = 5.0
 
 Event = dict[str, object]

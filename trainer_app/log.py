@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -90,6 +92,14 @@ def job_log_path(settings: Settings, job_id: str) -> Path:
     return settings.paths.logs / f"{job_id}.jsonl"
 
 
+def _plain(file: int) -> int:
+    """An open file, unless it is something that others read from. Raises OSError."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.ENXIO, "not a plain file")
+    return file
+
+
 class JobLog:
     """The log of one job: appended by whoever holds its lease, followed by its readers.
 
@@ -114,7 +124,7 @@ class JobLog:
                 # No link to another file, and no waiting for who reads from a FIFO.
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 flags |= os.O_NOFOLLOW | os.O_NONBLOCK
-                self._file = os.open(self._path, flags, 0o644)
+                self._file = _plain(os.open(self._path, flags, 0o644))
             # A full disk may take a part: what follows is to be lines again.
             whole = b"\n" + data if self._torn else data
             self._torn = os.write(self._file, whole) < len(whole)

@@ -236,11 +236,12 @@ def uploaded(world: World) -> str:
     run_id = world.run(Status.QUEUED)
     folder = world.model(run_id, **{"model.safetensors": b"0123", "config.json": b"{}"})
     archive = Archive(file_id="file-1", sha256="0" * 64, bytes=10)
+    published = sha256((folder / "manifest.json").read_bytes())
     lease.finish(
         world.database,
         world.claim(run_id),
         Status.COMPLETED,
-        artifact=Artifact(storage="data-bank", sha256="1" * 64, archive=archive),
+        artifact=Artifact(storage="data-bank", sha256=published, archive=archive),
     )
     (folder / "model.safetensors").unlink()
     return run_id

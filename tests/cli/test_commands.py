@@ -183,10 +183,12 @@ def test_a_model_is_listed_and_downloaded(server: Server, trainer: Trainer, tmp_
 
 
 def test_a_download_that_is_not_what_was_promised_is_an_error(
-    server: Server, trainer: Trainer, tmp_path: Path
+    server: Server, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = server.finished_run()
-    (server.model(run_id) / "weights").write_bytes(b"9876543210")
+    server.model(run_id)
+    promised = {"files": [{"name": "weights", "bytes": 10, "sha256": "0" * 64}]}
+    monkeypatch.setattr("trainer_app.client.Client.run_artifact", lambda *_: promised)
     broken = trainer("runs", "artifact", run_id, "-o", str(tmp_path), url=server.url)
     assert broken.code == 1
     assert "does not have the sha256" in broken.err

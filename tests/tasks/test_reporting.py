@@ -52,7 +52,7 @@ def test_an_attempt_that_goes_on_says_why_and_from_where(
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_evaluation_is_told_with_the_step_before_it_and_without_one_not_at_all(
+def test_an_evaluation_is_told_with_the_step_before_it_also_where_that_was_another_attempt_s(
     sent_events: Callable[[], list[dict[str, object]]],
 ) -> None:
     events = process.job_events(JobKind.TRAIN, job_id="run-1", user_id=0, queue_name="trainer")
@@ -63,7 +63,8 @@ def test_an_evaluation_is_told_with_the_step_before_it_and_without_one_not_at_al
     reporter.on_evaluation(evaluation(8))
 
     told = [event for event in sent_events() if "val_loss" in event]
-    assert [event["step"] for event in told] == [8]
+    assert [(event["step"], event["train_loss"]) for event in told] == [(6, 2.0), (8, 2.0)]
+    assert [event["samples_per_sec"] for event in told] == [0.0, step(8).samples_per_sec]
 
 
 @pytest.mark.usefixtures("worker")

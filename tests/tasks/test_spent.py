@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tasks import process
+from tasks.held import draining
 from tasks.perform import Done, Job, perform
 from tasks.worker import _Termination
 from trainer_app.core.observer import StopReason
@@ -28,6 +30,7 @@ from trainer_app.errors import (
 )
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
+from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
@@ -54,10 +57,8 @@ def ending_in(outcome: Outcome) -> Callable[[Job], Done | StopReason]:
         OSError(24, "Too many open files"),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
         TrainerError("whatever this is"),
-        Unavailable("the database cannot be opened"),
         MemoryError(),
         OutOfMemory("gpt2 small with batch_size 4"),
-        CudaNotAvailable("no GPU can be used"),
     ],
     ids=repr,
 )
@@ -96,6 +97,52 @@ def test_a_process_whose_job_ended_for_a_reason_outside_of_it_takes_the_next(
     perform(run_id, hostname="train-0@here", work=ending_in(outcome))
 
     assert not process.spent.is_set()
+
+
+@pytest.mark.parametrize("can_open", [True, False])
+def test_a_database_that_is_away_spends_no_process_that_could_open_it(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, can_open: bool
+) -> None:
+    def work(_job: Job) -> StopReason:
+        if not can_open:
+            monkeypatch.setattr(os, "devnull", "/proc/self/fd/1000000")
+        raise Unavailable("the database cannot be opened")
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    assert process.spent.is_set() is not can_open
+
+
+@pytest.mark.parametrize("drains", [True, False])
+def test_a_database_that_is_away_when_a_message_comes_is_waited_for_unless_the_worker_is_to_stop(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, drains: bool
+) -> None:
+    answers = iter([Unavailable("away"), Unavailable("away"), None])
+
+    def leave_to_newer(_db: Database, _job_id: str) -> str | None:
+        if drains:
+            draining.set()
+        if (answer := next(answers)) is not None:
+            raise answer
+        return None
+
+    monkeypatch.setattr("tasks.perform.leave_to_newer", leave_to_newer)
+    perform(run_id, hostname="train-0@here", work=ending_in(StopReason.CANCEL))
+
+    assert runs.get(process.database(), run_id).status == ("queued" if drains else "cancelled")
+    assert not process.spent.is_set()
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_gpu_that_is_missing_spends_a_process_where_there_is_one(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    devices = {"cpu": 1, "cuda": 1} if has_gpu else {"cpu": 1}
+    monkeypatch.setattr("tasks.spent.device_bytes", lambda _: devices)
+
+    perform(run_id, hostname="train-0@here", work=ending_in(CudaNotAvailable("no GPU")))
+
+    assert process.spent.is_set() is has_gpu
 
 
 def test_a_process_that_cannot_even_claim_a_job_is_spent(

@@ -8,7 +8,16 @@ from werkzeug.routing import BaseConverter, ValidationError
 
 from trainer_app.safe_paths import ID_PATTERN, id_pattern, is_id, is_new_id
 
-__all__ = ["DOCUMENTED", "PATTERN", "IdConverter", "id_pattern", "is_id", "is_new_id"]
+__all__ = [
+    "DOCUMENTED",
+    "PATTERN",
+    "RESERVED",
+    "FirstIdConverter",
+    "IdConverter",
+    "id_pattern",
+    "is_id",
+    "is_new_id",
+]
 
 PATTERN: Final = ID_PATTERN
 DOCUMENTED: Final = {"pattern": f"^{PATTERN}$"}  # what the OpenAPI document says of a field of one
@@ -24,6 +33,15 @@ class IdConverter(BaseConverter):
     regex = PATTERN
 
     def to_python(self, value: str) -> str:
-        if value == RESERVED or not is_id(value):
+        if not is_id(value):
             raise ValidationError
         return value
+
+
+class FirstIdConverter(IdConverter):
+    """The same where RESERVED is an address of its own."""
+
+    def to_python(self, value: str) -> str:
+        if value == RESERVED:
+            raise ValidationError
+        return super().to_python(value)

@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, Response, send_from_directory
 from flask_smorest import Api
 
 from trainer_app.api.headers import DOCS_POLICY
-from trainer_app.api.ids import PATTERN, IdConverter
+from trainer_app.api.ids import PATTERN, RESERVED, FirstIdConverter, IdConverter
 from trainer_app.api.openapi_document import complete
 from trainer_app.api.schema import ErrorSchema, StrictSchema
 
@@ -65,7 +65,7 @@ class DocumentedApi(Api):
 def install(app: Flask) -> Api:
     """The Api to register blueprints with."""
     app.config.update(API_TITLE=TITLE, API_VERSION=VERSION, OPENAPI_VERSION="3.1.0")
-    app.url_map.converters["id"] = IdConverter
+    app.url_map.converters |= {"id": IdConverter, "first_id": FirstIdConverter}
     api = DocumentedApi(
         app,
         spec_kwargs={
@@ -76,10 +76,13 @@ def install(app: Flask) -> Api:
             "servers": [{"url": "/", "description": "The server that this document is from."}],
         },
     )
-    api.register_converter(
-        IdConverter, lambda _: {"type": "string", "pattern": f"^{PATTERN}$", "maxLength": 128}
-    )
+    api.register_converter(IdConverter, lambda _: _form(f"^{PATTERN}$"))
+    api.register_converter(FirstIdConverter, lambda _: _form(f"^(?!{RESERVED}$){PATTERN}$"))
     return api
+
+
+def _form(pattern: str) -> dict[str, str | int]:
+    return {"type": "string", "pattern": pattern, "maxLength": 128}
 
 
 def publish(app: Flask, api: Api, *, keyed: bool) -> None:

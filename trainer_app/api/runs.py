@@ -88,7 +88,7 @@ def list_runs(query: RunQuery) -> Page[Run]:
     return runs.list_(current.database(), **query)
 
 
-@blueprint.route("/runs/<id:run_id>")
+@blueprint.route("/runs/<first_id:run_id>")
 @blueprint.response(200, RunSchema)
 @blueprint.doc(operationId="getRun")
 @blueprint.fails_with("RUN_NOT_FOUND", "UNAVAILABLE")

@@ -30,15 +30,26 @@ def _open(path: Path) -> BinaryIO:
 
 
 def last_lines(path: Path, count: int) -> Iterator[bytes]:
-    """The last ``count`` lines, as blocks of bytes; nothing where there is no file."""
+    """The last ``count`` lines, as blocks of bytes; nothing where there is no file.
+
+    Raises OSError at once, while there can be another answer.
+    """
     try:
         file = _open(path)
     except FileNotFoundError:
-        return
-    with file:
+        return iter(())
+    try:
         end = os.fstat(file.fileno()).st_size
-        position = _start_of_last(file, end, count)
-        file.seek(position)
+        start = _start_of_last(file, end, count)
+        file.seek(start)
+    except OSError:
+        file.close()
+        raise
+    return _blocks(file, start, end)
+
+
+def _blocks(file: BinaryIO, position: int, end: int) -> Iterator[bytes]:
+    with file:
         while position < end and (block := file.read(min(_BLOCK, end - position))):
             position += len(block)
             yield block

@@ -89,7 +89,7 @@ def list_tokenizers(query: PageQuery) -> dict[str, object]:
     }
 
 
-@blueprint.route("/tokenizers/<id:tokenizer_id>")
+@blueprint.route("/tokenizers/<first_id:tokenizer_id>")
 @blueprint.response(200, TokenizerSchema)
 @blueprint.doc(operationId="getTokenizer")
 @blueprint.fails_with("TOKENIZER_NOT_FOUND", "UNAVAILABLE")

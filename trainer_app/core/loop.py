@@ -308,6 +308,7 @@ class Loop:
                 EvaluationReport(
                     step=self.state.step,
                     epoch=self.batches.epoch(self.state.step - 1),
+                    train_loss=self._log.last_loss,
                     val_loss=val_loss,
                     best_val_loss=self.state.best_val_loss or 0.0,
                     improved=improved,

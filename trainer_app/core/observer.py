@@ -72,6 +72,7 @@ class EvaluationReport:
 
     step: int
     epoch: int
+    train_loss: float  # of the step before it
     val_loss: float  # nats per predicted token
     best_val_loss: float
     improved: bool

@@ -122,7 +122,8 @@ class Tracker(Silent):
             is_full = self._room < 0
         if is_full:
             self._switch_off(f"it has not taken {self._most_waiting} steps in time")
-            self._queue.put(End(exit_code=1))  # what was dropped would be missing in its middle
+            # what was dropped would be missing in its middle; the run itself goes on
+            self._queue.put(End(exit_code=1, goes_on=True))
         else:
             self._queue.put(report)
 
