@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tracemalloc
 from pathlib import Path
@@ -143,3 +144,17 @@ def test_what_is_no_file_is_like_one_that_is_missing(tmp_path: Path, kind: str) 
     assert start_of_last_lines(path, 1) == 0
     assert not is_line_end(path, 2)
     assert list(lines_from(path, 0, whole=True)) == []
+
+
+def test_a_log_that_a_disk_does_not_read_is_told_before_the_answer_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\n")
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("trainer_app.api.tail._start_of_last", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        last_lines(path, 1)
