@@ -170,7 +170,12 @@ def _why_left(job_id: str) -> str | None:
         if asked and draining.is_set():
             return "the worker is to stop: the job is left to another"
         asked = True
-        return leave_to_newer(process.database(), job_id)
+        try:
+            return leave_to_newer(process.database(), job_id)
+        except Unavailable as error:
+            if may_be_the_process(error):  # no patience helps it
+                raise TrainerError(error.message) from error
+            raise
 
     return insist(why, patience_seconds=process.settings().jobs.lease_seconds)
 

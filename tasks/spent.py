@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import Final
 
 from tasks.memory import device_bytes
@@ -22,6 +23,8 @@ from trainer_app.errors import (
 USERS: Final = (UserError, FieldError, NotFound, Conflict)
 _OUTSIDE: Final = (*USERS, DiskFull, DataBankUnavailable)  # a fresh process would meet them, too
 
+_ENOUGH_FILES: Final = 16
+
 
 def may_be_the_process(error: Exception) -> bool:
     """Whether the same may happen again in this process, and not in a fresh one."""
@@ -36,8 +39,11 @@ def may_be_the_process(error: Exception) -> bool:
 
 
 def _can_open_files() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        return False
-    return True
+    """As many as a database takes, its journal and a connection among them, and more."""
+    with ExitStack() as opened:
+        try:
+            for _ in range(_ENOUGH_FILES):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return False
+        return True
