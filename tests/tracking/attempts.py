@@ -53,6 +53,7 @@ def tracker(
 def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished:
     return Finished(
         directory=tmp_path,
+        spec=SPEC,
         steps=steps,
         batch_size=4,
         accumulation=1,
@@ -70,7 +71,6 @@ def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished
         device_name="cpu",
         precision="fp32",
         threads=1,
-        corpus_sha256="0" * 64,
         tokenizer_sha256="0" * 64,
         weights_sha256="0" * 64,
         versions={},

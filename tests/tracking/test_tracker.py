@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reports import evaluation, step
+from tests.reports import START, evaluation, step
 from tests.tracking.attempts import (
     PATIENCE_SECONDS,
     PERFORMANCE,
@@ -151,6 +151,21 @@ def test_the_run_has_its_own_name_its_project_and_its_whole_spec(
     assert isinstance(config, dict)
     expected = json.loads(json.dumps(asdict(SPEC)))
     assert {name: config["update"].get(name) for name in expected} == expected
+
+
+def test_the_config_says_what_each_attempt_made_of_what_was_left_to_it(
+    tmp_path: Path, log: JobLog
+) -> None:
+    for threads in (2, 3):
+        with tracker(tmp_path, log) as tracked:
+            tracked.on_start(replace(START, spec=replace(START.spec, data_num_workers=threads)))
+            tracked.on_steps([step(threads)])
+        time.sleep(1.1)  # wandb names the folder of an attempt by the second
+
+    assert warnings(tmp_path) == []
+    for attempt, threads in zip(records(tmp_path), (2, 3), strict=True):
+        config = one(attempt, "config")
+        assert config["update"] == START.spec.worker_choices | {"data_num_workers": threads}
 
 
 def test_the_curve_is_drawn_over_the_step(tmp_path: Path, log: JobLog) -> None:
