@@ -49,6 +49,11 @@ def damaged_file(directory: Path, *, sealed: str | None = None) -> str | None:
         files = artifacts.pointer(directory, sealed=sealed).files
     except (NotReady, ModelIncompatible):
         return artifacts.MANIFEST
+    return damaged_of(directory, files)
+
+
+def damaged_of(directory: Path, files: Sequence[ArtifactFile]) -> str | None:
+    """The first of these files that is not there in its size; None: all are."""
     differing = _differing(directory, files)
     return None if differing is None else differing[0].name
 

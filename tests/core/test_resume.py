@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.training_bench import Recorder
 from trainer_app.core import checkpoint
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import OPTIMIZERS, OptimizerName
+from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import DiskFull
@@ -241,7 +242,8 @@ def test_an_attempt_tells_what_it_made_of_what_was_left_to_it_and_the_next_one_a
         "data_num_workers": 0,
         "data_pin_memory": False,
     }
-    assert replace(spec, **outcome.spec.worker_choices) == outcome.spec
+    choices = json.dumps(outcome.spec.worker_choices)
+    assert TrainSpec.from_json(spec.to_json(), over=choices) == outcome.spec
     assert [start.spec for start in first.starts + second.starts] == [outcome.spec] * 2
 
 

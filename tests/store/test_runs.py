@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, func, select, update
 from sqlalchemy.engine import Engine
 
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import RequestedDevice, TrainSpec
 from trainer_app.errors import CorpusNotFound, FieldError, RunNotFound
 from trainer_app.store import corpora, lease, runs
 from trainer_app.store.database import Database
@@ -60,7 +60,8 @@ def test_a_running_run_shows_its_heartbeat_and_no_position(
 def test_a_run_shows_what_its_last_attempt_resolved_and_keeps_what_was_asked(
     database: Database, claim: Claim, spec: TrainSpec
 ) -> None:
-    for device in ("cuda", "cpu"):
+    devices: tuple[RequestedDevice, ...] = ("cuda", "cpu")
+    for device in devices:
         lease.progress(database, claim, Progress(resolved=f'{{"device": "{device}", "new": 1}}'))
         shown = runs.get(database, claim.job_id)
         assert shown.spec == replace(spec, device=device)

@@ -4,7 +4,6 @@ TrainingArguments; the API's schema, the manifest and the database hold the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -75,7 +74,7 @@ class TrainSpec(JsonSpec):
     tags: tuple[str, ...] = ()
 
     @property
-    def worker_choices(self) -> Mapping[str, object]:
+    def worker_choices(self) -> dict[str, object]:
         """The fields that a request may leave to the worker: in a spec it has resolved, its choice.
 
         ``torch_compile`` stays auto there where it depends on how long the steps will take.
