@@ -243,6 +243,8 @@ class TokenizerRow(Table):
     id: Mapped[str] = mapped_column(String(_NAME), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey(JobRow.id), unique=True)
     method: Mapped[str] = mapped_column(String(32))
+    # Of manifest.json; None: it is not finished, or the version before has trained it.
+    artifact_sha256: Mapped[str | None] = mapped_column(String(64))
 
 
 class CorpusRow(Table):
