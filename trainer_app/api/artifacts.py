@@ -231,9 +231,12 @@ def _manifest_missed(run: Run) -> Iterator[None]:
 def _elsewhere(run: Run, name: str) -> NotReady | ModelIncompatible:
     """Of a model whose files are not all there: clean-up deletes what the data bank has."""
     if run.artifact_storage == DATA_BANK:
+        # A download starts nothing: whoever asks twice or lets go would start it twice.
         return NotReady(
-            f"{run.run_id}: the weights are in the data bank; a request to the model fetches "
-            "them back"
+            f"{run.run_id}: its {name} is in the data bank alone, in the tar.gz with the file_id "
+            f"{run.artifact_file_id}. POST /runs/{run.run_id}/generate with "
+            '{"prompt_text": "a", "max_new_tokens": 1} fetches the model back: ask again when '
+            "that request is completed"
         )
     return ModelIncompatible(damage(run.run_id, name))
 
