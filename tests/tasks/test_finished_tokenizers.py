@@ -204,9 +204,11 @@ def row_gone(_folder: Path) -> None:
 def test_a_run_whose_tokenizer_was_deleted_meanwhile_says_so(
     folder: Path, deleted: Callable[[Path], None]
 ) -> None:
-    deleted(folder)
+    def work(job: Job) -> Done | StopReason:
+        deleted(folder)
+        return training.work(job)
 
-    run = train()
+    run = train(work)
 
     assert (run.status, run.error_code) == ("failed", "MODEL_INCOMPATIBLE")
     assert "t1: there is no such tokenizer" in run.message
