@@ -101,6 +101,26 @@ def test_a_run_that_is_paused_waits_at_a_checkpoint_and_goes_on_from_it(run_id: 
     assert f"attempt 2: paused, resumed from {paused.checkpoint_step}" in logged(run_id)
 
 
+def test_a_run_its_log_and_its_manifest_say_the_same_of_what_was_left_to_the_worker(
+    run_id: str,
+) -> None:
+    asked = runs.get(process.database(), run_id).spec
+    assert (asked.device, asked.precision, asked.data_pin_memory) == ("auto", "auto", None)
+    stopped = train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id)).spec
+    assert (stopped.device, stopped.precision, stopped.data_pin_memory) == ("cpu", "fp32", False)
+
+    pauses.resume(process.database(), run_id)
+    run = train(run_id)
+
+    assert run.spec == stopped
+    lines = [json.loads(line) for line in logged(run_id).splitlines()]
+    told = [line for line in lines if line["event"] == "training"]
+    assert [line["torch_compile"] for line in told if "device" in line] == ["off", "off"]
+    manifest = artifacts.read_manifest(artifacts.model_directory(process.settings(), run_id))
+    assert manifest["spec"] == json.loads(run.spec.to_json())
+    assert (manifest["device"], manifest["precision"]) == ("cpu", "fp32")
+
+
 def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(
     run_id: str,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -95,6 +96,35 @@ def once_all_is_synced(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], obje
             naps.pop()()
 
     monkeypatch.setattr(files, "fsync_tree", sync_and_sleep)
+
+
+def slept_while_another_was_published(
+    fall_asleep: Callable[[Callable[[], object]], None],
+) -> Claim:
+    """The claim on a tokenizer whose work woke to find another job's under its name, and left it.
+
+    ``fall_asleep`` is told what happens meanwhile.
+    """
+    database = process.database()
+    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    folder = artifacts.tokenizer_directory(process.settings(), "mine")
+    published = []
+
+    def sleep() -> None:
+        lease.request_cancel(database, slept.job_id)
+        end_lease(slept)
+        other = replace(TOKENIZER, vocab_size=290)
+        job_id = names.create(database, other, queue="light").job_id
+        perform(job_id, hostname="awake@here", work=tokenizers.work)
+        published.append(artifacts.pointer(folder).sha256)
+
+    fall_asleep(sleep)
+    with pytest.raises(LeaseLost):
+        tokenizers.work(job_of(slept))
+
+    assert artifacts.pointer(folder).sha256 == published[0]
+    assert names.get(database, "mine").artifact_sha256 == published[0]
+    return slept
 
 
 @pytest.mark.parametrize("work", [training.work, tokenizers.work])
@@ -213,24 +243,9 @@ def test_a_model_that_was_copied_to_another_file_system_is_not_published_once_it
 def test_a_tokenizer_of_another_job_stays_as_it_is_on_another_file_system_as_well(
     two_file_systems: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = process.database()
-    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    slept_while_another_was_published(partial(once_all_is_copied, monkeypatch))
+
     folder = artifacts.tokenizer_directory(two_file_systems, "mine")
-    published = []
-
-    def sleep() -> None:
-        lease.request_cancel(database, slept.job_id)
-        end_lease(slept)
-        other = replace(TOKENIZER, vocab_size=290)
-        job_id = names.create(database, other, queue="light").job_id
-        perform(job_id, hostname="awake@here", work=tokenizers.work)
-        published.append(artifacts.pointer(folder).sha256)
-
-    once_all_is_copied(monkeypatch, sleep)
-    with pytest.raises(LeaseLost):
-        tokenizers.work(job_of(slept))
-
-    assert artifacts.pointer(folder).sha256 == published[0]
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -271,28 +286,9 @@ def test_a_copy_that_was_left_by_one_who_was_killed_is_deleted_by_the_next_attem
 def test_a_tokenizer_that_another_job_has_trained_meanwhile_stays_as_it_is(
     worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = process.database()
-    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
-    folder = artifacts.tokenizer_directory(worker, "mine")
-    published = []
+    slept = slept_while_another_was_published(partial(once_all_is_synced, monkeypatch))
 
-    def sleep() -> None:
-        lease.request_cancel(database, slept.job_id)
-        end_lease(slept)
-        other = replace(TOKENIZER, vocab_size=290)
-        perform(
-            names.create(database, other, queue="light").job_id,
-            hostname="awake@here",
-            work=tokenizers.work,
-        )
-        published.append(artifacts.pointer(folder).sha256)
-
-    once_all_is_synced(monkeypatch, sleep)
-    with pytest.raises(LeaseLost):
-        tokenizers.work(job_of(slept))
-
-    assert artifacts.pointer(folder).sha256 == published[0]
-    assert names.get(database, "mine").spec.vocab_size == 290
+    assert names.get(process.database(), "mine").spec.vocab_size == 290
     assert not list(worker.paths.runs.glob(f"*{slept.job_id}*"))
 
 

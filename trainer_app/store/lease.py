@@ -87,6 +87,7 @@ class Progress:
     """What has changed; None: as before. Values that are not finite are left out."""
 
     message: str | None = None
+    resolved: str | None = None  # JSON: fields of the spec, as this attempt resolved them
     checkpoint: str | None = None
     checkpoint_step: int | None = None
     loss_chain: str | None = None  # that the curve has come to: core/loss_chain.py
