@@ -26,6 +26,7 @@ def worker(settings: Settings) -> Iterator[Settings]:
         process.redis_client,
         process.publisher,
         process.queue,
+        process.growth,
     )
     for make in made:
         make.cache_clear()
