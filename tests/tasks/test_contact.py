@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,6 +19,7 @@ from tasks.perform import perform
 from tests.slow_proxy import SlowProxy, slow_proxy
 from tests.tasks.claims import claimed
 from tests.tasks.test_news import SPEC, held, soon, taken_over, told
+from tests.tasks.tiny_runs import ENDLESS, QueueRun
 from trainer_app import events
 from trainer_app.core.observer import StopReason
 from trainer_app.log import job_log_path
@@ -233,25 +233,12 @@ def test_what_is_being_written_while_its_job_waits_is_finished(cut_off: Worker) 
 
 
 def test_a_run_keeps_a_checkpoint_before_it_waits_and_ends_with_one_when_its_worker_stops(
-    worker: Settings, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
+    worker: Settings, queue_run: QueueRun, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
-    monkeypatch.setenv("APP__THREADS", "1")
     monkeypatch.setenv("JOBS__LEASE_SEC", "3")
     monkeypatch.setenv("JOBS__BEAT_SEC", "1")
     process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(text)
-    spec = replace(
-        SPEC,
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=8,
-        max_steps=1_000_000,
-        corpus_sha256=sha256(text).hexdigest(),
-    )
-    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+    run_id = queue_run(max_steps=ENDLESS)
     checkpoints = worker.paths.runs / run_id / "checkpoints"
     log = job_log_path(worker, run_id)
     database = process.database()
