@@ -39,7 +39,7 @@ def kept_bytes() -> dict[str, int]:
     """Of the models that this process keeps, by device."""
     if not _kept.cache_info().currsize:
         return {}  # it has loaded none, and is not to look for a device
-    return {_kept().device: _kept().bytes()}
+    return {_kept().device: _kept().in_memory()}
 
 
 class KeptModels:
@@ -72,14 +72,20 @@ class KeptModels:
     def _make_room(self, size: int) -> None:
         before = len(self._models)
         while self._models and (
-            len(self._models) >= _KEPT_MODELS or self.bytes() + size > self._max_bytes
+            len(self._models) >= _KEPT_MODELS or self._bytes() + size > self._max_bytes
         ):
             self._models.popitem(last=False)
         if len(self._models) < before:
             release_memory()
 
-    def bytes(self) -> int:
-        """What all of them have together."""
+    def in_memory(self) -> int:
+        """Bytes that the weights of all of them take: files may hold them in another precision."""
+        models = [loaded.model for _, _, loaded in self._models.values()]
+        return sum(
+            tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers())
+        )
+
+    def _bytes(self) -> int:
         return sum(size for _, size, _ in self._models.values())
 
 
