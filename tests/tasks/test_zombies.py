@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from tasks import housekeeping, process, staging, tokenizers, training
 from tasks.held import Held, now_by_both_clocks
 from tasks.perform import Done, Job, perform
 from tests.tasks.claims import claimed
+from tests.tasks.tiny_runs import TINY, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost
 from trainer_app.log import JobLog, job_log_path
@@ -27,37 +27,22 @@ from trainer_app.store import lease, runs
 from trainer_app.store import tokenizers as names
 from trainer_app.store.lease import Claim
 
-TEXT = "\n".join(f"line {n} of a text to learn from" for n in range(400)).encode()
-SPEC = TrainSpec(
-    model_family="char_lstm",
-    model_size="tiny",
-    max_seq_len=16,
-    batch_size=4,
-    max_steps=3,
-    corpus_path="a.txt",
-    corpus_sha256=sha256(TEXT).hexdigest(),
-)
 TOKENIZER = TokenizerSpec(
     method="bpe",
     vocab_size=300,
     corpus_path="a.txt",
-    corpus_sha256=sha256(TEXT).hexdigest(),
+    corpus_sha256=TINY.corpus_sha256,
     tokenizer_id="mine",
 )
 DAY = 86_400.0
 
 
-@pytest.fixture(autouse=True)
-def corpus(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+pytestmark = pytest.mark.usefixtures("queue_run")  # for its corpus
 
 
 @pytest.fixture
-def run_id() -> str:
-    return runs.create(process.database(), SPEC, queue="trainer").run_id
+def run_id(queue_run: QueueRun) -> str:
+    return queue_run(max_steps=3)
 
 
 def end_lease(claim: Claim) -> None:

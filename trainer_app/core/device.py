@@ -144,6 +144,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
+def allocated_bytes() -> dict[str, int]:
+    """What tensors of this process have of a GPU's memory: none where it has not used it yet."""
+    return {"cuda": torch.cuda.memory_allocated()}
+
+
 def release_memory() -> None:
     """Return to the system what a finished job no longer holds."""
     gc.collect()

@@ -28,7 +28,16 @@ from trainer_app.store.endings import Artifact, finish, hand_back, retries, retr
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
-from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched, owned, reap
+from trainer_app.store.upkeep import (
+    ENDED,
+    Owned,
+    Reaped,
+    Wakeup,
+    due,
+    mark_dispatched,
+    owned,
+    reap,
+)
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -224,7 +233,7 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
             func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
             true() if attempt is None else JobRow.attempt == attempt,
         )
-        .values(lease_until=0.0)  # over, whatever the clock says and will say
+        .values(lease_until=ENDED)  # over, whatever the clock says and will say
         .returning(JobRow.id)
     )
     with db.write() as connection:
