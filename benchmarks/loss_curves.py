@@ -1,10 +1,12 @@
 """How far the loss curve of each precision is from that of the first, on real text.
 
     python -m benchmarks.loss_curves [--steps 1000] [--precisions bf16 fp16 fp8] [--size small]
-        [--seq-len 1024] [--batch-size 16] [--learning-rate 6e-4] [--device cuda]
+        [--seq-len 1024] [--batch-size 16] [--learning-rate 6e-4] [--seed 42]
+        [--torch-compile on] [--device cuda]
 
 The runs are equal in all but the precision: the demo's corpus and tokenizer (the source of
-Python's standard library, a byte-level BPE of 4,096), compiled. Prints a JSON line for each tenth
+Python's standard library, a byte-level BPE of 4,096), on a GPU compiled unless
+asked otherwise. Prints a JSON line for each tenth
 of a run, its mean training loss in nats per token, and for each validation loss at the end; then
 a table of the differences in percent.
 """
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Literal
 
 from benchmarks.optimizers import Bench, Curve, ModelArgs, bench
 from trainer_app.core.observer import EvaluationReport, StepReport
@@ -33,6 +35,8 @@ class Args(ModelArgs):
     steps: int
     precisions: list[RequestedPrecision]
     learning_rate: float
+    seed: int
+    torch_compile: Literal["on", "off"] | None
 
 
 class Losses(Curve):
@@ -74,6 +78,8 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1_024)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--torch-compile", choices=["on", "off"], default=None)
     parser.add_argument("--device", choices=DEVICES, default="cuda")
     options = parser.parse_args(namespace=Args())
     with TemporaryDirectory() as place:
@@ -82,7 +88,8 @@ def main() -> None:
             made.spec,
             max_steps=options.steps,
             learning_rate=options.learning_rate,
-            torch_compile="on" if options.device == "cuda" else "off",
+            seed=options.seed,
+            torch_compile=options.torch_compile or ("on" if options.device == "cuda" else "off"),
         )
         made = replace(made, spec=spec)
         curves = {precision: curve(made, precision) for precision in options.precisions}

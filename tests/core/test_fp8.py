@@ -74,29 +74,40 @@ def test_a_fused_block_computes_as_before_where_nothing_is_trained() -> None:
 def test_the_loss_is_in_fp8_where_that_is_asked_for_and_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked_of: list[tuple[int, ...]] = []
+    asked_of: list[int] = []
 
-    def taken(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, padded: int) -> Tensor:
-        asked_of.append((len(weight_VD), padded))
+    def taken(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        asked_of.append(len(weight_VD))
         return F.cross_entropy(F.linear(hidden_ND, weight_VD), targets_N)
 
     monkeypatch.setattr(fp8_loss, "loss_in_fp8", taken)
+    monkeypatch.setattr(fp8_loss, "why_unfused", lambda: "no GPU")
     model = Transformer(CONFIG, GPT2, gpt2_shape(width=64, layers=1, heads=2))
     model.initialise()
     ids = torch.arange(12).view(2, 6)
     with_fp8, without = LanguageModelLoss(model, fp8=True), LanguageModelLoss(model)
     expected = without(ids, ids)
-    assert torch.equal(with_fp8(ids, ids), expected)  # no GPU: no kernels
+    assert torch.equal(with_fp8(ids, ids), expected)
     monkeypatch.setattr(fp8_loss, "why_unfused", lambda: None)
+    assert torch.equal(with_fp8(ids, ids), expected)  # not under autocast
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)
     torch.testing.assert_close(with_fp8(ids, ids), expected)
     with_fp8.eval()(ids, ids)
     without.train()(ids, ids)
-    assert asked_of == [(32, 128)]
+    assert asked_of == [32]
 
 
-@pytest.mark.parametrize(("width", "taken"), [(64, True), (100, False), (WIDEST + 16, False)])
+@pytest.mark.parametrize(("width", "why"), [(64, None), (100, "100"), (WIDEST + 16, "8208")])
 def test_hidden_states_of_a_width_without_kernels_are_left(
-    monkeypatch: pytest.MonkeyPatch, width: int, taken: bool
+    monkeypatch: pytest.MonkeyPatch, width: int, why: str | None
 ) -> None:
     monkeypatch.setattr(fp8_loss, "why_unfused", lambda: None)
-    assert fp8_loss.takes(torch.zeros(1, width)) is taken
+    expected = None if why is None else f"a width of {why} is no multiple of 16 up to 8192"
+    assert fp8_loss.why_not(width) == expected
+
+
+def test_on_a_gpu_that_has_no_kernels_the_head_has_none_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fp8_loss, "why_unfused", lambda: "no GPU")
+    assert fp8_loss.why_not(64) == "no GPU"

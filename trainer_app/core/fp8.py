@@ -18,12 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from backends.models.transformer import Block
+from trainer_app.core.padding import EIGHT_BITS, padded
 from trainer_app.core.stopping import StopRequested
 
 FP8: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0  # of FP8
 SMALLEST_ROW: Final = 1e-12  # a row of zeros has a scale, too
-MULTIPLE: Final = 16  # of K and N: what the GPU's instructions take
 
 WIDEST: Final = 8192  # row that a program of the GELU's kernels keeps in its registers
 PROGRAMS: Final = 4  # of the GELU's gradient, on each of the GPU's multiprocessors
@@ -41,7 +41,7 @@ def why_unfused() -> str | None:  # pragma: needs cuda
             rows_in_fp8,
         )
 
-        u_MF = torch.zeros(1, MULTIPLE, dtype=torch.bfloat16, device="cuda")
+        u_MF = torch.zeros(1, EIGHT_BITS, dtype=torch.bfloat16, device="cuda")
         u8_MF, scale_M1 = torch.ops.model_trainer.gelu_in_fp8(u_MF)
         torch.ops.model_trainer.gelu_gradient_in_fp8(u_MF, u_MF)
         over_tokens(u8_MF, scale_M1, u_MF, scale_M1)
@@ -60,7 +60,7 @@ def use_fp8(model: nn.Module, *, fused: bool) -> None:
     ``fused``: GELU has kernels of its own.
     """
     for module in model.modules():
-        if type(module) is nn.Linear and not any(n % MULTIPLE for n in module.weight.shape):
+        if type(module) is nn.Linear and not any(n % EIGHT_BITS for n in module.weight.shape):
             module.__class__ = Float8Linear
     for module in model.modules() if fused else ():
         if type(module) is Block and _is_fused(module):
@@ -74,11 +74,16 @@ def _is_fused(block: Block) -> bool:
     return in_fp8 and has_biases and not block.gated and up.out_features <= WIDEST
 
 
+def is_used(module: nn.Module) -> bool:
+    """Whether a module computes in fp8 now: while it trains, under autocast."""
+    return module.training and torch.is_autocast_enabled("cuda")
+
+
 class Float8Linear(nn.Linear):
     """A linear layer whose products are in fp8 while it trains under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not torch.is_autocast_enabled("cuda"):
+        if not is_used(self):
             return F.linear(x, self.weight, self.bias)
         dtype = torch.get_autocast_dtype("cuda")  # pragma: needs cuda
         x_MK = x.to(dtype).flatten(0, -2)  # pragma: needs cuda
@@ -95,7 +100,7 @@ class Float8Block(Block):
     """A block with GELU, which computes it together with the operands of the product after it."""
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        if not self.training or not torch.is_autocast_enabled("cuda"):
+        if not is_used(self):
             return super().feed_forward(x_BTD)
         dtype = torch.get_autocast_dtype("cuda")  # pragma: needs cuda
         x_MD = x_BTD.to(dtype).flatten(0, -2)  # pragma: needs cuda
@@ -205,14 +210,17 @@ def _gelu_gradient_in_fp8(  # pragma: needs cuda
 ) -> tuple[Tensor, Tensor, Tensor]:
     from trainer_app.core.fp8_kernels import gelu_gradient_in_fp8  # noqa: PLC0415 - needs Triton
 
-    return gelu_gradient_in_fp8(grad_MF, u_MF)
+    return gelu_gradient_in_fp8(grad_MF.contiguous(), u_MF)
 
 
 @_gelu_gradient_in_fp8.register_fake
-def _(grad_MF: Tensor, u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
+def _(  # pragma: needs cuda
+    grad_MF: Tensor,  # noqa: ARG001 - the schema's
+    u_MF: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     scales_M1 = u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
     sums_PF = u_MF.new_empty(programs(u_MF), u_MF.shape[1], dtype=torch.float32)
-    return torch.empty_like(grad_MF, dtype=FP8), scales_M1, sums_PF
+    return torch.empty_like(u_MF, dtype=FP8), scales_M1, sums_PF
 
 
 @torch.library.custom_op(
@@ -226,7 +234,7 @@ def _transposed(x8_MN: Tensor) -> Tensor:  # pragma: needs cuda
 
 @_transposed.register_fake
 def _(x8_MN: Tensor) -> Tensor:  # pragma: needs cuda
-    return x8_MN.new_empty(x8_MN.shape[1], padded(len(x8_MN)))
+    return x8_MN.new_empty(x8_MN.shape[1], padded(len(x8_MN), EIGHT_BITS))
 
 
 @torch.library.custom_op(
@@ -241,13 +249,12 @@ def _folded(x_MN: Tensor, scale_M1: Tensor, scale: Tensor) -> Tensor:  # pragma:
 
 
 @_folded.register_fake
-def _(x_MN: Tensor, scale_M1: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG001  # pragma: needs cuda
-    return x_MN.new_empty(x_MN.shape[1], padded(len(x_MN)), dtype=FP8)
-
-
-def padded(rows: int) -> int:
-    """So many rows and rows of zeros that a product over all of them can be made."""
-    return rows + -rows % MULTIPLE
+def _(  # pragma: needs cuda
+    x_MN: Tensor,
+    scale_M1: Tensor,  # noqa: ARG001 - the schema's
+    scale: Tensor,  # noqa: ARG001
+) -> Tensor:
+    return x_MN.new_empty(x_MN.shape[1], padded(len(x_MN), EIGHT_BITS), dtype=FP8)
 
 
 def programs(u_MF: Tensor) -> int:  # pragma: needs cuda

@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from trainer_app.core.fp8 import FP8, LARGEST, SMALLEST_ROW, padded, programs
+from trainer_app.core.fp8 import FP8, LARGEST, SMALLEST_ROW, programs
 from trainer_app.core.gelu_kernels import CUBE, SLOPE
 from trainer_app.core.kernels import LOG2_E, LOGITS_PER_WARP, blocks_of, log2_of_total
+from trainer_app.core.padding import EIGHT_BITS, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +28,11 @@ TILE_COLUMNS: Final = 128
 FOLDED_COLUMNS: Final = 64
 NUMBERS_PER_WARP: Final = 256
 
-# The gradient of a row of logits has its largest number at the target, in float8_e5m2, for most of
-# the others are a millionth of it. A power of two is rounded to itself, with room above.
+# The gradient of a row of logits has its largest number at the target. It is in float8_e5m2, for
+# most of the others are a millionth of it. A power of two is rounded to itself, with room above.
 GRADIENT: Final = torch.float8_e5m2
 TOP_GRADIENT: Final = 32_768.0
-SMALLEST_GRADIENT: Final = 1e-6  # what 1 - p is known to
+SMALLEST_GRADIENT: Final = 1e-6  # for 1 - p, of which roundings are about all that is left there
 
 
 @triton.jit
@@ -178,8 +179,10 @@ def _transposed(  # noqa: PLR0917 - a launch passes them so
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
 ) -> None:
-    column = (tl.program_id(0) * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
-    row = (tl.program_id(1) * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
+    across = tl.cdiv(columns, tile_columns)
+    tile = tl.program_id(0)  # of the one axis of a grid that is as long as may be
+    column = (tile % across * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
+    row = (tile // across * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
     inside = tl.expand_dims(column < columns, 0)
     mask = tl.expand_dims(row < rows, 1) & inside
     numbers = tl.load(
@@ -193,9 +196,9 @@ def _transposed(  # noqa: PLR0917 - a launch passes them so
 def transposed(x8_MN: Tensor) -> Tensor:
     """Numbers of eight bits, (N, M), with zeros behind the M to a multiple that is multiplied."""
     rows, columns = x8_MN.shape
-    out_NM = x8_MN.new_empty(columns, padded(rows))
-    grid = (triton.cdiv(columns, TILE_COLUMNS), triton.cdiv(out_NM.shape[1], TILE_ROWS))
-    _transposed[grid](
+    out_NM = x8_MN.new_empty(columns, padded(rows, EIGHT_BITS))
+    tiles = triton.cdiv(columns, TILE_COLUMNS) * triton.cdiv(out_NM.shape[1], TILE_ROWS)
+    _transposed[(tiles,)](
         x8_MN.view(torch.uint8),
         out_NM.view(torch.uint8),
         rows,
@@ -220,8 +223,10 @@ def _folded(  # noqa: PLR0917 - a launch passes them so
     tile_rows: tl.constexpr,
     tile_columns: tl.constexpr,
 ) -> None:
-    column = (tl.program_id(0) * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
-    row = (tl.program_id(1) * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
+    across = tl.cdiv(columns, tile_columns)
+    tile = tl.program_id(0)  # of the one axis of a grid that is as long as may be
+    column = (tile % across * tile_columns + tl.arange(0, tile_columns)).to(tl.int64)
+    row = (tile // across * tile_rows + tl.arange(0, tile_rows)).to(tl.int64)
     mask = tl.expand_dims(row < rows, 1) & tl.expand_dims(column < columns, 0)
     numbers = tl.load(
         x + tl.expand_dims(row * columns, 1) + tl.expand_dims(column, 0), mask=mask, other=0.0
@@ -239,9 +244,9 @@ def folded(x_MN: Tensor, scale_M1: Tensor, scale: Tensor, *, rows: int | None = 
     ``rows``: where there are to be more of the M. The largest number is to be 448 at most.
     """
     count, columns = x_MN.shape
-    out_NM = x_MN.new_empty(columns, padded(count) if rows is None else rows, dtype=FP8)
-    grid = (triton.cdiv(columns, FOLDED_COLUMNS), triton.cdiv(out_NM.shape[1], TILE_ROWS))
-    _folded[grid](
+    out_NM = x_MN.new_empty(columns, padded(count, EIGHT_BITS) if rows is None else rows, dtype=FP8)
+    tiles = triton.cdiv(columns, FOLDED_COLUMNS) * triton.cdiv(out_NM.shape[1], TILE_ROWS)
+    _folded[(tiles,)](
         x_MN,
         scale_M1,
         scale,
@@ -278,15 +283,16 @@ def _cross_entropy_in_fp8(  # noqa: PLR0917 - a launch passes them so
     wanted = tl.load(logits + target).to(tl.float32) * LOG2_E
     log_total = log2_of_total(logits, vocab, block, blocks)
     tl.store(losses + row, (log_total - wanted) / LOG2_E)
-    most = 1.0 - tl.exp2(wanted - log_total)
-    most = tl.where(most < smallest, smallest, most)  # nan stays nan
+    missing = 1.0 - tl.exp2(wanted - log_total)
+    most = tl.where(missing < smallest, smallest, missing)  # nan stays nan
     tl.store(scales + row, most / largest)
     factor = largest / most
     shift = tl.log2(factor) - log_total
     for start in range(0, stride, written):
         columns = start + tl.arange(0, written)
         x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
-        g = tl.exp2(x * LOG2_E + shift) - tl.where(columns == target, factor, 0.0)
+        # not by a difference: of a target that is all but certain roundings would be left
+        g = tl.where(columns == target, -missing * factor, tl.exp2(x * LOG2_E + shift))
         tl.store(gradient + columns, g.to(tl.float8e5), mask=columns < stride)
 
 

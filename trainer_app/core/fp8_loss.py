@@ -13,13 +13,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trainer_app.core.fp8 import (
-    MULTIPLE,
     WIDEST,
     over_tokens,
     scaled_product,
     summed,
     why_unfused,
 )
+from trainer_app.core.padding import EIGHT_BITS, VOCABULARY, padded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,50 +27,46 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def takes(hidden_ND: Tensor) -> bool:
-    """Whether hidden states of this width have kernels on this GPU."""
-    width = hidden_ND.shape[1]
-    return not width % MULTIPLE and width <= WIDEST and why_unfused() is None
+def why_not(width: int) -> str | None:
+    """Why the head of hidden states of this width is not in fp8 on this GPU; None: it is."""
+    if width % EIGHT_BITS or width > WIDEST:
+        return f"a width of {width} is no multiple of {EIGHT_BITS} up to {WIDEST}"
+    return why_unfused()
 
 
 def loss_in_fp8(  # pragma: needs cuda
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, padded: int
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 ) -> Tensor:
-    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32.
-
-    ``padded``: P, a multiple of 16.
-    """
-    apply: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _Float8CrossEntropy.apply
-    return apply(hidden_ND, weight_VD, targets_N, padded)
+    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32."""
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Float8CrossEntropy.apply
+    return apply(hidden_ND, weight_VD, targets_N)
 
 
 class _Context(Protocol):
     """What autograd passes to a Function."""
 
-    needs_input_grad: tuple[bool, bool, bool, bool]
+    needs_input_grad: tuple[bool, bool, bool]
     saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
     dtype: torch.dtype
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
-_Gradients = tuple["Tensor | None", "Tensor | None", None, None]
+_Gradients = tuple["Tensor | None", "Tensor | None", None]
 
 
 class _Float8CrossEntropy(torch.autograd.Function):  # pragma: needs cuda
     @staticmethod
-    def forward(
-        ctx: _Context, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, padded: int
-    ) -> Tensor:
+    def forward(ctx: _Context, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         from trainer_app.core.fp8_kernels import (  # noqa: PLC0415 - needs Triton
             cross_entropy_in_fp8,
             rows_in_fp8,
         )
 
         vocab = len(weight_VD)
-        hidden_ND = hidden_ND.contiguous()
+        hidden_ND, weight_VD = hidden_ND.contiguous(), weight_VD.contiguous()
         hidden8_ND, hidden_scale_N1 = rows_in_fp8(hidden_ND)
-        weight8_PD, weight_scale_P1 = rows_in_fp8(weight_VD, rows=padded)
+        weight8_PD, weight_scale_P1 = rows_in_fp8(weight_VD, rows=padded(vocab, VOCABULARY))
         ctx.dtype = torch.get_autocast_dtype("cuda")
         logits_NP = scaled_product(
             hidden8_ND, hidden_scale_N1, weight8_PD, weight_scale_P1, dtype=ctx.dtype
@@ -91,7 +87,7 @@ class _Float8CrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         )
         vocab, width = weight_VD.shape
         share = grad_loss / len(hidden_ND)
-        to_hidden, to_weight, *_ = ctx.needs_input_grad
+        to_hidden, to_weight, _ = ctx.needs_input_grad
         hidden_grad = weight_grad = None
         if to_hidden:
             top = weight_scale_P1.amax()
@@ -110,4 +106,4 @@ class _Float8CrossEntropy(torch.autograd.Function):  # pragma: needs cuda
                 grad8_NP, scale_N1, hidden_ND, hidden_scale_N1
             )
             weight_grad = summed(grad8_PN, hidden8_DN, scale * share)[:vocab]
-        return hidden_grad, weight_grad, None, None
+        return hidden_grad, weight_grad, None

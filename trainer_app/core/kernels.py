@@ -51,7 +51,7 @@ def _logits(  # noqa: PLR0917 - Triton's functions take no names
 def log2_of_total(
     logits: tl.tensor, vocab: int, block: tl.constexpr, blocks: tl.constexpr
 ) -> tl.tensor:
-    """Of the exponentials of a row, in base 2, whose powers the GPU makes."""
+    """The logarithm of the sum of the exponentials of a row, in base 2, as the GPU makes powers."""
     top = tl.full((block,), -1e30, tl.float32)  # below any; of minus infinity itself comes nan
     total = tl.full((block,), 0.0, tl.float32)
     for start in range(0, vocab, block * blocks):
@@ -100,9 +100,9 @@ def cross_entropy_(
     """The negative log-likelihood of each target (N,), in nats, in float32.
 
     ``logits_NP`` is contiguous; of its P columns the first ``vocab`` count. ``with_gradient``
-    replaces it by the losses' gradient, softmax - onehot, 0 in the columns beyond: read once from
-    the GPU's memory and written once, where a softmax and its gradient as two operations read
-    twice.
+    replaces it by the losses' gradient, softmax - onehot, 0 in the columns beyond. Rows that the
+    GPU's cache holds, with those that are read beside them, are read once from its memory: on an
+    H200 those of 50,000 logits of 16 bits are.
     """
     count, stride = logits_NP.shape
     losses_N = logits_NP.new_empty(count, dtype=torch.float32)

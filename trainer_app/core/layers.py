@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer_app.core import fp8, gelu, residual
+from trainer_app.core import fp8, fp8_loss, gelu, residual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,8 @@ def use_kernels(
     if precision == "fp8":  # pragma: needs cuda
         if (why := fp8.why_unfused()) is not None:
             tell(f"fp8 has no kernels of its own: {why}")
+        elif (why_head := fp8_loss.why_not(model.head_weight().shape[1])) is not None:
+            tell(f"the head is not in fp8: {why_head}")
         fp8.use_fp8(model, fused=why is None)
     elif (why := gelu.why_not()) is not None:  # pragma: needs cuda
         tell(f"GELU's gradient has no kernel of its own: {why}")

@@ -1,8 +1,8 @@
 """Next-token cross-entropy in float32.
 
 On a CPU the logits of a large batch are never all held; on a GPU they are held once, in the
-precision of the products, and their gradient takes their place. N = B x T predicted tokens,
-D width, V vocabulary, P the vocabulary and what it is padded with.
+precision of the products, and their gradient takes their place (in fp8 see core/fp8_loss.py).
+N = B x T predicted tokens, D width, V vocabulary, P the vocabulary and what it is padded with.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trainer_app.core import fp8_loss
+from trainer_app.core.fp8 import is_used
+from trainer_app.core.padding import VOCABULARY, padded
 from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
 
 CHUNK_LOGITS: Final = 1 << 21  # held at once: 8 MiB of float32 stay near the core's cache
-VOCABULARY_MULTIPLE: Final = 128  # to which the head is padded on a GPU
 FEWEST_ROWS: Final = 512  # of a chunk: each adds to the whole (V, D) gradient once
 
 _Apply = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
@@ -43,15 +44,9 @@ class LanguageModelLoss(nn.Module):
         """Mean negative log-likelihood of the targets, in nats per token."""
         hidden_ND = self.model.hidden(inputs_BT).flatten(0, 1)
         weight_VD, targets_N = self.model.head_weight(), targets_BT.flatten()
-        if self.fp8 and self.training and fp8_loss.takes(hidden_ND):
-            padded = padded_vocabulary(len(weight_VD))
-            return fp8_loss.loss_in_fp8(hidden_ND, weight_VD, targets_N, padded=padded)
+        if self.fp8 and is_used(self) and fp8_loss.why_not(hidden_ND.shape[1]) is None:
+            return fp8_loss.loss_in_fp8(hidden_ND, weight_VD, targets_N)
         return next_token_loss(hidden_ND, weight_VD, targets_N)
-
-
-def padded_vocabulary(vocab: int) -> int:
-    """What the head is padded to on a GPU: there such a product is fastest."""
-    return vocab + -vocab % VOCABULARY_MULTIPLE
 
 
 def next_token_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -89,9 +84,9 @@ def why_unfused(dtype: torch.dtype) -> str | None:
     from trainer_app.core.kernels import cross_entropy_  # noqa: PLC0415  # pragma: needs cuda
 
     try:  # pragma: needs cuda
-        logits_NP = torch.zeros(1, VOCABULARY_MULTIPLE, dtype=dtype, device="cuda")
+        logits_NP = torch.zeros(1, VOCABULARY, dtype=dtype, device="cuda")
         targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
-        cross_entropy_(logits_NP, targets_N, vocab=VOCABULARY_MULTIPLE, with_gradient=True)
+        cross_entropy_(logits_NP, targets_N, vocab=VOCABULARY, with_gradient=True)
     except (torch.OutOfMemoryError, StopRequested):  # pragma: needs cuda
         raise  # by what else is there, and an interruption: tried again
     except Exception as error:  # whatever a compiler may raise  # pragma: needs cuda
@@ -193,7 +188,7 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         dtype = torch.get_autocast_dtype("cuda") if mixed else hidden_ND.dtype
         vocab = len(weight_VD)
         hidden_ND = hidden_ND.to(dtype)
-        weight_PD = weight_VD.new_empty(padded_vocabulary(vocab), weight_VD.shape[1], dtype=dtype)
+        weight_PD = weight_VD.new_empty(padded(vocab, VOCABULARY), weight_VD.shape[1], dtype=dtype)
         weight_PD[:vocab].copy_(weight_VD)  # cast in the pass that pads
         weight_PD[vocab:].zero_()
         logits_NP = F.linear(hidden_ND, weight_PD)
