@@ -25,6 +25,7 @@ from tasks import by_hand, process, staging
 from tasks.slow_duties import SlowDuties
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
+from trainer_app.folders import check_folders
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.queue import heartbeat_key
 from trainer_app.store import idempotency, lease, requests, upkeep
@@ -217,6 +218,7 @@ def run(stop: threading.Event) -> None:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    check_folders(process.settings())
     logs.configure(process.settings())
     stop = threading.Event()
 

@@ -41,7 +41,8 @@ from tasks.spare import spares
 from tasks.watchdog import Watchdog
 from trainer_app import log as logs
 from trainer_app.core.sums import ALGORITHMS
-from trainer_app.errors import Unavailable
+from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.folders import check_folders
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
@@ -79,6 +80,15 @@ _workers: list[Worker] = []
 def set_up_logging(**_: object) -> None:
     """Use our log form in place of Celery's."""
     logs.configure(process.settings())
+
+
+@celeryd_init.connect
+def refuse_unfit_folders(**_: object) -> None:
+    """Stop the start where a folder of the settings cannot serve."""
+    try:
+        check_folders(process.settings())
+    except SettingsError as error:  # of any other exception Celery makes a line in the log
+        raise SystemExit(f"error: {error.message}") from error
 
 
 @celeryd_init.connect

@@ -339,6 +339,20 @@ def test_several_keys_are_separated_by_commas(
 
 
 @pytest.mark.parametrize(
+    "key", ["first\nsecond", "a\rb", "a\x7fb", "\x01a", "good,a\x1fb", "\udcff"]
+)
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECURITY__API_KEY", key)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert refused.value.message == (
+        "SECURITY__API_KEY: holds a character that no header can carry"
+    )
+
+
+@pytest.mark.parametrize(
     "url",
     ["postgresql://u:p@db/x", "postgres://u:p@db/x", "postgresql+psycopg://db/x", "sqlite:////x"],
 )

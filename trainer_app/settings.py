@@ -205,6 +205,9 @@ def _read_keys(env: Env) -> tuple[str, ...]:
     keys = tuple(filter(None, _listed(env, "SECURITY__API_KEY", "")))
     if not keys and env.str("SECURITY__API_KEY", ""):  # without one everybody would be let in
         raise SettingsError("SECURITY__API_KEY: is set, but holds no key")
+    # A key that no client can send would lock everybody out. None is repeated: they are secrets.
+    if any(re.search(r"[\0-\x08\x0a-\x1f\x7f\ud800-\udfff]", key) for key in keys):
+        raise SettingsError("SECURITY__API_KEY: holds a character that no header can carry")
     return keys
 
 

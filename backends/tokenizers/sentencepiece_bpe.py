@@ -25,6 +25,7 @@ from backends.json_files import read_plain
 from backends.tokenizers import huggingface
 from backends.tokenizers.blocks import PieceByPiece
 from backends.tokenizers.word_counts import count_words
+from backends.vocabulary import sentencepiece_sizes
 from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
 
 MODEL_FILE: Final = "tokenizer.model"
@@ -116,12 +117,14 @@ class SentencePieceKind:
             characters = characters[: vocab_size - len(fixed)]
         _check_room(vocab_size, fixed, characters=len(characters))
         model, learned = _learn(_samples(words, characters), vocab_size, fixed)
-        reached = len(fixed) + _frequent(learned, fixed, words, min_frequency)
-        if reached < vocab_size:
+        pieces = _frequent(learned, fixed, words, min_frequency)
+        if len(fixed) + pieces < vocab_size:  # then there was room for all the characters
+            without_bytes = "" if fixed is FIXED else " without the 256 bytes"
             raise TokenizerTrainFailed(
                 f"vocab_size {vocab_size} cannot be reached: with min_frequency {min_frequency} "
-                f"this corpus gives {reached} tokens; ask for at most {reached}, lower "
-                "min_frequency or give more text"
+                f"this corpus gives {len(fixed) + pieces} tokens{without_bytes}; ask for "
+                f"{sentencepiece_sizes(pieces, characters=len(characters))}, lower min_frequency "
+                "or give more text"
             )
         return SentencePieceTokenizer(_as_huggingface(learned, fixed), model)
 

@@ -104,3 +104,20 @@ def test_a_request_can_be_tried_out(browser: webdriver.Chrome, url: str) -> None
     answer = ".live-responses-table tbody .response-col_"
     assert once_shown(browser, f"{answer}status", text).startswith("200")
     assert '"ok"' in once_shown(browser, f"{answer}description", text)
+
+
+POST = """
+const [address, answered] = arguments;
+fetch(address, {method: "POST", body: "{}", headers: {"Content-Type": "application/json"}})
+    .then(async answer => answered([answer.status, (await answer.json()).code]));
+"""
+
+
+def test_the_page_may_post_whatever_name_it_was_opened_by(
+    browser: webdriver.Chrome, url: str
+) -> None:
+    # A browser sends an Origin with each POST, of the page's own server as well.
+    for name in ("127.0.0.1", "localhost"):
+        browser.get(f"{url.replace('127.0.0.1', name)}/docs")
+        answer = browser.execute_async_script(POST, "/runs/train")
+        assert answer == [422, "INVALID_INPUT"]

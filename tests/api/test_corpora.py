@@ -469,6 +469,7 @@ def test_a_deleted_corpus_is_gone_with_its_file(client: FlaskClient, settings: S
     upload(client)
     response = client.delete(f"/corpora/{SHA256}")
     assert (response.status_code, response.data) == (204, b"")
+    assert "Content-Type" not in response.headers
     assert client.get(f"/corpora/{SHA256}").status_code == 404
     assert files(settings) == []
     assert upload(client).status_code == 201

@@ -132,6 +132,8 @@ def test_errors_of_http_have_codes(
         ("GET", "/runs/x/cancel", {"POST", "OPTIONS"}),
         ("GET", "/runs/train", {"POST", "OPTIONS"}),
         ("GET", "/tokenizers/train", {"POST", "OPTIONS"}),
+        ("PUT", "/runs/train", {"POST", "OPTIONS"}),
+        ("DELETE", "/tokenizers/train", {"POST", "OPTIONS"}),
         ("PATCH", "/corpora", {"GET", "HEAD", "POST", "OPTIONS"}),
         ("TRACE", "/healthz", {"GET", "HEAD", "OPTIONS"}),
     ],
@@ -142,6 +144,24 @@ def test_a_wrong_method_is_told_the_right_ones(
     response = client.open(path, method=method)
     assert (response.status_code, response.get_json()["code"]) == (405, "METHOD_NOT_ALLOWED")
     assert set(response.headers["Allow"].split(", ")) == allowed
+
+
+PATHS = ["/", "/runs", "/runs/train", "/runs/x", "/tokenizers/train", "/tokenizers/x", "/corpora/x"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_options_promises_the_methods_that_an_address_takes_and_no_other(
+    client: FlaskClient, path: str
+) -> None:
+    promised = set(client.options(path).headers["Allow"].split(", "))
+    every = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+    taken = {one for one in every if client.open(path, method=one).status_code != 405}
+    assert promised == taken | ({"HEAD"} if "GET" in taken else set())
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "PUT"])
+def test_what_is_no_id_is_not_found_by_any_method(client: FlaskClient, method: str) -> None:
+    assert client.open("/runs/a..b", method=method).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/runs/", "/runs//x", "/favicon.ico", "/RUNS"])

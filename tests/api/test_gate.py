@@ -152,16 +152,48 @@ def test_the_configured_host_is_a_name(settings: Settings, make_client: Make) ->
 
 @pytest.mark.parametrize(
     "origin",
-    ["http://evil.example", "null", "https://localhost.evil.example", "file://", "http://[::1", ""],
+    [
+        "http://evil.example",
+        "null",
+        "https://localhost.evil.example",
+        "file://",
+        "file://localhost:8000",
+        "http://[::1",
+        "",
+        "localhost:8000",
+        "http://localhost",
+        "http://localhost:3000",  # another program's page
+        "https://localhost",
+        "http://localhost:8000/",
+        "http://localhost:8000.evil.example",
+        "http://127.0.0.1:8000",
+        "http://[::1]:8000",
+    ],
 )
 def test_a_foreign_origin_is_refused(client: FlaskClient, origin: str) -> None:
-    response = client.post("/runs/train", json={}, headers={"Origin": origin})
+    headers = {"Origin": origin, "Host": "localhost:8000"}
+    response = client.post("/runs/train", json={}, headers=headers)
     assert (response.status_code, response.get_json()["code"]) == (403, "FORBIDDEN")
 
 
-@pytest.mark.parametrize("origin", ["http://localhost", "http://127.0.0.1:3000", "http://[::1]:1"])
-def test_pages_of_this_machine_may_call_a_loopback_server(client: FlaskClient, origin: str) -> None:
-    assert client.get("/runs", headers={"Origin": origin}).status_code == 200
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:8000", "localhost:8000"),
+        ("HTTP://LocalHost:8000", "LOCALHOST:8000"),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("http://[::1]:8000", "[::1]:8000"),
+        ("http://localhost", "localhost"),
+        ("http://localhost", "localhost:80"),
+        ("https://localhost", "localhost"),  # of a proxy with TLS, which passes Host on
+        ("https://localhost:8443", "localhost:8443"),
+    ],
+)
+def test_a_page_of_the_server_itself_may_call_it(
+    client: FlaskClient, origin: str, host: str
+) -> None:
+    headers = {"Origin": origin, "Host": host}
+    assert client.get("/runs", headers=headers).status_code == 200
 
 
 def test_on_the_network_an_origin_must_be_the_host(settings: Settings, make_client: Make) -> None:

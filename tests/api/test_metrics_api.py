@@ -123,6 +123,23 @@ def test_a_client_that_was_away_during_an_evaluation_gets_its_loss(
     assert [(step, point["val_loss"]) for step, point in found] == [(2, 1.5)]
 
 
+def test_the_document_says_what_a_curve_sends_twice(client: FlaskClient, world: World) -> None:
+    run_id = world.run()
+    claim = world.claim(run_id)
+    record(world, claim, MetricPoint(step=1, val_loss=1.5), MetricPoint(step=2, train_loss=1.0))
+    lease.finish(world.database, claim, Status.COMPLETED)
+    path = f"/runs/{run_id}/metrics/stream"
+    sent = [
+        [step for step, _ in events(client.get(path, headers={"Last-Event-ID": given}).text)]
+        for given in ("1", "2")
+    ]
+    assert sent == [[1, 2], []]
+    document = client.get("/openapi.json").get_json()
+    parameters = document["paths"]["/runs/{run_id}/metrics/stream"]["parameters"]
+    [header] = [one for one in parameters if one["name"] == "Last-Event-ID"]
+    assert "sent once more if it has the loss of an evaluation" in header["description"]
+
+
 @pytest.mark.parametrize(("steps", "given"), [((), "1"), ((1, 2), "3"), ((1, 2), "9" * 18)])
 def test_a_curve_that_never_came_so_far_cannot_be_gone_on_with(
     client: FlaskClient, world: World, steps: tuple[int, ...], given: str

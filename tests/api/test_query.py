@@ -41,6 +41,34 @@ def test_a_query_parameter_that_is_not_named_is_refused_at_every_door(client: Fl
         assert {"field": "surprise", "message": "unknown field"} in details, (method, path)
 
 
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("tag=%ff", "tag"),
+        ("limit=1&tag=a%e2%82&after=x", "tag"),
+        ("user_id=%ff", "user_id"),
+        ("%ff=1", "\\xff"),
+    ],
+)
+def test_what_is_not_utf8_is_refused_with_its_name(
+    client: FlaskClient, query: str, field: str
+) -> None:
+    answer = client.get(f"/runs?{query}")
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "INVALID_INPUT")
+    assert answer.get_json()["details"] == [{"field": field, "message": "is not UTF-8"}]
+
+
+def test_what_is_not_utf8_is_refused_at_every_door(client: FlaskClient) -> None:
+    for method, path in doors(client):
+        answer = client.open(f"{path}?tag=%ff", method=method, json={})
+        assert answer.status_code == 422, (method, path)
+        assert answer.get_json()["details"] == [{"field": "tag", "message": "is not UTF-8"}]
+
+
+def test_what_is_utf8_is_taken(client: FlaskClient) -> None:
+    assert client.get("/runs?tag=sch%C3%B6n+%E2%82%AC%25").status_code == 200
+
+
 def test_one_that_is_named_elsewhere_is_refused_like_any_other(
     client: FlaskClient, world: World
 ) -> None:

@@ -291,18 +291,27 @@ def test_a_vocabulary_that_no_text_of_the_size_gives_is_refused(
     assert detail_of(client.post("/tokenizers/train", json=asked | change)) == (field, message)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "text", "end"),
+    [
+        (100, "abc", "at most 54 tokens: give more text, or set {}"),
+        (311, "abc", "at most 310 tokens: give more text, or set {}"),
+        (150, "abcdef", "at most 102 tokens: give more text, or set 100 to 102, or {}"),
+    ],
+)
 def test_a_vocabulary_below_the_least_of_its_kind_is_not_proposed(
-    client: FlaskClient, world: World
+    client: FlaskClient, world: World, vocab_size: int, text: str, end: str
 ) -> None:
     asked = {
         "method": "sentencepiece",
-        "vocab_size": 100,
+        "vocab_size": vocab_size,
         "min_frequency": 1,
         "holdout_fraction": 0,
-        "corpus_path": world.corpus("short.txt", "abc"),
+        "corpus_path": world.corpus("short.txt", text),
     }
     _, message = detail_of(client.post("/tokenizers/train", json=asked))
-    assert message.endswith("at most 54 tokens: give more text")
+    most = 262 + 16 * len(text)
+    assert message.endswith(end.format(f"263 to {most} with the 256 bytes among them"))
 
 
 def test_a_tokenizer_of_one_line_with_a_part_held_out_is_refused(

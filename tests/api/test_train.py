@@ -437,6 +437,31 @@ def test_a_base_run_must_be_of_the_same_kind(
     refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", name)
 
 
+@pytest.mark.parametrize(
+    ("base", "wanted", "message"),
+    [
+        (None, "letters", "letters is not the tokenizer of {}, which trained its own: leave "),
+        ("letters", None, "{} was trained with letters: give that one"),
+    ],
+)
+def test_a_tokenizer_that_a_run_trained_itself_is_told_in_words(
+    client: FlaskClient,
+    world: World,
+    body: Body,
+    base: str | None,
+    wanted: str | None,
+    message: str,
+) -> None:
+    world.tokenizer("letters", "char")
+    kind = {"model_family": "char_lstm", "model_size": "tiny"}
+    run_id = world.run(Status.COMPLETED, **kind, tokenizer_id=base)
+    world.model(run_id)
+    asked = body | kind | {"pretrained_run_id": run_id, "tokenizer_id": wanted}
+    start = f"tokenizer_id: {message.format(run_id)}"
+    refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", start)
+    assert train(client, asked | {"tokenizer_id": base}).status_code == 202
+
+
 def test_a_base_run_must_read_as_much_at_once(
     client: FlaskClient, world: World, body: Body
 ) -> None:

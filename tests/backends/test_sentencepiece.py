@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -194,6 +196,31 @@ def test_a_vocabulary_that_the_corpus_cannot_give_is_refused_with_what_it_gives(
     with pytest.raises(TokenizerTrainFailed, match=message):
         KIND.train(["abcd abcd xyz"], vocab_size=5000, min_frequency=2)
     assert KIND.train(["abcd abcd xyz"], vocab_size=270, min_frequency=2).vocab_size == 270
+
+
+def reaches(texts: list[str], vocab_size: int) -> bool:
+    """Whether a vocabulary of the size can be trained."""
+    try:
+        return KIND.train(texts, vocab_size=vocab_size, min_frequency=2).vocab_size == vocab_size
+    except TokenizerTrainFailed:
+        return False
+
+
+@pytest.mark.parametrize("words", [12, 40])
+def test_each_vocabulary_of_the_ranges_that_a_refusal_names_is_reached_and_none_beside(
+    words: int,
+) -> None:
+    random = Random(words)
+    known = ["".join(random.choices("abcdefgh", k=5)) for _ in range(words)]
+    texts = [" ".join(random.choices(known, k=8)) for _ in range(200)]
+    with pytest.raises(TokenizerTrainFailed) as refused:
+        KIND.train(texts, vocab_size=250, min_frequency=2)
+    asked = str(refused.value).partition("; ask for ")[2].partition(" with the 256 bytes among")[0]
+    named = [(int(low), int(high)) for low, high in re.findall(r"(\d+) to (\d+)", asked)]
+    assert [low for low, _ in named] == ([271] if words == 12 else [100, 271])
+    for low, high in named:
+        assert all(reaches(texts, size) for size in (low, (low + high) // 2, high))
+        assert not any(reaches(texts, size) for size in (low - 1, high + 1) if size >= 100)
 
 
 def test_pieces_rarer_than_the_least_frequency_do_not_count() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +97,56 @@ def test_a_text_that_was_edited_is_fetched_again(
     fetch().write_bytes(b"something else")
 
     assert fetch().read_bytes() == TEXT
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "something").write_bytes(b"else")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def make_link_to_a_folder(path: Path) -> None:
+    path.symlink_to(path.parent.parent)
+
+
+def make_link_to_nothing(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+@pytest.mark.parametrize("name", ["tale.txt", "tale.txt.sha256", "tale.txt.part"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, make_folder, make_socket, make_link_to_a_folder, make_link_to_nothing]
+)
+def test_what_stands_in_the_place_of_a_file_and_is_none_is_removed(
+    server: DataBankServer, fetch: Fetch, folder: Path, make: Callable[[Path], None], name: str
+) -> None:
+    server.put(TEXT, "tale")
+    if name.endswith(".part"):
+        folder.mkdir()
+    else:
+        fetch()
+        (folder / name).unlink()
+    make(folder / name)
+
+    assert fetch().read_bytes() == TEXT
+    assert {path.name for path in folder.iterdir()} == {"tale.txt", "tale.txt.sha256", ".tale.lock"}
+    assert all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff" * 3, b"9" * 10_000])
+def test_a_note_that_holds_something_else_is_written_anew(
+    fetch: Fetch, folder: Path, note: bytes
+) -> None:
+    folder.mkdir()
+    (folder / "tale.txt").write_bytes(TEXT)
+    (folder / "tale.txt.sha256").write_bytes(note)
+
+    assert fetch().read_bytes() == TEXT
+    assert (folder / "tale.txt.sha256").read_text("ascii").startswith(f"{sha256(TEXT)} ")
 
 
 def test_a_text_that_was_replaced_in_the_data_bank_takes_the_place_of_the_old_one(

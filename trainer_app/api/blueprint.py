@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import flask
 from flask_smorest import Blueprint as SmorestBlueprint
@@ -36,7 +37,11 @@ class StrictParser(FlaskParser):
         return read(req, current.settings().api.max_body_bytes)
 
     def load_querystring(self, req: Request, schema: Schema) -> dict[str, str]:  # noqa: ARG002
-        """The query parameters, each given once; webargs' signature."""
+        """The query parameters, each given once and in UTF-8; webargs' signature."""
+        for pair in req.query_string.split(b"&"):
+            if not _is_utf8(unquote_to_bytes(pair)):
+                name = unquote_to_bytes(pair.partition(b"=")[0])
+                raise ValidationError({name.decode("utf-8", "backslashreplace"): ["is not UTF-8"]})
         repeated = [name for name, values in req.args.lists() if len(values) > 1]
         if repeated:
             raise ValidationError({name: ["is given more than once"] for name in repeated})
@@ -88,6 +93,14 @@ class Blueprint(SmorestBlueprint):
         return self.doc(
             links={link: {"operationId": link, "parameters": parameters} for link in links}
         )
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _names_query(view: object) -> bool:

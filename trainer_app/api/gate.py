@@ -5,8 +5,8 @@ name in Host or in an absolute target (DNS rebinding) or in Origin (another page
 
 - A server bound to loopback answers to ``localhost``, ``127.0.0.1``, ``[::1]`` and API__HOST, on
   any port. One that is bound elsewhere answers to any name: it has names that it cannot know.
-- A request with an Origin must come from the host that it is sent to, or from one of the names
-  above that the server answers to.
+- A request with an Origin must come from a page of the host and port that it is sent to: another
+  port of this machine is another program. The scheme may differ, behind a proxy with TLS.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ KEY_HEADER: Final = "X-Api-Key"
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 _OPEN_FOLDER: Final = "/docs/"  # the files of the documentation page: no data in them
 _AUTHORITY: Final = re.compile(
-    r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[0-9a-z._-]+))(?::[0-9]{1,5})?"
+    r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[0-9a-z._-]+))(?::(?P<port>[0-9]{1,5}))?"
 )
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _AFTER_AUTHORITY: Final = re.compile(r"[/?#]")
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -80,19 +81,33 @@ def _check_reach(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    names: frozenset[str] = frozenset({settings.api.host.strip("[]").lower()})
     host = _asked_for().lower()
     if is_loopback(settings.api.host):
-        names |= _LOOPBACK_NAMES
+        names = _LOOPBACK_NAMES | {settings.api.host.strip("[]").lower()}
         # Host is to be ignored then, but nobody who means well sends a foreign one.
         if {_name_in(host), _name_in(request.headers.get("Host", "").lower())} - names:
             raise Forbidden("this server does not answer to the name that it is asked for by")
     origin = request.headers.get("Origin")
     if origin is None:
         return
-    source = origin.lower().partition("://")[2]
-    if source != host and _name_in(source) not in names:
+    if not _is_same(origin.lower(), host):
         raise Forbidden("requests from pages of another origin are refused")
+
+
+def _is_same(origin: str, host: str) -> bool:
+    """Whether the host and port of an Origin are those that Host names.
+
+    A port that is not named is the default of the Origin's scheme: the only one that the server
+    knows the browser to have used.
+    """
+    scheme, _, authority = origin.partition("://")
+    source, target = _AUTHORITY.fullmatch(authority), _AUTHORITY.fullmatch(host)
+    default = _DEFAULT_PORTS.get(scheme)
+    if default is None or source is None or target is None:
+        return False
+    return source.group("address", "name") == target.group("address", "name") and int(
+        source["port"] or default
+    ) == int(target["port"] or default)
 
 
 def _asked_for() -> str:

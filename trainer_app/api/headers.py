@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
 from flask import Flask, Response
@@ -27,4 +28,6 @@ def _add(response: Response) -> Response:
     headers["Referrer-Policy"] = "no-referrer"
     headers.setdefault("Content-Security-Policy", _DATA_POLICY)
     headers.setdefault("Cache-Control", "no-store")
+    if response.status_code == HTTPStatus.NO_CONTENT:
+        headers.pop("Content-Type", None)  # Flask's default: there is nothing that it would tell of
     return response

@@ -30,6 +30,10 @@ blueprint = Blueprint("metrics", __name__, description="The curves of runs.")
 
 _POLL_SECONDS: Final = 1.0
 _POINT: Final = PointSchema()
+_LAST_EVENT_ID: Final = LAST_EVENT_ID | {
+    "description": "The step of the last point that was received: goes on behind it. That point is "
+    "sent once more if it has the loss of an evaluation, which may have been added since."
+}
 _EXAMPLE: Final = {name: field.metadata["example"] for name, field in _POINT.fields.items()}
 
 
@@ -52,7 +56,7 @@ def get_metrics(query: CurveQuery, run_id: str) -> dict[str, object]:
     return {"run_id": run.run_id, "points": points}
 
 
-@blueprint.route("/runs/<id:run_id>/metrics/stream", parameters=[LAST_EVENT_ID])
+@blueprint.route("/runs/<id:run_id>/metrics/stream", parameters=[_LAST_EVENT_ID])
 @blueprint.response(
     200,
     {"type": "string"},

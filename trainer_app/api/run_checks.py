@@ -97,9 +97,7 @@ def _check_base_run(spec: TrainSpec) -> None:
     for name in ("model_family", "model_size", "tokenizer_id"):
         wanted, there = getattr(spec, name), getattr(run.spec, name)
         if wanted != there:
-            raise ModelIncompatible(
-                f"{name}: {wanted} differs from {there} of {spec.pretrained_run_id}"
-            )
+            raise ModelIncompatible(_difference(name, wanted, there, spec.pretrained_run_id))
     context = _context(run)
     if spec.model_family not in UNBOUNDED_FAMILIES and spec.max_seq_len > context:
         raise ModelIncompatible(
@@ -109,6 +107,18 @@ def _check_base_run(spec: TrainSpec) -> None:
     damaged = damage_of(run)
     if damaged is not None:
         raise ModelIncompatible(f"pretrained_run_id: {damaged}")
+
+
+def _difference(name: str, wanted: str | None, there: str | None, run_id: str) -> str:
+    """Why a run cannot go on from another. No tokenizer_id: the run trained its own, or would."""
+    if there is None:
+        return (
+            f"{name}: {wanted} is not the tokenizer of {run_id}, which trained its own: leave "
+            f"{name} out to go on with that one"
+        )
+    if wanted is None:
+        return f"{name}: {run_id} was trained with {there}: give that one"
+    return f"{name}: {wanted} differs from {there} of {run_id}"
 
 
 def _context(run: Run) -> int:

@@ -6,8 +6,7 @@ the corpus holds, with CORPUS_TOO_SHORT or TOKENIZER_TRAIN_FAILED.
 
 from __future__ import annotations
 
-from backends.registry import TOKENIZER_MIN_VOCAB
-from backends.vocabulary import most_tokens, needs_frequent_characters
+from backends.vocabulary import most_tokens, needs_frequent_characters, sizes_to_ask_for
 from trainer_app.api.job_fields import CORPUS
 from trainer_app.core.corpus_size import (
     SHORTEST_SEQUENCE,
@@ -57,14 +56,11 @@ def check_tokenizer_size(spec: TokenizerSpec, size: CorpusSize) -> None:
     )
     if most is None or spec.vocab_size <= most:
         return
-    least = TOKENIZER_MIN_VOCAB[spec.method]
-    advice = "give more text"
-    if most >= least:
-        advice += f", or set {least} to {most}"
+    sizes = sizes_to_ask_for(spec.method, most=most, text_bytes=size.bytes)
     raise FieldError(
         "vocab_size",
         f"{spec.vocab_size} cannot be reached: with min_frequency {spec.min_frequency} a corpus "
-        f"of {size.bytes} bytes gives at most {most} tokens: {advice}",
+        f"of {size.bytes} bytes gives at most {most} tokens: give more text, or set {sizes}",
     )
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from trainer_app.core.files import write_atomically
+from trainer_app.core.files import remove_directory, write_atomically
 from trainer_app.core.stopping import ShouldStop
 from trainer_app.databank.client import DataBank, OtherBytes, RemoteFile
 from trainer_app.databank.digests import sha256_of
@@ -38,8 +38,7 @@ def known(folder: Path, file_id: str) -> RemoteFile | None:
     """
     path = folder / f"{file_id}{_SUFFIX}"
     try:
-        with open_regular(path.with_name(f"{path.name}{_DIGEST}")) as file:
-            note = file.read(_LONGEST_NOTE).decode("ascii", "replace")
+        note = _kept_note(path)
         sha256 = note.partition(" ")[0]
         if _SHA256.fullmatch(sha256) is None or note != _note(path, sha256):
             return None
@@ -89,13 +88,15 @@ def fetch(
 ) -> Path:
     """The file of a corpus with this digest, from the cache or from the data bank.
 
-    Two processes that want the same one fetch it once. Raises CorpusNotFound; CorpusChanged where
+    Two processes that want the same one fetch it once. What stands in its place and is no file is
+    removed. Raises CorpusNotFound; CorpusChanged where
     the id now stands for another text; else as ``download`` does.
     """
     if not is_id(file_id) or len(file_id) > LONGEST_ID:
         raise CorpusNotFound("no corpus has this id")
     path = folder / f"{file_id}{_SUFFIX}"
     with locked(lock_path(folder, file_id), should_stop=should_stop):
+        _drop_what_is_no_file(folder, file_id)
         if not _is_here(path, sha256, should_stop):
             on_message("fetching the corpus from the data bank")
             try:
@@ -141,10 +142,21 @@ def _is_ours(name: str) -> bool:
     return name.endswith((_SUFFIX, f"{_SUFFIX}{PART}"))
 
 
+def _drop_what_is_no_file(folder: Path, file_id: str) -> None:
+    """Remove folders, FIFOs and links to them that somebody has put in the place of our files."""
+    for path in files(folder, file_id):
+        if path.is_file():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            remove_directory(path)
+        else:
+            path.unlink()
+
+
 def _is_here(path: Path, sha256: str, should_stop: ShouldStop) -> bool:
     """Whether the text is here; one of unknown digest, as somebody may have put it, is read."""
     try:
-        known = path.with_name(f"{path.name}{_DIGEST}").read_text("utf-8")
+        known = _kept_note(path)
     except FileNotFoundError:
         known = ""
     if not path.exists():
@@ -158,6 +170,11 @@ def _is_here(path: Path, sha256: str, should_stop: ShouldStop) -> bool:
 
 def _remember(path: Path, sha256: str) -> None:
     write_atomically(path.with_name(f"{path.name}{_DIGEST}"), _note(path, sha256).encode())
+
+
+def _kept_note(path: Path) -> str:
+    with open_regular(path.with_name(f"{path.name}{_DIGEST}")) as file:
+        return file.read(_LONGEST_NOTE).decode("ascii", "replace")
 
 
 def _note(path: Path, sha256: str) -> str:

@@ -19,6 +19,7 @@ import httpx
 
 from trainer_app.api.gate import check_exposure
 from trainer_app.errors import DiskFull, SettingsError, Unavailable
+from trainer_app.folders import check_folders
 from trainer_app.settings import Settings
 from trainer_app.stack import broker as brokers
 from trainer_app.stack import flower
@@ -73,6 +74,7 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
     if with_flower:
         flower.check_installed()
     _check_data_root(root)
+    check_folders(settings)
     with _locked(root):
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)

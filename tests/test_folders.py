@@ -1,0 +1,97 @@
+"""Folders of the settings that cannot serve stop the start of whatever would use them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from trainer_app.errors import SettingsError
+from trainer_app.folders import check_folders
+from trainer_app.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[1]
+NAMES = (
+    "APP__DATA_ROOT",
+    "APP__ARTIFACTS_ROOT",
+    "APP__RUNS_ROOT",
+    "APP__LOGS_ROOT",
+    "APP__CORPUS_ROOT",
+    "WANDB_DIR",
+)
+STARTERS = {
+    "stack": ("-m", "trainer_app.cli.main", "up", "--port", "0"),
+    "api": ("-c", "import wsgi"),
+    "worker": ("-m", "celery", "-q", "-A", "tasks.app", "worker", "--concurrency", "1"),
+    "housekeeping": ("-m", "tasks.housekeeping"),
+}
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "/dev/null", f"/tmp/{'x' * 300}"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_cannot_serve_is_refused_by_the_name_of_its_setting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    monkeypatch.setenv("APP__DATA_ROOT", str(settings.paths.data_root))
+    monkeypatch.setenv("WANDB__ENABLED", "true")
+    monkeypatch.setenv(name, place)
+    cannot = "read" if name == "APP__CORPUS_ROOT" else "written to"
+    with pytest.raises(SettingsError, match=rf"^{name}: {re.escape(place)} cannot be {cannot}: "):
+        check_folders(load_settings())
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_whatever_starts_alone_stops_with_the_name_of_the_setting(
+    tmp_path: Path, starter: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *STARTERS[starter]],
+        cwd=ROOT,
+        env=os.environ | {"APP__DATA_ROOT": str(tmp_path), "APP__RUNS_ROOT": "/proc/x"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "APP__RUNS_ROOT: /proc/x cannot be written to: " in done.stderr.splitlines()[-1]
+
+
+def test_folders_that_are_not_there_yet_are_made(settings: Settings) -> None:
+    check_folders(settings)
+    paths = settings.paths
+    assert all(one.is_dir() for one in (paths.artifacts, paths.runs, paths.logs, paths.corpus))
+    assert not any(paths.runs.iterdir())
+
+
+def test_a_folder_of_corpora_need_not_be_writable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP__DATA_ROOT", str(settings.paths.data_root))
+    monkeypatch.setenv("APP__CORPUS_ROOT", "/proc/self")  # which holds no file of anybody's
+    check_folders(load_settings())
+
+
+def test_the_folder_of_weights_and_biases_matters_where_it_is_used(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP__DATA_ROOT", str(settings.paths.data_root))
+    monkeypatch.setenv("WANDB_DIR", "/proc/x")
+    check_folders(load_settings())
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_or_broken_is_no_bad_setting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    check_folders(settings)

@@ -1,0 +1,67 @@
+"""Whether the folders that the settings name can serve: asked once, before anything is started.
+
+A run would otherwise find out at its end, when its training is done, that its model can be put
+nowhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from trainer_app.errors import SettingsError
+from trainer_app.settings import Settings
+
+# Of a folder that cannot serve, whatever the state of its disk. A disk that is full or broken is
+# met where it is written to: a process that is started again meanwhile is to come up.
+_UNFIT: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,  # a file, where a folder is to be made
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+def check_folders(settings: Settings) -> None:
+    """Make the folders that are not there yet.
+
+    Raises SettingsError, with the variable's name, for one that cannot be made, written to or, for
+    the corpora, which are only read, listed.
+    """
+    paths = settings.paths
+    written = {
+        "APP__DATA_ROOT": paths.data_root,
+        "APP__ARTIFACTS_ROOT": paths.artifacts,
+        "APP__RUNS_ROOT": paths.runs,
+        "APP__LOGS_ROOT": paths.logs,
+    }
+    if settings.tracking.enabled:
+        written["WANDB_DIR"] = settings.tracking.directory
+    for name, folder in written.items():
+        _check(name, folder, is_written=True)
+    _check("APP__CORPUS_ROOT", paths.corpus, is_written=False)
+
+
+def _check(name: str, folder: Path, *, is_written: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_written:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        else:
+            os.scandir(folder).close()
+    except OSError as error:
+        if error.errno in _UNFIT:
+            cannot = "cannot be written to" if is_written else "cannot be read"
+            raise SettingsError(f"{name}: {folder} {cannot}: {error.strerror}") from error
