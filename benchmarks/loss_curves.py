@@ -5,10 +5,9 @@
         [--torch-compile on] [--device cuda]
 
 The runs are equal in all but the precision: the demo's corpus and tokenizer (the source of
-Python's standard library, a byte-level BPE of 4,096), on a GPU compiled unless
-asked otherwise. Prints a JSON line for each tenth
-of a run, its mean training loss in nats per token, and for each validation loss at the end; then
-a table of the differences in percent.
+Python's standard library, a byte-level BPE of 4,096), on a GPU compiled unless asked otherwise.
+Prints a JSON line for each run, the mean training loss of each tenth of it in nats per token, then
+that of validation at the end; last a table of the differences in percent.
 """
 
 from __future__ import annotations
