@@ -15,7 +15,7 @@ from backends.loading import model_family
 from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.compilation import Compilation, Execution, resolve_compile
-from trainer_app.core.data import Data, prepare_data
+from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
 from trainer_app.core.device import (
     Fingerprint,
     data_loading,
@@ -164,6 +164,9 @@ class _Attempt:
         spec = self._spec
         found = self._checkpoints.load_newest(self._report_damage)
         before = found[0].fingerprint if found else None
+        if found and self._inputs.tokenizer is not None:  # others come with what they belong to
+            known = found[0].state.tokenizer_sha256
+            require_same_tokenizer(self._inputs.tokenizer, known, spec.tokenizer_id)
         self._device = resolve_device(spec.device, before)
         self._precision = resolve_precision(spec.precision, self._device, before)
         threads = use_threads(before.threads if before else self._workspace.max_threads)
@@ -264,6 +267,7 @@ class _Attempt:
             snapshot, path = found
             loop.restore(snapshot)
             self._observer.on_message(f"resuming at step {loop.state.step} from {path.name}")
+        loop.state.tokenizer_sha256 = data.tokenizer_sha256
         loop.state.train_on(place.fingerprint)
         if len(loop.state.fingerprints) > 1:
             *others, last = map(str, loop.state.fingerprints)
