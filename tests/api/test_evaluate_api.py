@@ -204,6 +204,29 @@ def test_an_evaluation_that_is_remembered_is_shown_beside_a_damaged_file(
     assert shown(client, run_id, "validation") == made
 
 
+def test_the_corpus_of_a_run_is_not_deleted_before_its_evaluation_has_ended(
+    client: FlaskClient, world: World
+) -> None:
+    text = b"Once upon a time.\n" * 9
+    file_id = client.post("/corpora", data=text, content_type="text/plain").get_json()["file_id"]
+    run_id = world.run(Status.COMPLETED, corpus_file_id=file_id, corpus_path=None)
+    world.model(run_id)
+    world.settings.paths.corpus.mkdir(parents=True)
+    other = world.settings.paths.corpus / "other.txt"
+    other.write_text("another text\n" * 9)
+    evaluate(client, run_id, {"path_override": "other.txt"})
+    made = evaluate(client, run_id, {}).get_json()
+
+    refused = client.delete(f"/corpora/{file_id}")
+
+    assert (refused.status_code, refused.get_json()["code"]) == (409, "CONFLICT")
+    assert refused.get_json()["message"] == (
+        f"{file_id}: {made['request_id']} still reads this corpus"
+    )
+    world.end(made["request_id"], Status.COMPLETED, "{}")
+    assert client.delete(f"/corpora/{file_id}").status_code == 204
+
+
 @pytest.mark.parametrize(
     "damaged",
     DAMAGED,

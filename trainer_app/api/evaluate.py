@@ -57,7 +57,13 @@ def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[s
         _require_split(run, spec.split)
         return spec, spec.split
 
-    found = ask(JobKind.EVALUATE, run_id, spec.to_json(), resolve)
+    found = ask(
+        JobKind.EVALUATE,
+        run_id,
+        spec.to_json(),
+        resolve,
+        reads_corpus=spec.path_override is None,
+    )
     return _shown(found), {"Location": f"/runs/{run_id}/eval?split={spec.split}"}
 
 
