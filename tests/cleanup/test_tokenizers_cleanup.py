@@ -161,6 +161,23 @@ def test_a_folder_returns_where_the_database_did_not_forget_its_tokenizer(
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_a_tokenizer_whose_folder_cannot_be_moved_is_not_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = world.tokenizer("old")
+    world.elapse(31 * DAY)
+
+    def refuse(_path: Path) -> Path:
+        raise PermissionError
+
+    monkeypatch.setattr(cleanup, "set_aside", refuse)
+    with pytest.raises(PermissionError):
+        clean_tokenizers(world.database, world.settings, dry_run=False)
+
+    assert (folder / "tokenizer.json").exists()
+    assert tokenizers.get(world.database, "old").status == "completed"
+
+
 def test_a_link_inside_a_folder_is_removed_and_what_it_leads_to_is_not(
     world: World, tmp_path: Path
 ) -> None:
