@@ -2,12 +2,15 @@
 
 The database says it, and Redis where that is away: see tasks/news.py. Where neither answers, and
 the lease is over by this process's own clock, another attempt may have begun that nobody can tell
-it of. Then it waits.
+it of. It waits from a little before that on: what is under way has to end first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
+
+_STEP_SHARE: Final = 1 / 6  # of a lease, before its end: the time for a step to end
 
 
 class Contact:
@@ -24,7 +27,7 @@ class Contact:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another attempt may have begun, and nobody could tell."""
+        """Whether another attempt may begin before a step has ended, and nobody could tell."""
         return self._lost_at is not None
 
     def may_be_over(self, now: float) -> bool:
@@ -33,12 +36,11 @@ class Contact:
 
     def look(self, now: float, *, silent: bool) -> None:
         """Draw the conclusion; ``silent``: the job's log may be another attempt's by now."""
-        lost = not (self.database_answers or self.redis_answers) and self.may_be_over(now)
+        ends_soon = self.may_be_over(now + _STEP_SHARE * self._lease_seconds)
+        lost = ends_soon and not (self.database_answers or self.redis_answers)
         if lost and self._lost_at is None:
             self._lost_at = now
-            message = (
-                "neither the database nor Redis answers, and the lease is over: the work waits"
-            )
+            message = "neither the database nor Redis answers, and the lease ends: the work waits"
         elif not lost and self._lost_at is not None:
             message = f"an answer came: the work goes on after {now - self._lost_at:.0f} s"
             self._lost_at = None

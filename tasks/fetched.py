@@ -30,7 +30,7 @@ from trainer_app.errors import (
 )
 from trainer_app.file_lock import locked
 from trainer_app.restore import TOKENIZER, check_digests, damage, damaged_file, lock_of, restore
-from trainer_app.store import lease, runs, uploads
+from trainer_app.store import lease, runs, tokenizers, uploads
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import Archive
@@ -102,12 +102,13 @@ def corpus_of(job: Job, spec: TrainSpec | TokenizerSpec, *, on_message: OnMessag
 def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
     """The folder of a tokenizer, once all its files are found to be as they were published.
 
-    Raises TokenizerNotFound where clean-up has deleted it, ModelIncompatible where a file is
-    damaged, and StopRequested.
+    Raises TokenizerNotFound where clean-up has deleted it, ModelIncompatible where a file or the
+    manifest is damaged, and StopRequested.
     """
     directory = artifacts.tokenizer_directory(process.settings(), tokenizer_id)
+    sealed = insist(lambda: tokenizers.get(process.database(), tokenizer_id)).artifact_sha256
     try:
-        check_digests(directory, job.held.should_stop, needed=TOKENIZER)
+        check_digests(directory, job.held.should_stop, needed=TOKENIZER, sealed=sealed)
     except NotReady:
         raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more") from None
     return directory

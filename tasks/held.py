@@ -1,8 +1,8 @@
 """A job while this process holds its lease.
 
 A thread keeps the lease alive, looks for a cancellation, and for the death of the worker that
-this child belongs to; another one notices when the process as a whole has slept. The job's loop
-asks ``should_stop`` between two steps.
+this child belongs to; another one, which waits for nobody, notices when the process as a whole has
+slept, and when nobody answers. The job's loop asks ``should_stop`` between two steps.
 
 A job that does not heed a stop is interrupted after INTERRUPT_SECONDS, and after STUCK_SECONDS its
 process ends. One that is to keep a checkpoint for its next attempt is not interrupted, and gets
@@ -244,7 +244,6 @@ class Held:
                 self._look_at_the_worker,
                 self._look_at_the_row,
                 self._look_at_the_news,
-                self._draw_the_conclusion,
             ):
                 try:
                     look(now)
@@ -252,10 +251,6 @@ class Held:
                     _log.exception("a look failed", job_id=self.claim.job_id)
                     self._doubt_the_lease()
                     self._left.wait(_LOOK_SECONDS)
-
-    def _draw_the_conclusion(self, _now: float) -> None:
-        # Who slept is silent: see _look_at_the_row. Who is to stop does not go on.
-        self._contact.look(self._clock(), silent=self._slept or self._reason is not None)
 
     def _doubt_the_lease(self) -> None:
         """For a reason that nobody knows the lease is not renewed: once it is over, ask."""
@@ -288,6 +283,11 @@ class Held:
         """Give signs of life, however long a step takes and a database does not answer."""
         while not self._left.wait(_TICK_SECONDS):
             self._notice_sleep(self._clock())
+            try:
+                # Who slept is silent: see _look_at_the_row. Who is to stop does not go on.
+                self._contact.look(self._clock(), silent=self._slept or self._reason is not None)
+            except Exception:  # as in _watch
+                _log.exception("no conclusion was drawn", job_id=self.claim.job_id)
 
     def _notice_sleep(self, now: float) -> None:
         """Notice, in whichever thread runs first, that none did for longer than the lease."""
@@ -361,7 +361,6 @@ class Held:
             return
         try:
             heard = self._news.exchange()
-            self._contact.redis_answers = True
             if heard.later_attempt is not None:
                 self._look_for(heard.later_attempt)
             if heard.cancelled and not self._heard:
@@ -377,6 +376,8 @@ class Held:
             pause = _LOOK_SECONDS if self.is_cut_off else _REDIS_PAUSE_SECONDS
             self._news_at = self._clock() + pause
         else:
+            # Not before it is known what a later attempt means: the work would go on.
+            self._contact.redis_answers = True
             self._news_at = self._clock() + _NEWS_SECONDS
 
     def _look_for(self, later_attempt: int) -> None:

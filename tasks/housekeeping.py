@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,14 @@ from trainer_app import artifacts
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.log import JobLog, job_log_path, last_events
+from trainer_app.queue import heartbeat_key
 from trainer_app.store import idempotency, lease, requests, upkeep
 from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
 _AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2
+_JUMP_SECONDS: Final = 1.0  # that the database's clock goes on by, and this machine's does not
 # For a worker to give up a database that did not answer, and to ask it once more.
 _RETURN_SECONDS: Final = 5.0
 _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
@@ -45,14 +47,18 @@ _SENT: Final = "1"
 _log = structlog.get_logger(__name__)
 
 
-def reap() -> None:
-    """End the attempts whose lease is over; log and announce what became of their jobs."""
+def reap(*, as_of: float | None = None) -> None:
+    """End the attempts whose lease is over; log and announce what became of their jobs.
+
+    ``as_of``: as ``upkeep.reap`` has it.
+    """
     settings = process.settings()
     problem = not_sent(settings)
     taken: list[Path] = []
     reaped = lease.reap(
         process.database(),
         max_crashes=settings.jobs.max_crashes,
+        as_of=as_of,
         fence=lambda job_id, attempt: taken.extend(staging.take_away(settings, job_id, attempt)),
         not_sent=None if problem is None else problem.message,
     )
@@ -66,42 +72,69 @@ def reap() -> None:
 class Reaper:
     """Reaps in each pass, but gives workers that may have been away the time to come back.
 
-    A machine that sleeps, and a database that does not answer or cannot be written to, hold up this
-    process and the workers alike: when it is over, every lease is, and whoever asks first decides.
+    A machine that sleeps, a database that does not answer or cannot be written to, and one whose
+    clock is set ahead, end every lease at once: whoever asks first would decide. It is the
+    database's clock that is looked at, wherever that runs: leases are given by no other.
+
+    Those whose process is known to be dead get no time.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """``clock``, in seconds, goes on while the machine sleeps."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: this machine's, in seconds, which nobody sets."""
         self._clock = clock
-        self._last: float | None = None  # pass that reached the database
-        self._not_before = 0.0
+        self._last: float | None = None  # reading of the database's clock
+        self._asked_at = 0.0  # for it
+        self._is_due = False  # the time to come back, at the next pass that reaches the database
+        self._not_before = 0.0  # a lease that has run out is ended, by the database's clock
 
     def one_pass(self) -> None:
         """End the leases that are over. Raises Unavailable."""
+        asked_at = self._clock()
         try:
-            process.database().ping()
+            now = process.database().now()
+            is_due = self._is_due or self._may_have_been_away(now)
         except Unavailable:
-            if self._last is None:  # begun while it is away: the workers have missed beats as well
-                self._not_before = self._grace_from(self._clock())
+            # Begun while it is away: the workers have missed beats as well.
+            self._is_due = self._is_due or self._last is None
             raise
-        now = self._clock()
-        if self._last is not None and now - self._last > _AWAY_SECONDS:
+        if is_due:
             self._not_before = self._grace_from(now)
         elif self._last is not None and now < self._last:
             # The clock was set back: what was put off by it before it was right is not due then.
             self._not_before = min(self._not_before, self._grace_from(now))
-        self._last = now
-        if now >= self._not_before:
-            try:
-                reap()
-            except Unavailable:
-                # It can be read, but is locked, or its disk is full: no beat was written either.
-                self._not_before = self._grace_from(self._clock())
-                raise
+        self._last, self._asked_at, self._is_due = now, asked_at, False
+        try:
+            # As of this reading: one that is set ahead from now on ends no lease before it is seen.
+            reap(as_of=now if now >= self._not_before else upkeep.ENDED)
+        except Unavailable:
+            # It can be read, but is locked, or its disk is full: no beat was written either.
+            self._is_due = True
+            raise
+
+    def _may_have_been_away(self, now: float) -> bool:
+        """Whether workers may have lost their leases for no reason of theirs."""
+        if self._last is None:
+            # No reading before this one. What has just been heard of is not dead.
+            return _is_heard_of(upkeep.run_out(process.database(), as_of=now))
+        passed = now - self._last
+        # The most that the answers' ways can account for.
+        return passed > min(_AWAY_SECONDS, self._clock() - self._asked_at + _JUMP_SECONDS)
 
     def _grace_from(self, now: float) -> float:
         """When the workers' next beat was due, and had the time to be written."""
         return now + process.settings().jobs.beat_seconds + _RETURN_SECONDS
+
+
+def _is_heard_of(job_ids: Sequence[str]) -> bool:
+    """Whether the holder of one of these jobs has told Redis within a lease that it lives.
+
+    Redis measures that by its own clock.
+    """
+    try:
+        keys = [heartbeat_key(job_id) for job_id in job_ids]
+        return bool(keys) and bool(process.redis_client().exists(*keys))
+    except (redis.RedisError, OSError):
+        return False
 
 
 def _explained(reaped: Reaped) -> Reaped:

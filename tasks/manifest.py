@@ -12,7 +12,7 @@ from typing import Final
 
 from trainer_app.core.fit import Finished
 from trainer_app.core.perplexity import perplexity
-from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.settings import load_settings
 
@@ -39,15 +39,15 @@ class Times:
     attempts: int
 
 
-def model_manifest(
-    run_id: str, spec: TrainSpec, finished: Finished, times: Times
-) -> dict[str, object]:
+def model_manifest(run_id: str, finished: Finished, times: Times) -> dict[str, object]:
     """All that it takes to make the run again, and what came of it.
 
+    ``spec`` has what was asked for, and in place of what was left to the worker its choice.
     ``batch_size`` and ``gradient_accumulation_steps`` are what was trained with, of a short corpus
     less than what the spec asks for. Runs of the same spec on the same device, libraries and
     threads differ in ``run_id`` and in what ``Times`` and the clock give alone.
     """
+    spec = finished.spec
     return {
         "run_id": run_id,
         "model_family": spec.model_family,
@@ -67,7 +67,7 @@ def model_manifest(
         "attempts": times.attempts,
         "spec": json.loads(spec.to_json()),
         "sha256": {
-            "corpus": finished.corpus_sha256,
+            "corpus": spec.corpus_sha256,
             "tokenizer": finished.tokenizer_sha256,
             "weights": finished.weights_sha256,
         },
@@ -110,8 +110,9 @@ def tokenizer_manifest(
     }
 
 
-def model_card(spec: TrainSpec, finished: Finished) -> str:
+def model_card(finished: Finished) -> str:
     """The README.md of a model, in the form that model hubs read; the same for equal runs."""
+    spec = finished.spec
     library = "transformers" if finished.loads_in_transformers else "model-trainer"
     loader = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -137,7 +138,7 @@ tags: [{spec.model_family}, model-trainer]
 # {spec.model_family} {spec.model_size}
 
 A language model trained on the corpus with sha256
-`{finished.corpus_sha256}` for {finished.steps} steps of {sequences} sequences of
+`{spec.corpus_sha256}` for {finished.steps} steps of {sequences} sequences of
 {spec.max_seq_len} tokens. `manifest.json` holds all that it takes to train it again.
 
 | figure | value |

@@ -35,6 +35,13 @@ def finished_model(job: Job) -> LoadedModel:
     return loaded
 
 
+def kept_bytes() -> dict[str, int]:
+    """Of the models that this process keeps, by device."""
+    if not _kept.cache_info().currsize:
+        return {}  # it has loaded none, and is not to look for a device
+    return {_kept().device: _kept().in_memory()}
+
+
 class KeptModels:
     """Models in memory, the one used last at the end: so many, and no more bytes than a share.
 
@@ -42,7 +49,7 @@ class KeptModels:
     """
 
     def __init__(self, *, device: str, max_bytes: int) -> None:
-        self._device = device
+        self.device = device
         self._max_bytes = max_bytes
         self._models: OrderedDict[Path, tuple[str, int, LoadedModel]] = OrderedDict()
 
@@ -58,7 +65,7 @@ class KeptModels:
             known = None  # its memory is needed
             self._make_room(size)
             check_digests(directory, should_stop)
-            known = (sha256, size, load_model(directory, device=self._device))
+            known = (sha256, size, load_model(directory, device=self.device))
         self._models[directory] = known
         return known[2]
 
@@ -70,6 +77,13 @@ class KeptModels:
             self._models.popitem(last=False)
         if len(self._models) < before:
             release_memory()
+
+    def in_memory(self) -> int:
+        """Bytes that the weights of all of them take: files may hold them in another precision."""
+        models = [loaded.model for _, _, loaded in self._models.values()]
+        return sum(
+            tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers())
+        )
 
     def _bytes(self) -> int:
         return sum(size for _, size, _ in self._models.values())

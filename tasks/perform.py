@@ -106,7 +106,8 @@ def perform(job_id: str, *, hostname: str, work: Work) -> None:
     """Run a job unless somebody else has it.
 
     Returns normally for a duplicate, stale or cancelled message, and when the job failed: the
-    database holds what became of it. Where the reason may lie in this process, it is spent then.
+    database holds what became of it. Where the reason may lie in this process, it is spent then; so
+    it is where its memory has grown.
     """
     try:
         _perform(job_id, hostname=hostname, work=work)
@@ -158,7 +159,8 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         outcome = _outcome(job, work)
         _end_held(job, outcome)
     log.close()
-    if isinstance(outcome, TrainerError) and may_be_the_process(outcome):
+    failed = isinstance(outcome, TrainerError) and may_be_the_process(outcome)
+    if process.growth().is_too_much() or failed:
         process.spent.set()
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import redis
 
+from tasks.growth import Growth
 from trainer_app import events
 from trainer_app.queue import Queue
 from trainer_app.settings import Settings, load_settings
@@ -17,7 +18,8 @@ from trainer_app.store.tables import JobKind
 
 _worker: Final[list[int]] = []  # of this process
 # Set once a job has failed for a reason that may lie in this process (descriptors that leak, an
-# error that CUDA does not get over): it ends after the job, and a fresh one takes the next.
+# error that CUDA does not get over), or has left too much memory taken: it ends after the job, and
+# a fresh one takes the next.
 spent: Final = threading.Event()
 
 
@@ -65,6 +67,12 @@ def job_events(kind: JobKind, *, job_id: str, user_id: int, queue_name: str) -> 
     """Tells followers of a run; of other jobs, which they did not ask for, nobody."""
     told = publisher() if kind is JobKind.TRAIN else None
     return events.JobEvents(told, job_id=job_id, user_id=user_id, queue_name=queue_name)
+
+
+@cache
+def growth() -> Growth:
+    """How the memory of this process has grown."""
+    return Growth()
 
 
 @cache

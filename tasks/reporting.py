@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -69,9 +70,11 @@ class RowReporter(Silent):
         self._pace.start(start.first_step, start.total_steps)
         self._change(
             # Not always what was told last: the newest checkpoint may be damaged.
-            Progress(step=start.first_step, total_steps=start.total_steps).merged(
-                _reached(start.first_step, start.loss_chain)
-            )
+            Progress(
+                resolved=json.dumps(start.spec.worker_choices),
+                step=start.first_step,
+                total_steps=start.total_steps,
+            ).merged(_reached(start.first_step, start.loss_chain))
         )
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
@@ -225,10 +228,8 @@ class LogReporter(Silent):
     def on_start(self, start: StartReport) -> None:
         if (why := resumed(self._claim, start)) is not None:
             self._log.info(why)
-        self._log.info(
-            "training",
-            **{name: getattr(start, name) for name in StartReport.__slots__},
-        )
+        told = {name: getattr(start, name) for name in StartReport.__slots__ if name != "spec"}
+        self._log.info("training", **{**told, **start.spec.worker_choices})
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         last = steps[-1]

@@ -89,14 +89,15 @@ class SlowDuties:
                 continue
             sealed = runs.get(process.database(), run_id).artifact_sha256
             if is_whole(folder, sealed=sealed):
-                self._send(run_id, folder, should_stop)
+                self._send(run_id, folder, sealed, should_stop)
 
-    def _send(self, run_id: str, folder: Path, should_stop: ShouldStop) -> None:
+    def _send(self, run_id: str, folder: Path, sealed: str | None, should_stop: ShouldStop) -> None:
         settings = process.settings()
         try:
             archive = send(
                 settings,
                 folder,
+                sealed=sealed,
                 request_id=None,
                 should_stop=should_stop,
                 on_message=lambda message: _log.debug(message, run_id=run_id),

@@ -15,6 +15,8 @@ from trainer_app.core.files import end_replacements
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
+from trainer_app.store.lease import Artifact
+from trainer_app.store.uploads import LOCAL
 
 
 def work(job: Job) -> Done | StopReason:
@@ -52,7 +54,7 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
     with job.publishing():
-        artifacts.publish(
+        sha256 = artifacts.publish(
             folder,
             final,
             tokenizer_manifest(final.name, spec, report, times),
@@ -62,4 +64,5 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
         result=report.to_json(),
         result_id=final.name,
         result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
+        artifact=Artifact(storage=LOCAL, sha256=sha256),
     )

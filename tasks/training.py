@@ -68,7 +68,7 @@ def work(job: Job) -> Done | StopReason:
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason
-        _publish(job, spec, outcome, final)
+        _publish(job, outcome, final)
     done = _sealed(job, final)
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
@@ -171,7 +171,7 @@ def _watch(job: Job, spec: TrainSpec, corpus: Path) -> list[CorpusWatch]:
     return [watch]
 
 
-def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None:
+def _publish(job: Job, finished: Finished, final: Path) -> None:
     """Complete the folder, make sure that the lease still stands, and rename it into place.
 
     It is too late for a cancellation, which the engine has looked for when all was written.
@@ -181,7 +181,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
     folder = finished.directory
     (folder / "eval").mkdir(exist_ok=True)
     write_atomically(folder / "eval" / "metrics.json", metrics_file(finished).encode())
-    write_atomically(folder / "README.md", model_card(spec, finished).encode())
+    write_atomically(folder / "README.md", model_card(finished).encode())
     _copy_log(job_log_path(settings, run_id), folder / "logs.jsonl")
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
@@ -190,7 +190,7 @@ def _publish(job: Job, spec: TrainSpec, finished: Finished, final: Path) -> None
         artifacts.publish(
             folder,
             final,
-            model_manifest(run_id, spec, finished, times),
+            model_manifest(run_id, finished, times),
             known_digests={_WEIGHTS: finished.weights_sha256},
             copy=staging.copy_beside(final, run_id, job.claim.attempt),
         )

@@ -54,6 +54,7 @@ def keep(job: Job, folder: Path, *, on_message: Callable[[str], object]) -> Kept
         archive = send(
             settings,
             folder,
+            sealed=sha256,
             request_id=job.claim.request_id,
             should_stop=job.held.should_stop,
             on_message=on_message,
@@ -85,17 +86,20 @@ def send(
     settings: Settings,
     folder: Path,
     *,
+    sealed: str | None,
     request_id: str | None,
     should_stop: ShouldStop,
     on_message: Callable[[str], object],
 ) -> Archive:
     """Store the model as a tar.gz, trying again as long as it may help.
 
+    ``sealed``: as in ``artifacts.pointer``.
+
     Raises ArtifactUploadFailed, whatever goes wrong, and StopRequested.
     """
     try:
         on_message("packing the model for the data bank")
-        upload = _measured(folder, should_stop, on_message)
+        upload = _measured(folder, sealed, should_stop, on_message)
         tries = Tries(Patience(seconds=settings.data_bank.retry_seconds), should_stop=should_stop)
         with DataBank(settings.data_bank, request_id=request_id, should_stop=should_stop) as bank:
             file_id = _stored(bank, upload, tries, on_message)
@@ -122,18 +126,24 @@ def _stored(
             tries.failed(error)
 
 
-def _measured(folder: Path, should_stop: ShouldStop, on_message: Callable[[str], object]) -> Upload:
+def _measured(
+    folder: Path,
+    sealed: str | None,
+    should_stop: ShouldStop,
+    on_message: Callable[[str], object],
+) -> Upload:
     """Size and digest of the archive, which is made twice and never kept: on no disk, in no RAM."""
+    files = artifacts.pointer(folder, sealed=sealed).files
     digest = hashlib.sha256()
     size = 0
-    for block in artifacts.stream_tar(folder):
+    for block in artifacts.stream_tar(folder, files):
         raise_if_stopped(should_stop)
         digest.update(block)
         size += len(block)
 
     def stream() -> Iterator[bytes]:
         sent, said_at = 0, 0.0
-        for block in artifacts.stream_tar(folder):
+        for block in artifacts.stream_tar(folder, files):
             if time.monotonic() - said_at >= _MESSAGE_SECONDS:
                 said_at = time.monotonic()
                 on_message(f"uploading the model: {sent / 1e6:.1f} of {size / 1e6:.1f} MB")

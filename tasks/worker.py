@@ -2,7 +2,8 @@
 
 Parent: says that it lives, watches over its child, keeps a spare one where it trains, and tells it
 to hand its job back when it shuts down. Child: a SIGTERM, which may be meant for the whole process
-group, hands its job back, too, and ends it then; so does a failure that may be the child's own.
+group, hands its job back, too, and ends it then; so does a failure that may be the child's own, and
+memory that has grown.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ class _Termination:
                 timer.start()
             return
         if process.spent.is_set():
-            _log.warning("the failure may be this process's own: it ends, a fresh one takes over")
+            _log.warning("this process is spent: it ends, a fresh one takes over")
         if self._asked or process.spent.is_set():
             process.tell_the_rest()  # the pool waits for no thread
             raise SystemExit
@@ -230,5 +231,5 @@ def heed_a_termination(**_: object) -> None:
 
 @task_postrun.connect
 def leave_after_a_termination(**_: object) -> None:
-    """End the child if there was one, or if its job has failed and it may be why."""
+    """End the child if there was one, or if it is spent."""
     _termination.leave()

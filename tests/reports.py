@@ -5,8 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from trainer_app.core.observer import EvaluationReport, StartReport, StepReport
+from trainer_app.core.spec import TrainSpec
 
 START: Final = StartReport(
+    spec=TrainSpec(
+        model_family="char_lstm",
+        model_size="tiny",
+        corpus_path="a.txt",
+        corpus_sha256="0" * 64,
+        device="cpu",
+        precision="fp32",
+        torch_compile="off",
+        data_num_workers=0,
+        data_pin_memory=False,
+    ),
     model_family="char_lstm",
     model_size="tiny",
     parameters=1,

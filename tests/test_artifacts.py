@@ -154,7 +154,18 @@ def test_what_a_link_stands_for_is_not_opened(model: Path) -> None:
     with pytest.raises(FileNotFoundError):
         artifacts.open_file(model, "config.json")
     with pytest.raises(FileNotFoundError):
-        list(artifacts.stream_tar(model))
+        list(artifacts.stream_tar(model, artifacts.pointer(model).files))
+
+
+def test_an_archive_is_of_the_manifest_that_was_checked_and_of_no_later_one(model: Path) -> None:
+    files = artifacts.pointer(model).files
+    (model / "config.json").write_bytes(b"{}")
+    changed = model.with_name("changed")
+    model.rename(changed)
+    artifacts.publish(changed, model, {"run_id": "run-1"})
+
+    with pytest.raises(ModelIncompatible, match=r"config\.json is damaged"):
+        list(artifacts.stream_tar(model, files))
 
 
 def test_a_manifest_is_not_a_link(model: Path) -> None:
@@ -171,7 +182,7 @@ def test_what_is_not_published_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_the_archive_holds_the_files_and_is_the_same_each_time(model: Path) -> None:
-    archive = b"".join(artifacts.stream_tar(model))
+    archive = b"".join(artifacts.stream_tar(model, artifacts.pointer(model).files))
 
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive))) as tar:
         names = tar.getnames()
@@ -179,4 +190,4 @@ def test_the_archive_holds_the_files_and_is_the_same_each_time(model: Path) -> N
         assert weights is not None
         assert weights.read() == (model / "model.safetensors").read_bytes()
     assert names == [f"run-1/{file.name}" for file in artifacts.pointer(model).files]
-    assert archive == b"".join(artifacts.stream_tar(model))
+    assert archive == b"".join(artifacts.stream_tar(model, artifacts.pointer(model).files))

@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "model.tar.gz"
-    path.write_bytes(b"".join(artifacts.stream_tar(model)))
+    path.write_bytes(b"".join(artifacts.stream_tar(model, artifacts.pointer(model).files)))
     return path
 
 

@@ -12,7 +12,7 @@ import math
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -250,20 +250,22 @@ def checked(source: BinaryIO, file: ArtifactFile) -> Iterator[bytes]:
     yield held
 
 
-def stream_tar(directory: Path) -> Iterator[bytes]:
+def stream_tar(directory: Path, files: Sequence[ArtifactFile]) -> Iterator[bytes]:
     """The artifact as a tar.gz, made while it is read; the same bytes for the same files.
 
-    Weights do not compress: level 0 stores them, which costs no time. Raises ModelIncompatible
-    before the end of a file that is not as it was published.
+    ``files``: what ``pointer`` has found it to consist of. The manifest is not asked again: one
+    that is another by now is a file that has changed. Weights do not compress: level 0 stores
+    them, which costs no time. Raises ModelIncompatible before the end of a file that is not as it
+    was published.
     """
     deflate = zlib.compressobj(level=0, wbits=_GZIP)
-    for block in _tar(directory):
+    for block in _tar(directory, files):
         yield deflate.compress(block)
     yield deflate.flush()
 
 
-def _tar(directory: Path) -> Iterator[bytes]:
-    for file in pointer(directory).files:
+def _tar(directory: Path, files: Sequence[ArtifactFile]) -> Iterator[bytes]:
+    for file in files:
         header = tarfile.TarInfo(f"{directory.name}/{file.name}")
         header.size = file.bytes
         header.mode = 0o644

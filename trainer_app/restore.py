@@ -49,6 +49,11 @@ def damaged_file(directory: Path, *, sealed: str | None = None) -> str | None:
         files = artifacts.pointer(directory, sealed=sealed).files
     except (NotReady, ModelIncompatible):
         return artifacts.MANIFEST
+    return damaged_of(directory, files)
+
+
+def damaged_of(directory: Path, files: Sequence[ArtifactFile]) -> str | None:
+    """The first of these files that is not there in its size; None: all are."""
     differing = _differing(directory, files)
     return None if differing is None else differing[0].name
 
@@ -58,9 +63,11 @@ def damage(run_id: str, name: str) -> str:
     return f"{run_id}: its {name} is damaged or gone, it is not what was published"
 
 
-def check_sizes(directory: Path, *, needed: frozenset[str] = MODEL) -> None:
+def check_sizes(
+    directory: Path, *, needed: frozenset[str] = MODEL, sealed: str | None = None
+) -> None:
     """As ``check_digests``, but by names and sizes: nothing is read but the manifest."""
-    differing = _differing(directory, _listed(directory, needed))
+    differing = _differing(directory, _listed(directory, needed, sealed))
     if differing is None:
         return
     file, size = differing
@@ -72,15 +79,19 @@ def check_sizes(directory: Path, *, needed: frozenset[str] = MODEL) -> None:
 
 
 def check_digests(
-    directory: Path, should_stop: ShouldStop, *, needed: frozenset[str] = MODEL
+    directory: Path,
+    should_stop: ShouldStop,
+    *,
+    needed: frozenset[str] = MODEL,
+    sealed: str | None = None,
 ) -> None:
     """Read all files of a published model or tokenizer; links are not followed.
 
-    Raises NotReady where there is none; ModelIncompatible, which names the file, where one has
-    changed since or is gone, and where one that is ``needed`` or will be loaded has no digest;
-    StopRequested.
+    ``sealed``: as in ``artifacts.pointer``. Raises NotReady where there is none;
+    ModelIncompatible, which names the file, where one has changed since or is gone, and where one
+    that is ``needed`` or will be loaded has no digest; StopRequested.
     """
-    for file in _listed(directory, needed):
+    for file in _listed(directory, needed, sealed):
         try:
             with open_beneath(directory, file.name) as opened:
                 sha256 = sha256_of_open(opened, should_stop)
@@ -106,8 +117,8 @@ def _differing(
     return None
 
 
-def _listed(directory: Path, needed: frozenset[str]) -> Sequence[ArtifactFile]:
-    files = artifacts.pointer(directory).files
+def _listed(directory: Path, needed: frozenset[str], sealed: str | None) -> Sequence[ArtifactFile]:
+    files = artifacts.pointer(directory, sealed=sealed).files
     loaded = {path.name for path in directory.iterdir() if _LOADED.fullmatch(path.name)} | needed
     if unlisted := loaded - {file.name for file in files}:
         named = ", ".join(sorted(unlisted))

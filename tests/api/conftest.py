@@ -23,7 +23,7 @@ from trainer_app.queue import WORKER_KEY
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
-from trainer_app.store.lease import Claim
+from trainer_app.store.lease import Artifact, Claim
 from trainer_app.store.tables import Status
 
 # For what the database has a part in; the rest is as true on one kind as on the other.
@@ -78,15 +78,23 @@ class World:
         return name
 
     def tokenizer(
-        self, name: str = "words", method: str = "bpe", status: Status = Status.COMPLETED
+        self,
+        name: str = "words",
+        method: str = "bpe",
+        status: Status = Status.COMPLETED,
+        *,
+        sealed: bool = False,  # the version before kept no digest
     ) -> str:
         spec = TokenizerSpec(
             method=method, vocab_size=300, corpus_sha256="0" * 64, tokenizer_id=name
         )
         job_id = tokenizers.create(self.database, spec, queue="trainer.light").job_id
+        artifact = None
         if status is Status.COMPLETED:
-            publish_tokenizer(self.settings, job_id, name)
-        self.end(job_id, status, result=json.dumps({"vocab_size": 300, "oov_rate": 0.5}))
+            sha256 = publish_tokenizer(self.settings, job_id, name)
+            artifact = Artifact(storage="local", sha256=sha256) if sealed else None
+        result = json.dumps({"vocab_size": 300, "oov_rate": 0.5})
+        self.end(job_id, status, result, artifact=artifact)
         return name
 
     def run(self, status: Status = Status.QUEUED, **values: object) -> str:
@@ -101,14 +109,27 @@ class World:
         self.end(run_id, status)
         return run_id
 
-    def end(self, job_id: str, status: Status, result: str | None = None) -> None:
+    def end(
+        self,
+        job_id: str,
+        status: Status,
+        result: str | None = None,
+        *,
+        artifact: Artifact | None = None,
+    ) -> None:
         if status is Status.QUEUED:
             return
         claim = self.claim(job_id)
         if status is not Status.RUNNING:
             code = "TIMED_OUT" if status is Status.FAILED else None
             lease.finish(
-                self.database, claim, status, result=result, error_code=code, message="over"
+                self.database,
+                claim,
+                status,
+                result=result,
+                error_code=code,
+                message="over",
+                artifact=artifact,
             )
 
     def claim(self, job_id: str) -> Claim:

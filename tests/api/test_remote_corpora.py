@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -269,13 +271,19 @@ def test_the_pointer_says_where_an_uploaded_model_is(client: FlaskClient, world:
 
 
 @pytest.mark.parametrize("name", ["artifact/model.safetensors", "artifact.tar.gz"])
-def test_weights_that_are_not_here_are_not_ready(
+def test_weights_that_are_not_here_are_not_ready_and_the_answer_says_what_fetches_them(
     client: FlaskClient, world: World, name: str
 ) -> None:
+    world.worker("trainer.inference")
     answer = client.get(f"/runs/{uploaded(world)}/{name}")
 
     assert (answer.status_code, answer.get_json()["code"]) == (409, "NOT_READY")
-    assert "data bank" in answer.get_json()["message"]
+    message = answer.get_json()["message"]
+    assert "its model.safetensors is in the data bank alone" in message
+    assert "the file_id file-1" in message
+    told = re.search(r"POST (\S+) with (\{.*\})", message)
+    assert told is not None
+    assert client.post(told[1], json=json.loads(told[2])).status_code == 202
 
 
 def test_what_describes_such_a_model_can_still_be_read(client: FlaskClient, world: World) -> None:

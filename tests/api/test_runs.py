@@ -75,6 +75,24 @@ def test_a_run_shows_its_whole_request_as_resolved(client: FlaskClient, world: W
     assert spec["learning_rate"] == 0.0005
 
 
+def test_what_was_left_to_the_worker_is_shown_once_it_has_chosen(
+    client: FlaskClient, world: World
+) -> None:
+    run_id = world.run()
+    asked = client.get(f"/runs/{run_id}").get_json()["spec"]
+    assert (asked["device"], asked["precision"], asked["data_num_workers"]) == (
+        "auto",
+        "auto",
+        None,
+    )
+    claim = world.claim(run_id)
+    choices = {"device": "cuda", "precision": "fp16", "data_num_workers": 4}
+    lease.progress(world.database, claim, Progress(resolved=json.dumps(choices)))
+    assert client.get(f"/runs/{run_id}").get_json()["spec"] == asked | choices
+    [listed] = client.get("/runs").get_json()["data"]
+    assert listed["spec"] == asked | choices
+
+
 def test_a_failed_run_says_why(client: FlaskClient, world: World) -> None:
     run = client.get(f"/runs/{world.run(Status.FAILED)}").get_json()
     assert (run["status"], run["error_code"], run["message"]) == ("failed", "TIMED_OUT", "over")

@@ -23,7 +23,7 @@ from tests.api.conftest import ON_BOTH_DATABASES
 from tests.contract_defaults import TRAIN_DEFAULTS
 from trainer_app.api.accept import wake
 from trainer_app.api.corpus_choice import KnownFiles
-from trainer_app.artifacts import tokenizer_directory
+from trainer_app.artifacts import publish, tokenizer_directory
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import runs
@@ -354,6 +354,21 @@ def test_a_tokenizer_whose_manifest_is_damaged_is_refused(
 ) -> None:
     (tokenizer_directory(world.settings, "words") / "manifest.json").write_text(manifest)
     refused(train(client, body), 409, "MODEL_INCOMPATIBLE", reason)
+
+
+def test_a_tokenizer_that_was_edited_and_sealed_anew_is_not_the_one_that_was_published(
+    client: FlaskClient, world: World, body: Body
+) -> None:
+    asked = body | {"tokenizer_id": world.tokenizer("sealed", sealed=True)}
+    assert train(client, asked).status_code == 202
+    folder = tokenizer_directory(world.settings, "sealed")
+    changed = folder.with_name("changed")
+    folder.rename(changed)
+    (changed / "tokenizer.json").write_text("{ }")
+    (changed / "manifest.json").unlink()
+    publish(changed, folder, {"tokenizer_id": "sealed"})
+    named = "tokenizer_id: sealed: its manifest.json is damaged"
+    refused(train(client, asked), 409, "MODEL_INCOMPATIBLE", named)
 
 
 def test_a_character_model_takes_no_other_tokenizer(

@@ -73,7 +73,7 @@ class World:
         (staging / "model.safetensors").write_bytes(bytes(1_000))
         folder = artifacts.model_directory(self.settings, run_id)
         sha256 = artifacts.publish(staging, folder, {"run_id": run_id})
-        data = b"".join(artifacts.stream_tar(folder))
+        data = b"".join(artifacts.stream_tar(folder, artifacts.pointer(folder).files))
         file_id = bank.put(data)
         archive = Archive(file_id=file_id, sha256=file_id, bytes=len(data))
         self.end(run_id, artifact=Artifact(storage="data-bank", sha256=sha256, archive=archive))

@@ -45,11 +45,12 @@ def test_a_run_ends_with_a_model_that_loads_and_figures_that_fit_it(
     assert load_tokenizer(outcome.directory).vocab_size == model.config.vocab_size
     assert (outcome.steps, outcome.device, outcome.precision) == (12, "cpu", "fp32")
     assert outcome.threads == 1
-    assert outcome.corpus_sha256 == bench.spec.corpus_sha256
+    assert outcome.spec.corpus_sha256 == bench.spec.corpus_sha256
     assert len(outcome.weights_sha256) == len(outcome.tokenizer_sha256) == 64
     assert outcome.final_perplexity == pytest.approx(math.exp(outcome.final_loss))
     assert outcome.bits_per_byte is not None
     (start,) = observer.starts
+    assert start.spec == outcome.spec
     assert start.total_steps == 12
     assert start.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert min(start.train_tokens, start.validation_tokens, start.test_tokens) > 0

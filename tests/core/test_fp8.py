@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,9 +13,9 @@ from backends.contracts import ModelConfig
 from backends.models.gpt2 import DESIGN as GPT2
 from backends.models.gpt2 import gpt2_shape
 from backends.models.transformer import Block, Design, Transformer
-from trainer_app.core import loss
-from trainer_app.core.compilation import Compilation
+from trainer_app.core import fp8_loss
 from trainer_app.core.fp8 import WIDEST, Float8Block, Float8Linear, in_fp8, use_fp8
+from trainer_app.core.loss import LanguageModelLoss
 
 CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
 
@@ -72,40 +71,32 @@ def test_a_fused_block_computes_as_before_where_nothing_is_trained() -> None:
     assert torch.equal(model.hidden(ids), expected)
 
 
-@pytest.mark.parametrize("uses_fp8", [True, False])
-def test_the_head_is_compiled_where_the_model_is_and_nowhere_else(
-    monkeypatch: pytest.MonkeyPatch, uses_fp8: bool
+def test_the_loss_is_in_fp8_where_that_is_asked_for_and_trained(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    called: list[str] = []
-    for name in ("fp8_product", "compiled_fp8_product"):
+    asked_of: list[tuple[int, ...]] = []
 
-        def product(x_MK: Tensor, weight_NK: Tensor, name: str = name) -> Tensor:
-            called.append(name)
-            return F.linear(x_MK, weight_NK)
+    def taken(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, padded: int) -> Tensor:
+        asked_of.append((len(weight_VD), padded))
+        return F.cross_entropy(F.linear(hidden_ND, weight_VD), targets_N)
 
-        monkeypatch.setattr(loss, name, product)
-
-    def taken(
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        *,
-        multiply: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        return F.cross_entropy(multiply(hidden_ND, weight_VD), targets_N)
-
-    monkeypatch.setattr(loss, "next_token_loss", taken)
-    monkeypatch.setattr(torch, "compile", lambda hidden, **_: hidden)
+    monkeypatch.setattr(fp8_loss, "loss_in_fp8", taken)
     model = Transformer(CONFIG, GPT2, gpt2_shape(width=64, layers=1, heads=2))
     model.initialise()
-    made = loss.LanguageModelLoss(model, fp8=uses_fp8)
-    compilation = Compilation(model, choice="on", name="a model")
     ids = torch.arange(12).view(2, 6)
-    made(ids, ids)
-    compilation.compile(lambda: None, lambda: None)
-    with compilation.in_use():
-        made(ids, ids)
-        made.eval()(ids, ids)
-    made.train()(ids, ids)
-    expected = ["fp8_product", "compiled_fp8_product", "fp8_product"]
-    assert called == (expected if uses_fp8 else [])
+    with_fp8, without = LanguageModelLoss(model, fp8=True), LanguageModelLoss(model)
+    expected = without(ids, ids)
+    assert torch.equal(with_fp8(ids, ids), expected)  # no GPU: no kernels
+    monkeypatch.setattr(fp8_loss, "why_unfused", lambda: None)
+    torch.testing.assert_close(with_fp8(ids, ids), expected)
+    with_fp8.eval()(ids, ids)
+    without.train()(ids, ids)
+    assert asked_of == [(32, 128)]
+
+
+@pytest.mark.parametrize(("width", "taken"), [(64, True), (100, False), (WIDEST + 16, False)])
+def test_hidden_states_of_a_width_without_kernels_are_left(
+    monkeypatch: pytest.MonkeyPatch, width: int, taken: bool
+) -> None:
+    monkeypatch.setattr(fp8_loss, "why_unfused", lambda: None)
+    assert fp8_loss.takes(torch.zeros(1, width)) is taken

@@ -19,7 +19,7 @@ from trainer_app.core import checkpoint
 from trainer_app.core.data import tokenizer_digest
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import OPTIMIZERS, OptimizerName
+from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.stopping import StopRequested
 from trainer_app.core.sums import quickest, sum_of
@@ -269,6 +269,28 @@ def test_a_run_of_auto_that_began_on_the_cpu_stays_there_beside_a_gpu(
     assert (outcome.device, outcome.precision) == ("cpu", "fp32")
     assert len(outcome.fingerprints) == 1
     assert not any("may differ" in message for message in observer.messages)
+
+
+def test_an_attempt_tells_what_it_made_of_what_was_left_to_it_and_the_next_one_anew(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(bench.spec, device="auto", data_pin_memory=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    first, second = recorder(stop_after=6), recorder()
+    bench.fit(spec, first)
+    outcome = bench.fit(spec, second, attempt=2)
+
+    assert isinstance(outcome, Finished)
+    assert outcome.spec.worker_choices == {
+        "device": "cpu",
+        "precision": "fp32",
+        "torch_compile": "off",
+        "data_num_workers": 0,
+        "data_pin_memory": False,
+    }
+    choices = json.dumps(outcome.spec.worker_choices)
+    assert TrainSpec.from_json(spec.to_json(), over=choices) == outcome.spec
+    assert [start.spec for start in first.starts + second.starts] == [outcome.spec] * 2
 
 
 def test_a_resume_keeps_count_of_evaluations_without_improvement(

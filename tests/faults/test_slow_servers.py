@@ -51,6 +51,7 @@ def further_settings(proxies: list[SlowProxy], redis_server: RedisServer) -> dic
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # it takes two minutes, of which one stays one on any machine
 def test_a_broker_and_a_database_that_are_slow_for_long_cost_a_run_nothing(
     victim: Victim, proxies: list[SlowProxy]
 ) -> None:

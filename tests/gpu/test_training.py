@@ -16,7 +16,7 @@ from backends.contracts import ModelConfig
 from backends.loading import load_model, model_family
 from backends.models import transformer
 from backends.registry import MODEL_FAMILIES
-from trainer_app.core import adamw, compilation, device, fp8, gelu, graphs, loss, optim, residual
+from trainer_app.core import adamw, compilation, device, gelu, graphs, loss, optim, residual
 from trainer_app.core.compilation import Execution
 from trainer_app.core.device import (
     out_of_memory_named,
@@ -528,7 +528,6 @@ def test_fp8_without_the_compiler_never_calls_it(
     def called(*_: object, **__: object) -> None:
         raise AssertionError("torch.compile was called")
 
-    fp8._compiler.cache_clear()
     monkeypatch.setattr(torch, "compile", called)
     spec = replace(bench.spec, model_family=family, precision="fp8", torch_compile="off")
     observer = recorder()
@@ -542,7 +541,6 @@ def test_what_the_compiler_keeps_of_fp8_is_no_pickled_graph(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    fp8._compiler.cache_clear()
     spec = replace(bench.spec, precision="fp8", max_steps=10, eval_steps=None)
     assert finished(bench, spec, recorder(), "run").execution.compiled
     kept = {path.name for path in (tmp_path / "inductor").iterdir()}

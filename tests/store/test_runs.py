@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
 from sqlalchemy import event, func, select, update
 from sqlalchemy.engine import Engine
 
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import RequestedDevice, TrainSpec
 from trainer_app.errors import CorpusNotFound, FieldError, RunNotFound
 from trainer_app.store import corpora, lease, runs
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey
-from trainer_app.store.lease import Claim, Status
+from trainer_app.store.lease import Claim, Progress, Status
 from trainer_app.store.pages import Page
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import JobRow
@@ -54,6 +55,23 @@ def test_a_running_run_shows_its_heartbeat_and_no_position(
     run = runs.get(database, claim.job_id)
     assert run.last_heartbeat_ts == pytest.approx(run.started_at, abs=0.1)
     assert run.queue_position is None
+
+
+def test_a_run_shows_what_its_last_attempt_resolved_and_keeps_what_was_asked(
+    database: Database, claim: Claim, spec: TrainSpec
+) -> None:
+    devices: tuple[RequestedDevice, ...] = ("cuda", "cpu")
+    for device in devices:
+        lease.progress(database, claim, Progress(resolved=f'{{"device": "{device}", "new": 1}}'))
+        shown = runs.get(database, claim.job_id)
+        assert shown.spec == replace(spec, device=device)
+        assert runs.list_(database).items == [shown]
+        lease.hand_back(database, claim, message="again")
+        assert runs.get(database, claim.job_id).spec == shown.spec  # until the next one knows
+        again = lease.claim(database, claim.job_id, claim.owner, lease_seconds=60)
+        assert again is not None
+        assert again.spec == claim.spec == spec.to_json()
+        claim = again
 
 
 def test_an_unknown_run_is_not_found(database: Database) -> None:

@@ -15,9 +15,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, insert, select, update
 
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.errors import LeaseLost
-from trainer_app.store import lease, metrics, migrate, runs
+from trainer_app.store import lease, metrics, migrate, runs, tokenizers
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.lease import Claim, MetricPoint, Progress, Status
 from trainer_app.store.tables import JobRow, Table
@@ -173,6 +173,24 @@ def test_workers_of_the_version_before_go_on_with_the_new_schema(
     run = runs.get(database, "run-1")
     assert (run.status, run.step, run.checkpoint_step) == ("completed", 7, 7)
     assert [point.step for point in metrics.curve(database, "run-1")] == [7]
+
+
+def test_a_tokenizer_that_the_version_before_has_finished_has_no_digest_and_is_there(
+    database: Database, before: MetaData, empty_url: str
+) -> None:
+    spec = TokenizerSpec(method="bpe", vocab_size=300, corpus_sha256="0" * 64, tokenizer_id="t1")
+    ended = {"status": "completed", "completed_at": 1e9, "result": "{}"}
+    rows: dict[str, dict[str, object]] = {
+        "jobs": _JOB | ended | {"id": "tok-1", "kind": "tokenizer", "spec": spec.to_json()},
+        "tokenizers": {"id": "t1", "job_id": "tok-1", "method": "bpe"},
+    }
+    migrate.upgrade(empty_url)
+    with database.write() as connection:
+        for name, row in rows.items():
+            connection.execute(insert(before.tables[name]).values(row))
+
+    found = tokenizers.get(database, "t1")
+    assert (found.status, found.artifact_sha256) == (Status.COMPLETED, None)
 
 
 def test_each_version_keeps_the_others_stale_attempt_from_writing(

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from tests.store.kinds import make_later
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import LeaseLost
-from trainer_app.store import lease, runs, tokenizers
+from trainer_app.store import lease, runs, tokenizers, upkeep
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.lease import Claim, JobKind, Progress, Reaped, Status, Wakeup
 from trainer_app.store.tables import JobRow
@@ -346,3 +346,20 @@ def test_who_has_lost_the_lease_has_published_nothing_that_counts(
 
     run = runs.get(database, claim.job_id)
     assert (run.result, run.artifact_sha256) == (None, None)
+
+
+def test_leases_that_ran_out_are_told_from_those_that_were_ended(
+    database: Database, claim: Claim, another_run: AnotherRun, elapse: Elapse
+) -> None:
+    ended = another_run()
+    assert lease.claim(database, ended, "worker:2", lease_seconds=60) is not None
+    before = database.now()
+    elapse(61)
+    assert lease.expire(database, ended, owner_prefix="worker:2")
+
+    assert upkeep.run_out(database, as_of=before - 60) == []
+    assert upkeep.run_out(database, as_of=before) == [claim.job_id]
+    [reaped] = lease.reap(database, max_crashes=3, as_of=upkeep.ENDED)
+    assert reaped.job_id == ended
+    [reaped] = lease.reap(database, max_crashes=3, as_of=before)
+    assert reaped.job_id == claim.job_id

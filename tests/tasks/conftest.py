@@ -12,8 +12,11 @@ import pytest
 from tasks import process
 from tasks.held import draining
 from tests.databank_server import DataBankServer, running_data_bank
+from tests.tasks.tiny_runs import TEXT, TINY, QueueRun
 from trainer_app import events
+from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
+from trainer_app.store import runs
 from trainer_app.store.database import Database
 
 
@@ -26,6 +29,7 @@ def worker(settings: Settings) -> Iterator[Settings]:
         process.redis_client,
         process.publisher,
         process.queue,
+        process.growth,
     )
     for make in made:
         make.cache_clear()
@@ -38,6 +42,21 @@ def worker(settings: Settings) -> Iterator[Settings]:
     process.database().close()
     for make in made:
         make.cache_clear()
+
+
+@pytest.fixture
+def queue_run(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> QueueRun:
+    """Queues runs that this worker can train, in one thread."""
+    monkeypatch.setenv("APP__THREADS", "1")
+    process.settings.cache_clear()
+    worker.paths.corpus.mkdir(parents=True)
+    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+
+    def queue(**fields: object) -> str:
+        spec = TrainSpec.from_json(json.dumps(json.loads(TINY.to_json()) | fields))
+        return runs.create(process.database(), spec, queue="trainer").run_id
+
+    return queue
 
 
 @pytest.fixture

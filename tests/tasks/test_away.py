@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 
 from tasks import process
 from tasks.held import Held, lasting_clock
-from tasks.housekeeping import Reaper
 from tests.reports import evaluation, step
 from trainer_app.core.observer import (
     CheckpointReport,
@@ -24,7 +21,6 @@ from trainer_app.core.observer import (
 )
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import StopRequested
-from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
@@ -210,115 +206,6 @@ def test_a_job_says_when_the_database_is_away_and_when_it_is_back(
 
     assert said[0] == "the database is away: the work goes on"
     assert said[1].startswith("the database is back after ")
-
-
-class Passes:
-    """A reaper whose clock the test sets, and a run whose lease is over."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
-        self._now = 0.0
-        self._reaper = Reaper(lambda: self._now)
-
-    def end_lease(self) -> None:
-        lease.expire(process.database(), self._run_id, owner_prefix="train-0@here")
-
-    def at(self, seconds: float) -> str:
-        """Where the run stands after a pass at that time."""
-        self._now = seconds
-        self._reaper.one_pass()
-        return runs.get(process.database(), self._run_id).status
-
-    def in_vain_at(self, seconds: float, monkeypatch: pytest.MonkeyPatch, database: str) -> None:
-        """A pass that the database does not answer."""
-        with (
-            closing(Database(database, wait_seconds=0.05)) as away,
-            monkeypatch.context() as patch,
-        ):
-            patch.setattr(process, "database", lambda: away)
-            self._now = seconds
-            with pytest.raises(Unavailable):
-                self._reaper.one_pass()
-
-
-NOWHERE = "sqlite:////no/such/folder/trainer.db"
-
-
-@pytest.fixture
-def passes(claim: Claim) -> Passes:
-    return Passes(claim.job_id)
-
-
-def test_after_an_outage_workers_may_renew_their_leases_before_anything_is_reaped(
-    passes: Passes,
-) -> None:
-    assert passes.at(0) == "running"
-    passes.end_lease()
-    waited = [passes.at(300 + 2 * number) for number in range(9)]
-
-    assert waited == ["running"] * 8 + ["queued"]  # a beat every 10 s
-
-
-def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anything_is_reaped(
-    passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = process.settings().database_url
-    passes.end_lease()
-    with closing(sqlite3.connect(str(Database(url).file), isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        passes.in_vain_at(0, monkeypatch, url)
-
-    waited = [passes.at(seconds) for seconds in range(2, 18, 2)]
-
-    assert waited == ["running"] * 7 + ["queued"]  # a beat every 10 s
-
-
-def test_a_moment_without_an_answer_puts_no_lost_worker_off(
-    passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes.at(0)
-    passes.end_lease()
-    passes.in_vain_at(2, monkeypatch, NOWHERE)
-
-    assert passes.at(4) == "queued"
-
-
-def test_housekeeping_that_was_started_in_an_outage_lets_workers_renew_their_leases_first(
-    passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes.end_lease()
-    passes.in_vain_at(0, monkeypatch, NOWHERE)
-
-    waited = [passes.at(seconds) for seconds in range(2, 18, 2)]
-
-    assert waited == ["running"] * 7 + ["queued"]  # a beat every 10 s
-
-
-def test_a_clock_that_ran_ahead_and_was_put_right_keeps_no_lost_worker_alive(
-    claim: Claim,
-) -> None:
-    now = [0.0]
-    reaper = Reaper(lambda: now[0])
-    reaper.one_pass()
-    now[0] = 86_400.0
-    reaper.one_pass()
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-
-    statuses = []
-    for seconds in range(4, 22, 2):
-        now[0] = seconds
-        reaper.one_pass()
-        statuses.append(runs.get(process.database(), claim.job_id).status)
-
-    assert statuses == ["running"] * 8 + ["queued"]  # a beat every 10 s
-
-
-def test_a_lease_that_is_over_when_housekeeping_starts_is_ended_at_once(claim: Claim) -> None:
-    lease.expire(process.database(), claim.job_id, owner_prefix="train-0@here")
-
-    Reaper().one_pass()
-
-    assert runs.get(process.database(), claim.job_id).status == "queued"
 
 
 def test_who_slept_with_the_whole_machine_asks_too(claim: Claim) -> None:

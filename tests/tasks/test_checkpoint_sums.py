@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,16 +10,14 @@ import pytest
 from tasks import process, reporting, training
 from tasks.held import draining
 from tasks.perform import perform
-from trainer_app.core.spec import TrainSpec
+from tests.tasks.tiny_runs import ENDLESS, QueueRun
 from trainer_app.core.sums import SHA256, XXH3, algorithm_of
 from trainer_app.queue import WORKER_KEY
 from trainer_app.store import runs
 
 if TYPE_CHECKING:
     from trainer_app.core.observer import CheckpointReport
-    from trainer_app.settings import Settings
 
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
 THIS_VERSION = {"queues": ["trainer"], "memory_bytes": {}, "reads_sums": [XXH3, SHA256]}
 THE_ONE_BEFORE = {"queues": ["trainer"], "memory_bytes": {}}
 
@@ -31,22 +28,10 @@ def algorithms(report: CheckpointReport) -> set[str]:
 
 
 @pytest.fixture
-def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("APP__THREADS", "1")
+def run_id(queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("JOBS__CHECKPOINT_SEC", "0")
     process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=8,
-        max_steps=1_000_000,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(TEXT).hexdigest(),
-    )
-    return runs.create(process.database(), spec, queue="trainer").run_id
+    return queue_run(max_steps=ENDLESS)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from urllib.parse import urlsplit
 
 import pytest
 
 from tasks import process, training
+from tasks.contact import Contact
 from tasks.held import Held, draining
 from tasks.perform import perform
 from tests.slow_proxy import SlowProxy, slow_proxy
 from tests.tasks.claims import claimed
 from tests.tasks.test_news import SPEC, held, soon, taken_over, told
+from tests.tasks.tiny_runs import ENDLESS, QueueRun
 from trainer_app import events
 from trainer_app.core.observer import StopReason
 from trainer_app.log import job_log_path
@@ -28,7 +29,7 @@ from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
 LEASE_SECONDS = 2.0
-WAITS = "neither the database nor Redis answers, and the lease is over: the work waits"
+WAITS = "neither the database nor Redis answers, and the lease ends: the work waits"
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
 
@@ -59,6 +60,7 @@ class Worker:
             process.database(), events.connect(settings), jobs, claim, say=self.said.append
         )
         self.steps = 0
+        self.stepped_at = 0.0
         self.reason: StopReason | None = None
         self._loop = threading.Thread(target=self._work)
         self._way = way
@@ -67,10 +69,11 @@ class Worker:
         while (reason := self.held.should_stop()) is None:
             self.steps += 1
             time.sleep(0.02)
+            self.stepped_at = time.monotonic()
         self.reason = reason
 
-    def lose_the_database(self) -> None:
-        self.held._database = Database(NOBODY)
+    def lose_the_database(self, url: str = NOBODY) -> None:
+        self.held._database = Database(url)
 
     def find_the_database(self) -> None:
         self.held._database = process.database()
@@ -155,6 +158,47 @@ def test_before_its_lease_can_be_over_nobody_waits(claim: Claim, way: SlowProxy)
         assert not worker.stands_still()
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_who_is_cut_off_from_both_at_once_has_ended_its_step_before_another_attempt_can_begin(
+    claim: Claim, way: SlowProxy, hangs: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        worker = Worker(claim, way, lease_seconds=6)
+        with worker.at_work():
+            worker.lose_the_database(
+                f"postgresql://nobody@127.0.0.1:{port}/none" if hangs else NOBODY
+            )
+            way.cut_off()
+            assert soon(lambda: worker.held.is_cut_off)
+            time.sleep(0.1)  # for the step that was under way
+            assert worker.stands_still()
+
+            assert 4 < worker.stepped_at - worker.held._contact.beaten_at < 6
+
+
+def test_what_fails_for_no_known_reason_ends_not_the_thread_that_concludes(
+    claim: Claim, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+    look = Contact.look
+
+    def once(contact: Contact, now: float, *, silent: bool) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError("nobody thought of this")
+        look(contact, now, silent=silent)
+
+    monkeypatch.setattr(Contact, "look", once)
+    worker = Worker(claim, way)
+    with worker.at_work():
+        assert failed.wait(10)
+        worker.lose_the_database()
+        way.cut_off()
+
+        assert soon(lambda: worker.held.is_cut_off)
+
+
 @pytest.mark.parametrize("lost", ["the database", "Redis"])
 def test_who_hears_one_of_both_works_on(claim: Claim, way: SlowProxy, lost: str) -> None:
     worker = Worker(claim, way)
@@ -189,25 +233,12 @@ def test_what_is_being_written_while_its_job_waits_is_finished(cut_off: Worker) 
 
 
 def test_a_run_keeps_a_checkpoint_before_it_waits_and_ends_with_one_when_its_worker_stops(
-    worker: Settings, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
+    worker: Settings, queue_run: QueueRun, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
-    monkeypatch.setenv("APP__THREADS", "1")
     monkeypatch.setenv("JOBS__LEASE_SEC", "3")
     monkeypatch.setenv("JOBS__BEAT_SEC", "1")
     process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(text)
-    spec = replace(
-        SPEC,
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=8,
-        max_steps=1_000_000,
-        corpus_sha256=sha256(text).hexdigest(),
-    )
-    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+    run_id = queue_run(max_steps=ENDLESS)
     checkpoints = worker.paths.runs / run_id / "checkpoints"
     log = job_log_path(worker, run_id)
     database = process.database()

@@ -8,7 +8,6 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,14 @@ import pytest
 from tasks import process, training
 from tasks.perform import Done, Job, perform
 from tests.disk_faults import failing_disk
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.core.files import sha256_file
-from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import DiskFull
 from trainer_app.log import JobLog
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import pauses, runs
-
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
 
 
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, DiskFull), (errno.EIO, OSError)])
@@ -84,23 +81,11 @@ def small_disk(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 @pytest.fixture
-def start(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
-    monkeypatch.setenv("APP__THREADS", "1")
+def start(queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
     monkeypatch.setenv("JOBS__CHECKPOINT_SEC", "0")
     process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=4,
-        max_steps=4,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(TEXT).hexdigest(),
-    )
-    return lambda: runs.create(process.database(), spec, queue="trainer").run_id
+    return queue_run
 
 
 def test_a_run_on_a_full_disk_is_retried_then_fails_with_the_code_and_can_be_resumed(

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from backends.loading import tokenizer_kind
 from tasks import process, training
@@ -18,8 +19,10 @@ from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import runs, tokenizers
+from trainer_app.store import lease, runs, tokenizers
+from trainer_app.store.lease import Artifact
 from trainer_app.store.runs import Run
+from trainer_app.store.tables import TokenizerRow
 
 TEXT = b"".join(b"The %d-th sheep jumps over the fence.\n" % number for number in range(400))
 SPEC = TrainSpec(
@@ -156,6 +159,59 @@ def test_a_damaged_manifest_of_a_tokenizer_is_named(folder: Path, damaged: str) 
 
     assert (run.status, run.error_code) == ("failed", "MODEL_INCOMPATIBLE")
     assert "t1: its manifest.json is damaged" in run.message
+
+
+def reseal(folder: Path) -> None:
+    """Edit the tokenizer, and make its manifest fit."""
+    changed = folder.with_name("changed")
+    folder.rename(changed)
+    normalized_texts(changed / "tokenizer.json")
+    (changed / "manifest.json").unlink()
+    artifacts.publish(changed, folder, {"tokenizer_id": "t1"})
+
+
+def test_a_tokenizer_that_was_edited_and_sealed_anew_is_not_the_one_that_was_published(
+    folder: Path,
+) -> None:
+    job_id = tokenizers.get(process.database(), "t1").job_id
+    claim = lease.claim(process.database(), job_id, "light", lease_seconds=60)
+    assert claim is not None
+    sealed = Artifact(storage="local", sha256=artifacts.pointer(folder).sha256)
+    lease.finish(process.database(), claim, "completed", artifact=sealed)
+    assert train().status == "completed"
+    reseal(folder)
+
+    run = train()
+
+    assert (run.status, run.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+    assert "t1: its manifest.json is damaged" in run.message
+
+
+def test_a_tokenizer_of_which_no_digest_was_kept_is_used_as_its_manifest_has_it(
+    folder: Path,
+) -> None:
+    reseal(folder)
+
+    assert train().status == "completed"
+
+
+def row_gone(_folder: Path) -> None:
+    with process.database().write() as connection:
+        connection.execute(delete(TokenizerRow))
+
+
+@pytest.mark.parametrize("deleted", [row_gone, shutil.rmtree])
+def test_a_run_whose_tokenizer_was_deleted_meanwhile_says_so(
+    folder: Path, deleted: Callable[[Path], None]
+) -> None:
+    def work(job: Job) -> Done | StopReason:
+        deleted(folder)
+        return training.work(job)
+
+    run = train(work)
+
+    assert (run.status, run.error_code) == ("failed", "MODEL_INCOMPATIBLE")
+    assert "t1: there is no such tokenizer" in run.message
 
 
 def test_a_tokenizer_that_was_published_with_a_gap_in_its_ids_is_refused(

@@ -15,6 +15,7 @@ from sqlalchemy import update
 from tasks import chat, process
 from tasks.perform import perform
 from tasks.shells import work_of
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.chat_sessions import ChatSession, ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
@@ -22,37 +23,18 @@ from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.json_spec import JsonSpec
 from trainer_app.core.score_spec import ScoreSpec
-from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs
+from trainer_app.store import lease, requests
 from trainer_app.store.lease import JobKind
 from trainer_app.store.requests import Request
 from trainer_app.store.tables import RunRow
 from trainer_app.wishes import Wish
 
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
-
 
 @pytest.fixture
-def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+def run_id(queue_run: QueueRun) -> str:
     """A run that this worker has trained for a moment."""
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=8,
-        max_steps=3,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(TEXT).hexdigest(),
-        holdout_fraction=0.1,
-        test_split_ratio=0.1,
-        device="cpu",
-    )
-    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+    run_id = queue_run(max_steps=3, holdout_fraction=0.1, test_split_ratio=0.1, device="cpu")
     perform(run_id, hostname="train@here", work=work_of(JobKind.TRAIN))
     return run_id
 

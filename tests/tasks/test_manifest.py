@@ -13,6 +13,8 @@ from trainer_app.core.device import Fingerprint
 from trainer_app.core.fit import Finished
 from trainer_app.core.spec import TrainSpec
 
+SPEC = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64, model_size="tiny")
+
 
 def test_a_machine_without_git_has_no_commit_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -43,6 +45,7 @@ def finished_on(*threads: int) -> Finished:
     )
     return Finished(
         directory=Path("model"),
+        spec=SPEC,
         steps=2,
         batch_size=3,
         accumulation=8,
@@ -60,7 +63,6 @@ def finished_on(*threads: int) -> Finished:
         device_name="any",
         precision="fp32",
         threads=threads[-1],
-        corpus_sha256="0" * 64,
         tokenizer_sha256="0" * 64,
         weights_sha256="0" * 64,
         versions={},
@@ -70,11 +72,10 @@ def finished_on(*threads: int) -> Finished:
 
 
 def test_a_run_of_more_than_one_place_is_marked_and_one_of_a_single_is_not() -> None:
-    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64)
     times = Times(created_at=0.0, completed_at=1.0, attempts=2)
 
-    assert "fingerprints" not in model_manifest("run-a", spec, finished_on(1), times)
-    places = model_manifest("run-a", spec, finished_on(1, 2), times)["fingerprints"]
+    assert "fingerprints" not in model_manifest("run-a", finished_on(1), times)
+    places = model_manifest("run-a", finished_on(1, 2), times)["fingerprints"]
     expected = {
         "device": "cpu",
         "device_name": "any",
@@ -91,8 +92,7 @@ def test_a_run_of_more_than_one_place_is_marked_and_one_of_a_single_is_not() -> 
 def test_a_card_names_what_loads_its_model_and_not_the_run(
     in_transformers: bool, library: str
 ) -> None:
-    spec = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64, model_size="tiny")
-    card = model_card(spec, replace(finished_on(1), loads_in_transformers=in_transformers))
+    card = model_card(replace(finished_on(1), loads_in_transformers=in_transformers))
     assert f"library_name: {library}\n" in card
     assert "\n# gpt2 tiny\n" in card
     assert "| final loss | 1.0 |" in card
@@ -108,7 +108,8 @@ def test_the_batch_that_is_told_is_the_one_that_was_trained_with() -> None:
     )
     times = Times(created_at=0.0, completed_at=1.0, attempts=1)
 
-    manifest = model_manifest("run-a", spec, finished_on(1), times)
+    finished = replace(finished_on(1), spec=spec)
+    manifest = model_manifest("run-a", finished, times)
     assert (manifest["batch_size"], manifest["gradient_accumulation_steps"]) == (3, 8)
     assert manifest["spec"] == json.loads(spec.to_json())  # what was asked for
-    assert "for 2 steps of 24 sequences of\n128 tokens" in model_card(spec, finished_on(1))
+    assert "for 2 steps of 24 sequences of\n128 tokens" in model_card(finished)

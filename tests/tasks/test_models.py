@@ -66,6 +66,15 @@ def test_a_model_beyond_the_share_is_kept_alone(tmp_path: Path, size: int) -> No
     assert kept.load(first) is not loaded
 
 
+def test_what_is_kept_is_known_in_bytes(tmp_path: Path, size: int) -> None:
+    kept = KeptModels(device="cpu", max_bytes=10**12)
+    assert kept.in_memory() == 0
+    for name in "ab":
+        kept.load(published(tmp_path, name))
+
+    assert 1.9 * size < kept.in_memory() <= 2 * size  # a file has a header, too
+
+
 def test_a_model_whose_artifact_was_replaced_is_read_again(tmp_path: Path) -> None:
     kept = KeptModels(device="cpu", max_bytes=10**12)
     folder = published(tmp_path, "a")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 
 import pytest
 
@@ -11,27 +10,15 @@ from tasks import housekeeping, process, training
 from tasks.perform import perform
 from tasks.slow_duties import SlowDuties
 from tests.databank_server import DataBankServer
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import StopRequested, never
 from trainer_app.errors import LeaseLost
 from trainer_app.log import job_log_path
 from trainer_app.restore import is_whole
-from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.runs import Run
-
-TEXT = "\n".join(f"line {n} of a text to learn from" for n in range(400)).encode()
-SPEC = TrainSpec(
-    model_family="char_lstm",
-    model_size="tiny",
-    max_seq_len=16,
-    batch_size=4,
-    max_steps=3,
-    corpus_path="a.txt",
-    corpus_sha256=sha256(TEXT).hexdigest(),
-)
 
 Sent = Callable[[], list[dict[str, object]]]
 
@@ -41,12 +28,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    return runs.create(process.database(), SPEC, queue="trainer").run_id
+def run_id(queue_run: QueueRun) -> str:
+    return queue_run()
 
 
 def train(run_id: str) -> Run:

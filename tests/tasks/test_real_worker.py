@@ -61,6 +61,42 @@ class RealWorker:
         return words in self._log.read_text()
 
 
+_LEAK = """
+import os, threading, time
+from pathlib import Path
+
+wish, kept = Path({folder!r}, str(os.getpid())), []
+
+def leak():
+    while not wish.exists():
+        time.sleep(0.05)
+    kept.append(bytearray(b"x") * (1_200 * 2**20))
+    wish.unlink()
+
+threading.Thread(target=leak, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[psutil.Process], None]:
+    """Lets a process of a worker that is started after this lose more than a gibibyte."""
+    folder = tmp_path / "leak"
+    folder.mkdir()
+    # What Python imports at each start.
+    (folder / "sitecustomize.py").write_text(_LEAK.format(folder=str(folder)))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    def lose(which: psutil.Process) -> None:
+        wish = folder / str(which.pid)
+        wish.touch()
+        give_up_at = time.monotonic() + SECONDS
+        while wish.exists():
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+
+    return lose
+
+
 @pytest.fixture
 def real_worker(
     worker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,3 +219,25 @@ def test_a_worker_does_one_job_after_the_other_in_one_process(
         real_worker.until(partial(has_completed, run_id))
 
     assert real_worker.child() == child
+
+
+def test_a_process_whose_memory_has_grown_ends_after_its_job_and_another_takes_the_next(
+    leak: Callable[[psutil.Process], None], worker: Settings, real_worker: RealWorker
+) -> None:
+    def train() -> None:
+        run_id = create_run(steps=2)
+        publish()
+        real_worker.until(partial(has_completed, run_id))
+        assert runs.get(process.database(), run_id).attempt == 1
+
+    train()
+    first = real_worker.child()
+    train()
+    assert real_worker.child() == first
+
+    leak(first)
+    train()
+    real_worker.until(lambda: not first.is_running())
+    train()
+
+    assert real_worker.says("what this process has of the memory (cpu) has grown from")

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from sqlalchemy import delete
 from tasks import housekeeping, process, training
 from tasks.held import draining
 from tasks.perform import perform
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.api.metrics_schema import PointSchema
 from trainer_app.core.loss_chain import START, link
-from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.replies import MetricPoint
 from trainer_app.settings import Settings
@@ -29,28 +28,10 @@ from trainer_app.store.runs import Run
 from trainer_app.store.tables import MetricRow
 from trainer_app.verify import check_unfinished_curve
 
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
-
 
 @pytest.fixture
-def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=4,
-        max_steps=400,
-        num_epochs=100,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(TEXT).hexdigest(),
-        eval_steps=100,
-        logging_steps=3,
-    )
-    return runs.create(process.database(), spec, queue="trainer").run_id
+def run_id(queue_run: QueueRun) -> str:
+    return queue_run(max_steps=400, num_epochs=100, eval_steps=100, logging_steps=3)
 
 
 def train(run_id: str) -> Run:
@@ -99,6 +80,26 @@ def test_a_run_that_is_paused_waits_at_a_checkpoint_and_goes_on_from_it(run_id: 
 
     assert (run.status, run.attempt) == ("completed", 2)
     assert f"attempt 2: paused, resumed from {paused.checkpoint_step}" in logged(run_id)
+
+
+def test_a_run_its_log_and_its_manifest_say_the_same_of_what_was_left_to_the_worker(
+    run_id: str,
+) -> None:
+    asked = runs.get(process.database(), run_id).spec
+    assert (asked.device, asked.precision, asked.data_pin_memory) == ("auto", "auto", None)
+    stopped = train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id)).spec
+    assert (stopped.device, stopped.precision, stopped.data_pin_memory) == ("cpu", "fp32", False)
+
+    pauses.resume(process.database(), run_id)
+    run = train(run_id)
+
+    assert run.spec == stopped
+    lines = [json.loads(line) for line in logged(run_id).splitlines()]
+    told = [line for line in lines if line["event"] == "training"]
+    assert [line["torch_compile"] for line in told if "device" in line] == ["off", "off"]
+    manifest = artifacts.read_manifest(artifacts.model_directory(process.settings(), run_id))
+    assert manifest["spec"] == json.loads(run.spec.to_json())
+    assert (manifest["device"], manifest["precision"]) == ("cpu", "fp32")
 
 
 def test_a_cancelled_run_that_is_resumed_completes_with_the_chain_of_one_curve(

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 
 import pytest
 
@@ -16,6 +15,7 @@ from tasks import process, training
 from tasks.held import Held
 from tasks.perform import Done, Job, perform
 from tasks.watchdog import KILL_SECONDS, Watchdog
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
@@ -153,23 +153,11 @@ perform.perform(sys.argv[1], hostname="train-0@here", work=training.work)
 
 
 def test_a_checkpoint_that_a_drain_does_not_wait_for_leaves_the_one_before_to_go_on_from(
-    worker: Settings, monkeypatch: pytest.MonkeyPatch
+    worker: Settings, queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(text)
-    monkeypatch.setenv("APP__THREADS", "1")
     monkeypatch.setenv("JOBS__CHECKPOINT_SEC", "0")
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=4,
-        max_steps=4,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(text).hexdigest(),
-    )
-    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+    process.settings.cache_clear()
+    run_id = queue_run()
 
     done = subprocess.run(
         [sys.executable, "-c", SLOW_DISK, run_id], capture_output=True, timeout=60, check=False

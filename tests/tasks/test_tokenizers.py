@@ -9,6 +9,7 @@ import pytest
 from tasks import process
 from tasks import tokenizers as tokenizer_training
 from tasks.perform import Done, Job, perform
+from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.settings import Settings
@@ -43,6 +44,17 @@ def test_neither_an_end_nor_a_killed_attempt_leaves_files_behind(
 
     assert tokenizers.get(process.database(), made.tokenizer_id).status == status
     assert list(worker.paths.runs.iterdir()) == []
+
+
+def test_a_finished_tokenizer_is_sealed_with_the_digest_of_its_manifest(worker: Settings) -> None:
+    made = queued(worker, 100)
+    assert made.artifact_sha256 is None
+
+    perform(made.job_id, hostname="light-0@here", work=tokenizer_training.work)
+
+    folder = artifacts.tokenizer_directory(worker, made.tokenizer_id)
+    sealed = tokenizers.get(process.database(), made.tokenizer_id).artifact_sha256
+    assert sealed == artifacts.pointer(folder).sha256
 
 
 def test_a_tokenizer_whose_worker_shuts_down_is_queued_again(worker: Settings) -> None:

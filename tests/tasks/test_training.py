@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -31,11 +30,11 @@ from examples.discord_bot.events import (
 from tasks import process, reporting, training
 from tasks.held import draining
 from tasks.perform import perform
+from tests.tasks.tiny_runs import ENDLESS, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StepReport
 from trainer_app.core.performance import FLOPS_SOURCE
-from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
@@ -59,36 +58,24 @@ class Start(Protocol):
 
 Sent = Callable[[], list[dict[str, object]]]
 
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(400)).encode()
-
 
 @pytest.fixture
-def start(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(queue_run: QueueRun) -> Start:
     """Queues runs of this worker."""
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
 
     def start(
         *, max_steps: int = 12, eval_steps: int = 6, holdout: float = 0.1, test: float = 0.1
     ) -> str:
-        spec = TrainSpec(
-            model_family="char_lstm",
-            model_size="tiny",
-            max_seq_len=16,
+        return queue_run(
             batch_size=8,
             max_steps=max_steps,
             learning_rate=1.0e-3,
-            corpus_path="a.txt",
-            corpus_sha256=sha256(TEXT).hexdigest(),
             holdout_fraction=holdout,
             test_split_ratio=test,
             eval_steps=eval_steps,
             logging_steps=2,
             user_id=7,
         )
-        return runs.create(process.database(), spec, queue="trainer").run_id
 
     return start
 
@@ -275,7 +262,7 @@ def tracked(worker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_tracked_run_that_is_drained_goes_on_with_its_curve(
     tracked: Path, start: Start, worker: Settings
 ) -> None:
-    run_id = start(max_steps=1_000_000, eval_steps=10)
+    run_id = start(max_steps=ENDLESS, eval_steps=10)
     memory = worker.paths.runs / run_id / "tracked.json"
 
     with _when_it_has_told(memory, 10, draining.set):

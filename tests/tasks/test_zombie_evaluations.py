@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,35 +10,17 @@ import pytest
 from tasks import evaluation, housekeeping, process, staging
 from tasks.perform import perform
 from tasks.shells import work_of
+from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.core.evaluate_spec import EvaluateSpec
-from trainer_app.core.spec import TrainSpec
-from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs
+from trainer_app.store import lease, requests
 from trainer_app.store.lease import JobKind
-
-TEXT = "\n".join(f"line {number} of a text to learn from" for number in range(200)).encode()
 
 
 @pytest.fixture
-def run_id(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+def run_id(queue_run: QueueRun) -> str:
     """A run that this worker has trained for a moment."""
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
-    spec = TrainSpec(
-        model_family="char_lstm",
-        model_size="tiny",
-        max_seq_len=16,
-        batch_size=8,
-        max_steps=1,
-        corpus_path="a.txt",
-        corpus_sha256=sha256(TEXT).hexdigest(),
-        holdout_fraction=0.1,
-        device="cpu",
-    )
-    run_id = runs.create(process.database(), spec, queue="trainer").run_id
+    run_id = queue_run(max_steps=1, holdout_fraction=0.1)
     perform(run_id, hostname="train@here", work=work_of(JobKind.TRAIN))
     return run_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,11 @@ from tasks import housekeeping, process, staging, tokenizers, training
 from tasks.held import Held, now_by_both_clocks
 from tasks.perform import Done, Job, perform
 from tests.tasks.claims import claimed
+from tests.tasks.tiny_runs import TINY, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.observer import StopReason
-from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost
 from trainer_app.log import JobLog, job_log_path
@@ -26,37 +27,22 @@ from trainer_app.store import lease, runs
 from trainer_app.store import tokenizers as names
 from trainer_app.store.lease import Claim
 
-TEXT = "\n".join(f"line {n} of a text to learn from" for n in range(400)).encode()
-SPEC = TrainSpec(
-    model_family="char_lstm",
-    model_size="tiny",
-    max_seq_len=16,
-    batch_size=4,
-    max_steps=3,
-    corpus_path="a.txt",
-    corpus_sha256=sha256(TEXT).hexdigest(),
-)
 TOKENIZER = TokenizerSpec(
     method="bpe",
     vocab_size=300,
     corpus_path="a.txt",
-    corpus_sha256=sha256(TEXT).hexdigest(),
+    corpus_sha256=TINY.corpus_sha256,
     tokenizer_id="mine",
 )
 DAY = 86_400.0
 
 
-@pytest.fixture(autouse=True)
-def corpus(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
-    worker.paths.corpus.mkdir(parents=True)
-    (worker.paths.corpus / "a.txt").write_bytes(TEXT)
+pytestmark = pytest.mark.usefixtures("queue_run")  # for its corpus
 
 
 @pytest.fixture
-def run_id() -> str:
-    return runs.create(process.database(), SPEC, queue="trainer").run_id
+def run_id(queue_run: QueueRun) -> str:
+    return queue_run(max_steps=3)
 
 
 def end_lease(claim: Claim) -> None:
@@ -95,6 +81,35 @@ def once_all_is_synced(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], obje
             naps.pop()()
 
     monkeypatch.setattr(files, "fsync_tree", sync_and_sleep)
+
+
+def slept_while_another_was_published(
+    fall_asleep: Callable[[Callable[[], object]], None],
+) -> Claim:
+    """The claim on a tokenizer whose work woke to find another job's under its name, and left it.
+
+    ``fall_asleep`` is told what happens meanwhile.
+    """
+    database = process.database()
+    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    folder = artifacts.tokenizer_directory(process.settings(), "mine")
+    published = []
+
+    def sleep() -> None:
+        lease.request_cancel(database, slept.job_id)
+        end_lease(slept)
+        other = replace(TOKENIZER, vocab_size=290)
+        job_id = names.create(database, other, queue="light").job_id
+        perform(job_id, hostname="awake@here", work=tokenizers.work)
+        published.append(artifacts.pointer(folder).sha256)
+
+    fall_asleep(sleep)
+    with pytest.raises(LeaseLost):
+        tokenizers.work(job_of(slept))
+
+    assert artifacts.pointer(folder).sha256 == published[0]
+    assert names.get(database, "mine").artifact_sha256 == published[0]
+    return slept
 
 
 @pytest.mark.parametrize("work", [training.work, tokenizers.work])
@@ -213,24 +228,9 @@ def test_a_model_that_was_copied_to_another_file_system_is_not_published_once_it
 def test_a_tokenizer_of_another_job_stays_as_it_is_on_another_file_system_as_well(
     two_file_systems: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = process.database()
-    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
+    slept_while_another_was_published(partial(once_all_is_copied, monkeypatch))
+
     folder = artifacts.tokenizer_directory(two_file_systems, "mine")
-    published = []
-
-    def sleep() -> None:
-        lease.request_cancel(database, slept.job_id)
-        end_lease(slept)
-        other = replace(TOKENIZER, vocab_size=290)
-        job_id = names.create(database, other, queue="light").job_id
-        perform(job_id, hostname="awake@here", work=tokenizers.work)
-        published.append(artifacts.pointer(folder).sha256)
-
-    once_all_is_copied(monkeypatch, sleep)
-    with pytest.raises(LeaseLost):
-        tokenizers.work(job_of(slept))
-
-    assert artifacts.pointer(folder).sha256 == published[0]
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -271,28 +271,9 @@ def test_a_copy_that_was_left_by_one_who_was_killed_is_deleted_by_the_next_attem
 def test_a_tokenizer_that_another_job_has_trained_meanwhile_stays_as_it_is(
     worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = process.database()
-    slept = claimed(names.create(database, TOKENIZER, queue="light").job_id, "asleep:1")
-    folder = artifacts.tokenizer_directory(worker, "mine")
-    published = []
+    slept = slept_while_another_was_published(partial(once_all_is_synced, monkeypatch))
 
-    def sleep() -> None:
-        lease.request_cancel(database, slept.job_id)
-        end_lease(slept)
-        other = replace(TOKENIZER, vocab_size=290)
-        perform(
-            names.create(database, other, queue="light").job_id,
-            hostname="awake@here",
-            work=tokenizers.work,
-        )
-        published.append(artifacts.pointer(folder).sha256)
-
-    once_all_is_synced(monkeypatch, sleep)
-    with pytest.raises(LeaseLost):
-        tokenizers.work(job_of(slept))
-
-    assert artifacts.pointer(folder).sha256 == published[0]
-    assert names.get(database, "mine").spec.vocab_size == 290
+    assert names.get(process.database(), "mine").spec.vocab_size == 290
     assert not list(worker.paths.runs.glob(f"*{slept.job_id}*"))
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.reports import step
 from trainer_app.core.fit import Finished
 from trainer_app.core.performance import Performance
 from trainer_app.core.spec import TrainSpec
@@ -53,6 +54,7 @@ def tracker(
 def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished:
     return Finished(
         directory=tmp_path,
+        spec=SPEC,
         steps=steps,
         batch_size=4,
         accumulation=1,
@@ -70,7 +72,6 @@ def finished(tmp_path: Path, *, steps: int, test_loss: float | None) -> Finished
         device_name="cpu",
         precision="fp32",
         threads=1,
-        corpus_sha256="0" * 64,
         tokenizer_sha256="0" * 64,
         weights_sha256="0" * 64,
         versions={},
@@ -118,6 +119,14 @@ def warnings(tmp_path: Path) -> list[str]:
     lines = log.read_text().splitlines() if log.exists() else []
     assert all(json.loads(line)["level"] == "warning" for line in lines)
     return [json.loads(line)["event"] for line in lines]
+
+
+def only_warning(tmp_path: Path, log: JobLog) -> str:
+    """What an attempt of one step is warned of."""
+    with tracker(tmp_path, log) as tracked:
+        tracked.on_steps([step(1)])
+    [warning] = warnings(tmp_path)
+    return warning
 
 
 def told(tmp_path: Path) -> int:

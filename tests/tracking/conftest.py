@@ -33,3 +33,11 @@ def silent_server() -> Iterator[socket.socket]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
+
+
+@pytest.fixture
+def hanging_server(silent_server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B online, at a server that does not answer."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

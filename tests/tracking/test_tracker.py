@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reports import evaluation, step
+from tests.reports import START, evaluation, step
 from tests.tracking.attempts import (
     PATIENCE_SECONDS,
     PERFORMANCE,
@@ -22,6 +22,7 @@ from tests.tracking.attempts import (
     exit_code,
     finished,
     one,
+    only_warning,
     records,
     rows,
     tracker,
@@ -153,6 +154,21 @@ def test_the_run_has_its_own_name_its_project_and_its_whole_spec(
     assert {name: config["update"].get(name) for name in expected} == expected
 
 
+def test_the_config_says_what_each_attempt_made_of_what_was_left_to_it(
+    tmp_path: Path, log: JobLog
+) -> None:
+    for threads in (2, 3):
+        with tracker(tmp_path, log) as tracked:
+            tracked.on_start(replace(START, spec=replace(START.spec, data_num_workers=threads)))
+            tracked.on_steps([step(threads)])
+        time.sleep(1.1)  # wandb names the folder of an attempt by the second
+
+    assert warnings(tmp_path) == []
+    for attempt, threads in zip(records(tmp_path), (2, 3), strict=True):
+        config = one(attempt, "config")
+        assert config["update"] == START.spec.worker_choices | {"data_num_workers": threads}
+
+
 def test_the_curve_is_drawn_over_the_step(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log):
         pass
@@ -228,19 +244,12 @@ def test_without_a_key_there_is_one_warning_and_training_goes_on(
     tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
-    with tracker(tmp_path, log) as tracked:
-        tracked.on_steps([step(1)])
 
-    [warning] = warnings(tmp_path)
-    assert "API key" in warning
+    assert "API key" in only_warning(tmp_path, log)
 
 
-def test_a_server_that_never_answers_is_given_up(
-    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch, silent_server: socket.socket
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+@pytest.mark.usefixtures("hanging_server")
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, log: JobLog) -> None:
     with tracker(tmp_path, log, init_seconds=1.0) as tracked:
         began = time.monotonic()
         for number in range(500):
@@ -251,12 +260,10 @@ def test_a_server_that_never_answers_is_given_up(
     assert warning.startswith("Weights & Biases is switched off: CommError")
 
 
+@pytest.mark.usefixtures("hanging_server")
 def test_the_end_of_a_run_waits_a_little_for_a_server_that_hangs(
-    tmp_path: Path, log: JobLog, monkeypatch: pytest.MonkeyPatch, silent_server: socket.socket
+    tmp_path: Path, log: JobLog
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent_server.getsockname()[1]}")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with tracker(tmp_path, log, init_seconds=3.0, close_seconds=0.5) as tracked:
         began = time.monotonic()
     assert time.monotonic() - began < 1.5
@@ -287,11 +294,8 @@ def test_a_broken_memory_ends_the_tracking_and_not_the_run(tmp_path: Path, log: 
     memory = tmp_path / "runs" / RUN / "tracked.json"
     memory.parent.mkdir(parents=True)
     memory.write_text("{")
-    with tracker(tmp_path, log) as tracked:
-        tracked.on_steps([step(1)])
 
-    [warning] = warnings(tmp_path)
-    assert "JSONDecodeError" in warning
+    assert "JSONDecodeError" in only_warning(tmp_path, log)
 
 
 def test_offline_nothing_is_sent_anywhere(

@@ -24,7 +24,7 @@ from trainer_app.api.examples import RUN_ID
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
-from trainer_app.restore import damage, damaged_file
+from trainer_app.restore import damage, damaged_of
 from trainer_app.safe_paths import open_beneath
 from trainer_app.store import runs
 from trainer_app.store.tables import Status
@@ -79,7 +79,7 @@ def download_artifact(run_id: str) -> Response:
     with _manifest_missed(run):
         # raises here what a stream could no longer say
         files = artifacts.pointer(directory, sealed=run.artifact_sha256).files
-    damaged = damaged_file(directory)
+    damaged = damaged_of(directory, files)
     if damaged is not None:
         raise _elsewhere(run, damaged)
     for file in files:
@@ -87,7 +87,7 @@ def download_artifact(run_id: str) -> Response:
             # One that is gone since then ends the stream.
             with suppress(FileNotFoundError), open_beneath(directory, file.name) as source:
                 _check(run, source, file)
-    blocks = _told(run, artifacts.stream_tar(directory))
+    blocks = _told(run, artifacts.stream_tar(directory, files))
     response = Response(blocks, mimetype="application/gzip")
     response.headers.set("Content-Disposition", "attachment", filename=f"{run_id}.tar.gz")
     return response
@@ -231,9 +231,12 @@ def _manifest_missed(run: Run) -> Iterator[None]:
 def _elsewhere(run: Run, name: str) -> NotReady | ModelIncompatible:
     """Of a model whose files are not all there: clean-up deletes what the data bank has."""
     if run.artifact_storage == DATA_BANK:
+        # A download starts nothing: whoever asks twice or lets go would start it twice.
         return NotReady(
-            f"{run.run_id}: the weights are in the data bank; a request to the model fetches "
-            "them back"
+            f"{run.run_id}: its {name} is in the data bank alone, in the tar.gz with the file_id "
+            f"{run.artifact_file_id}. POST /runs/{run.run_id}/generate with "
+            '{"prompt_text": "a", "max_new_tokens": 1} fetches the model back: ask again when '
+            "that request is completed"
         )
     return ModelIncompatible(damage(run.run_id, name))
 

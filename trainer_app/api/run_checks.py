@@ -68,15 +68,15 @@ def _check_tokenizer(spec: TrainSpec) -> int:
             f"tokenizer_id: {spec.model_family} takes a {kind} tokenizer, "
             f"and {spec.tokenizer_id} is {tokenizer.method}"
         )
-    _check_files(spec.tokenizer_id)
+    _check_files(spec.tokenizer_id, tokenizer.artifact_sha256)
     return tokenizer.vocab_size or 0
 
 
-def _check_files(tokenizer_id: str) -> None:
+def _check_files(tokenizer_id: str, sealed: str | None) -> None:
     """Whether a finished tokenizer is still there; its worker reads it against its digests."""
     directory = tokenizer_directory(current.settings(), tokenizer_id)
     try:
-        check_sizes(directory, needed=TOKENIZER)
+        check_sizes(directory, needed=TOKENIZER, sealed=sealed)
     except NotReady:
         raise ModelIncompatible(
             f"tokenizer_id: the files of {tokenizer_id} are gone: there is no {MANIFEST}"

@@ -163,8 +163,8 @@ class TrainSchema(StrictSchema):
         load_default=DEFAULTS["precision"],
         validate=one_of(PRECISIONS),
         metadata=about(
-            "auto: fp16 on CUDA, fp32 on a CPU, which has no other. fp8: bf16, but for products "
-            "forward and of the inputs' gradients; needs an H100 or later."
+            "auto: fp16 on CUDA, fp32 on a CPU, which has no other. fp8: bf16, but most "
+            "products in 8 bits; needs an H100 or later."
         ),
     )
     deterministic = StrictBoolean(

@@ -71,11 +71,6 @@ def resolve_compile(
     return "on" if precision == "fp8" else "auto", None
 
 
-def is_called_compiled(model: CausalModel) -> bool:
-    """Whether this is inside ``Compilation.in_use`` of the model's compiled form."""
-    return "hidden" in vars(model)
-
-
 class _Left(BaseException):
     """Raised out of a compiler: no Exception, for it handles those of its own."""
 

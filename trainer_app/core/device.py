@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ResolvedDevice = Literal["cpu", "cuda"]
 ResolvedPrecision = Literal["fp32", "fp16", "bf16", "fp8"]
 # Raised with each change of the engine after which an equal spec may give other bytes.
-ENGINE: Final = 4
+ENGINE: Final = 5
 FP8_CAPABILITY: Final = (9, 0)  # Hopper's
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")
@@ -142,6 +142,11 @@ def keep_freed_memory() -> None:
     with suppress(AttributeError):
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+
+
+def allocated_bytes() -> dict[str, int]:
+    """What tensors of this process have of a GPU's memory: none where it has not used it yet."""
+    return {"cuda": torch.cuda.memory_allocated()}
 
 
 def release_memory() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.compilation import Compilation, Execution, resolve_compile
 from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
 from trainer_app.core.device import (
+    DataLoading,
     Fingerprint,
     data_loading,
     deterministic_algorithms,
@@ -44,7 +45,7 @@ from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.performance import Performance
 from trainer_app.core.perplexity import perplexity
-from trainer_app.core.stopping import StopRequested
+from trainer_app.core.stopping import StopRequested, heed
 from trainer_app.core.sums import quickest
 from trainer_app.errors import DiskFull
 
@@ -89,6 +90,7 @@ class Finished:
     """A model, ready to be published, and the figures of its manifest. Losses are in nats."""
 
     directory: Path
+    spec: TrainSpec  # as the last attempt has resolved it
     steps: int
     batch_size: int  # sequences of a forward pass; both as trained with, see Batches
     accumulation: int  # forward passes of a step
@@ -106,7 +108,6 @@ class Finished:
     device_name: str
     precision: str
     threads: int
-    corpus_sha256: str
     tokenizer_sha256: str
     weights_sha256: str
     versions: dict[str, str]
@@ -161,14 +162,13 @@ class _Attempt:
         self._left_out: list[str] = []  # damaged checkpoints, as they were reported
 
     def fit(self) -> Finished | Stopped:
-        spec = self._spec
         found = self._checkpoints.load_newest(self._report_damage)
         before = found[0].fingerprint if found else None
         if found and self._inputs.tokenizer is not None:  # others come with what they belong to
             known = found[0].state.tokenizer_sha256
-            require_same_tokenizer(self._inputs.tokenizer, known, spec.tokenizer_id)
-        self._device = resolve_device(spec.device, before)
-        self._precision = resolve_precision(spec.precision, self._device, before)
+            require_same_tokenizer(self._inputs.tokenizer, known, self._spec.tokenizer_id)
+        loading = self._resolve(before)
+        spec = self._spec
         threads = use_threads(before.threads if before else self._workspace.max_threads)
         keep_freed_memory()
         forget_peak_memory(self._device)
@@ -188,7 +188,6 @@ class _Attempt:
             accumulation=spec.gradient_accumulation_steps,
             seed=spec.seed,
         )
-        loading = data_loading(spec.data_num_workers, spec.data_pin_memory, self._device)
         what = (
             f"{spec.model_family} {spec.model_size} with batch_size {batches.batch_size} "
             f"and max_seq_len {spec.max_seq_len}"
@@ -211,6 +210,25 @@ class _Attempt:
             with closing(loop):
                 self._begin(loop, place, data, found)
                 return self._run(loop, place, data)
+
+    def _resolve(self, before: Fingerprint | None) -> DataLoading:
+        """Choose what the request leaves to the worker; from here on the spec says what that is."""
+        spec = self._spec
+        self._device = resolve_device(spec.device, before)
+        self._precision = resolve_precision(spec.precision, self._device, before)
+        compiled, self._why_not_compiled = resolve_compile(
+            spec.torch_compile, self._device, self._precision, deterministic=spec.deterministic
+        )
+        loading = data_loading(spec.data_num_workers, spec.data_pin_memory, self._device)
+        self._spec = replace(
+            spec,
+            device=self._device,
+            precision=self._precision,
+            torch_compile=compiled,
+            data_num_workers=loading.workers,
+            data_pin_memory=loading.pin_memory,
+        )
+        return loading
 
     def _report_damage(self, message: str) -> None:
         self._left_out.append(message)
@@ -237,13 +255,10 @@ class _Attempt:
 
     def _compilation(self, model: CausalModel, batches: Batches) -> Compilation:
         spec = self._spec
-        choice, why_off = resolve_compile(
-            spec.torch_compile, self._device, self._precision, deterministic=spec.deterministic
-        )
         return Compilation(
             model,
-            choice=choice,
-            why_off=why_off,
+            choice=spec.torch_compile,
+            why_off=self._why_not_compiled,
             name=(
                 f"{spec.model_family} {spec.model_size}, {batches.batch_size} x {batches.seq_len}, "
                 f"{self._precision} on {device_name(self._device)}, torch {torch.__version__}"
@@ -277,6 +292,7 @@ class _Attempt:
             )
         self._observer.on_start(
             StartReport(
+                spec=spec,
                 model_family=spec.model_family,
                 model_size=spec.model_size,
                 parameters=sum(parameter.numel() for parameter in place.model.parameters()),
@@ -310,9 +326,9 @@ class _Attempt:
                 test = loop.evaluate(data.streams.test)
             self._observer.on_message("saving the model")
             # Others who ask to stop are better served by the end, which is near.
-            _heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
+            heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
             finished = self._finished(loop, place, data, test)
-            _heed(cancelled=self._workspace.is_cancelled())
+            heed(cancelled=self._workspace.is_cancelled())
         except StopRequested as stop:
             return self._stopped(loop, stop.reason)
         return finished
@@ -355,6 +371,7 @@ class _Attempt:
         state = loop.state
         return Finished(
             directory=directory,
+            spec=self._spec,
             steps=state.step,
             batch_size=loop.batches.batch_size,
             accumulation=loop.batches.accumulation,
@@ -372,7 +389,6 @@ class _Attempt:
             device_name=place.fingerprint.device_name,
             precision=place.fingerprint.precision,
             threads=place.fingerprint.threads,
-            corpus_sha256=self._spec.corpus_sha256,
             tokenizer_sha256=data.tokenizer_sha256,
             weights_sha256=sha256_file(directory / "model.safetensors"),
             versions=versions(),
@@ -381,8 +397,3 @@ class _Attempt:
             execution=loop.execution,
             performance=loop.performance(),
         )
-
-
-def _heed(*, cancelled: bool) -> None:
-    if cancelled:
-        raise StopRequested(StopReason.CANCEL)

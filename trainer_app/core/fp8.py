@@ -1,8 +1,9 @@
-"""Products in eight bits, on an H100 and later: forward, and of the inputs' gradients.
+"""Products in eight bits, on an H100 and later.
 
 Each row of activations and gradients, and each of a weight, has a scale of its own, by its largest
-value; the weights' gradients are multiplied in bf16, for they are summed over all tokens. M rows,
-K inputs, N outputs.
+value. A weight's gradient is a sum over all rows: of the feed-forward layers, where that pays, the
+scales of one operand's rows are multiplied into the other, which is then rounded with one scale;
+of the others it is multiplied in bf16. M rows, K inputs, N outputs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,19 @@ _FeedForwardApply = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @cache
 def why_unfused() -> str | None:  # pragma: needs cuda
-    """Why GELU has no kernels of its own on this GPU; None: it has. One launch each tells."""
+    """Why fp8 has no kernels of its own on this GPU; None: it has. One launch each tells."""
     try:
+        from trainer_app.core.fp8_kernels import (  # noqa: PLC0415 - needs Triton
+            cross_entropy_in_fp8,
+            rows_in_fp8,
+        )
+
         u_MF = torch.zeros(1, MULTIPLE, dtype=torch.bfloat16, device="cuda")
-        torch.ops.model_trainer.gelu_in_fp8(u_MF)
+        u8_MF, scale_M1 = torch.ops.model_trainer.gelu_in_fp8(u_MF)
         torch.ops.model_trainer.gelu_gradient_in_fp8(u_MF, u_MF)
+        over_tokens(u8_MF, scale_M1, u_MF, scale_M1)
+        rows_in_fp8(u_MF)
+        cross_entropy_in_fp8(u_MF, torch.zeros(1, dtype=torch.int64, device="cuda"), vocab=1)
     except (torch.OutOfMemoryError, StopRequested):
         raise  # by what else is there, and an interruption: not the kernels' doing
     except Exception as error:
@@ -112,20 +121,20 @@ class _Product(torch.autograd.Function):  # pragma: needs cuda
     @staticmethod
     def forward(ctx: _Context, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_MK, weight_NK)
-        return fp8_product(x_MK, weight_NK, bias_N)
+        return _product(x_MK, weight_NK, bias_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, grad_MN: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x_MK, weight_NK = ctx.saved_tensors
-        grad_x_MK = fp8_product(grad_MN, weight_NK.t())
+        grad_x_MK = _product(grad_MN, weight_NK.t())
         grad_weight_NK = (grad_MN.t() @ x_MK).to(weight_NK.dtype)
         grad_bias_N = grad_MN.sum(0, dtype=weight_NK.dtype) if ctx.needs_input_grad[2] else None
         return grad_x_MK, grad_weight_NK, grad_bias_N
 
 
 class _FeedForwardContext(Protocol):
-    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
     needs_input_grad: tuple[bool, bool, bool, bool, bool]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
@@ -143,25 +152,29 @@ class _FeedForward(torch.autograd.Function):  # pragma: needs cuda
         down_DF: Tensor,
         down_bias_D: Tensor,
     ) -> Tensor:
-        u_MF = fp8_product(x_MD, up_FD, up_bias_F)
-        h_MF, h8_MF, scale_M1 = torch.ops.model_trainer.gelu_in_fp8(u_MF)
-        ctx.save_for_backward(x_MD, up_FD, u_MF, h_MF, down_DF)
-        return _multiplied(h8_MF, scale_M1, down_DF, down_bias_D, dtype=x_MD.dtype)
+        x8_MD, x_scale_M1 = in_fp8(x_MD)
+        u_MF = _multiplied(x8_MD, x_scale_M1, up_FD, up_bias_F, dtype=x_MD.dtype)
+        h8_MF, h_scale_M1 = torch.ops.model_trainer.gelu_in_fp8(u_MF)
+        ctx.save_for_backward(x_MD, x_scale_M1, up_FD, u_MF, h8_MF, h_scale_M1, down_DF)
+        return _multiplied(h8_MF, h_scale_M1, down_DF, down_bias_D, dtype=x_MD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: _FeedForwardContext, grad_MD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        x_MD, up_FD, u_MF, h_MF, down_DF = ctx.saved_tensors
-        grad_h_MF = fp8_product(grad_MD, down_DF.t())
+        x_MD, x_scale_M1, up_FD, u_MF, h8_MF, h_scale_M1, down_DF = ctx.saved_tensors
+        grad8_MD, scale_M1 = in_fp8(grad_MD)
+        grad_h_MF = _multiplied(grad8_MD, scale_M1, down_DF.t(), None, dtype=grad_MD.dtype)
+        h8_FM, grad8_DM, down_scale = over_tokens(h8_MF, h_scale_M1, grad_MD, scale_M1)
         gradient = torch.ops.model_trainer.gelu_gradient_in_fp8(grad_h_MF, u_MF)
-        grad_u_MF, grad_u8_MF, scale_M1, sums_PF = gradient
+        grad_u8_MF, u_scale_M1, sums_PF = gradient
+        grad_u8_FM, x8_DM, up_scale = over_tokens(grad_u8_MF, u_scale_M1, x_MD, x_scale_M1)
         return (
-            _multiplied(grad_u8_MF, scale_M1, up_FD.t(), None, dtype=x_MD.dtype),
-            (grad_u_MF.t() @ x_MD).to(up_FD.dtype),
+            _multiplied(grad_u8_MF, u_scale_M1, up_FD.t(), None, dtype=x_MD.dtype),
+            summed(grad_u8_FM, x8_DM, up_scale).to(up_FD.dtype),
             sums_PF.sum(0).to(up_FD.dtype),
-            (grad_MD.t() @ h_MF).to(down_DF.dtype),
+            summed(grad8_DM, h8_FM, down_scale).to(down_DF.dtype),
             grad_MD.sum(0, dtype=down_DF.dtype) if ctx.needs_input_grad[4] else None,
         )
 
@@ -169,38 +182,72 @@ class _FeedForward(torch.autograd.Function):  # pragma: needs cuda
 @torch.library.custom_op(
     "model_trainer::gelu_in_fp8",
     mutates_args=(),
-    schema="(Tensor u_MF) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor u_MF) -> (Tensor, Tensor)",
 )
-def _gelu_in_fp8(u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
+def _gelu_in_fp8(u_MF: Tensor) -> tuple[Tensor, Tensor]:  # pragma: needs cuda
     from trainer_app.core.fp8_kernels import gelu_in_fp8  # noqa: PLC0415 - needs Triton
 
     return gelu_in_fp8(u_MF)
 
 
 @_gelu_in_fp8.register_fake
-def _(u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
-    scales_M1 = u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
-    return torch.empty_like(u_MF), torch.empty_like(u_MF, dtype=FP8), scales_M1
+def _(u_MF: Tensor) -> tuple[Tensor, Tensor]:  # pragma: needs cuda
+    return torch.empty_like(u_MF, dtype=FP8), u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
 
 
 @torch.library.custom_op(
     "model_trainer::gelu_gradient_in_fp8",
     mutates_args=(),
-    schema="(Tensor grad_MF, Tensor u_MF) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_MF, Tensor u_MF) -> (Tensor, Tensor, Tensor)",
 )
 def _gelu_gradient_in_fp8(  # pragma: needs cuda
     grad_MF: Tensor, u_MF: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     from trainer_app.core.fp8_kernels import gelu_gradient_in_fp8  # noqa: PLC0415 - needs Triton
 
     return gelu_gradient_in_fp8(grad_MF, u_MF)
 
 
 @_gelu_gradient_in_fp8.register_fake
-def _(grad_MF: Tensor, u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # pragma: needs cuda
+def _(grad_MF: Tensor, u_MF: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pragma: needs cuda
     scales_M1 = u_MF.new_empty(len(u_MF), 1, dtype=torch.float32)
     sums_PF = u_MF.new_empty(programs(u_MF), u_MF.shape[1], dtype=torch.float32)
-    return torch.empty_like(grad_MF), torch.empty_like(u_MF, dtype=FP8), scales_M1, sums_PF
+    return torch.empty_like(grad_MF, dtype=FP8), scales_M1, sums_PF
+
+
+@torch.library.custom_op(
+    "model_trainer::transposed", mutates_args=(), schema="(Tensor x8_MN) -> Tensor"
+)
+def _transposed(x8_MN: Tensor) -> Tensor:  # pragma: needs cuda
+    from trainer_app.core.fp8_kernels import transposed  # noqa: PLC0415 - needs Triton
+
+    return transposed(x8_MN.contiguous())
+
+
+@_transposed.register_fake
+def _(x8_MN: Tensor) -> Tensor:  # pragma: needs cuda
+    return x8_MN.new_empty(x8_MN.shape[1], padded(len(x8_MN)))
+
+
+@torch.library.custom_op(
+    "model_trainer::folded",
+    mutates_args=(),
+    schema="(Tensor x_MN, Tensor scale_M1, Tensor scale) -> Tensor",
+)
+def _folded(x_MN: Tensor, scale_M1: Tensor, scale: Tensor) -> Tensor:  # pragma: needs cuda
+    from trainer_app.core.fp8_kernels import folded  # noqa: PLC0415 - needs Triton
+
+    return folded(x_MN.contiguous(), scale_M1, scale)
+
+
+@_folded.register_fake
+def _(x_MN: Tensor, scale_M1: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG001  # pragma: needs cuda
+    return x_MN.new_empty(x_MN.shape[1], padded(len(x_MN)), dtype=FP8)
+
+
+def padded(rows: int) -> int:
+    """So many rows and rows of zeros that a product over all of them can be made."""
+    return rows + -rows % MULTIPLE
 
 
 def programs(u_MF: Tensor) -> int:  # pragma: needs cuda
@@ -209,7 +256,7 @@ def programs(u_MF: Tensor) -> int:  # pragma: needs cuda
     return min(len(u_MF), PROGRAMS * properties.multi_processor_count)
 
 
-def fp8_product(  # pragma: needs cuda
+def _product(  # pragma: needs cuda
     x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None
 ) -> Tensor:
     """x weight^T + bias, (M, N), in the precision of x."""
@@ -225,26 +272,58 @@ def _multiplied(  # pragma: needs cuda
     dtype: torch.dtype,
 ) -> Tensor:
     weight8_NK, weight_scale_N1 = in_fp8(weight_NK)
+    bias_N = None if bias_N is None else bias_N.to(dtype)
+    return scaled_product(x8_MK, scale_M1, weight8_NK, weight_scale_N1, bias_N, dtype=dtype)
+
+
+def scaled_product(  # pragma: needs cuda
+    x8_MK: Tensor,
+    scale_M1: Tensor,
+    weight8_NK: Tensor,
+    weight_scale_N1: Tensor,
+    bias_N: Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    fast: bool = True,
+) -> Tensor:
+    """x weight^T + bias, (M, N), of operands in fp8 whose rows have scales.
+
+    ``fast``: summed up in some 14 bits, where no number of a sum is thousands of times another.
+    """
     return torch._scaled_mm(  # noqa: SLF001 - torch's compiler knows the public one too short a time
         x8_MK,
         weight8_NK.t(),
-        bias=None if bias_N is None else bias_N.to(dtype),
+        bias=bias_N,
         scale_a=scale_M1,
         scale_b=weight_scale_N1.t(),
         out_dtype=dtype,
-        use_fast_accum=True,
+        use_fast_accum=fast,
     )
 
 
-def compiled_fp8_product(x_MK: Tensor, weight_NK: Tensor) -> Tensor:  # pragma: needs cuda
-    """The same by itself, for it is no part of the model: the operands are made in a pass each."""
-    compiled: Callable[[Tensor, Tensor], Tensor] = _compiler()
-    return compiled(x_MK, weight_NK)
+def over_tokens(  # pragma: needs cuda
+    x8_MN: Tensor, x_scale_M1: Tensor, y_MK: Tensor, y_scale_M1: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operands (N, M) and (K, M) of a sum of x y^T over all rows, and its scale.
+
+    ``y_scale_M1`` is what ``in_fp8`` gives for y. A GPU multiplies fp8 along what is contiguous:
+    both are transposed. x stays as it is, and its rows' scales are multiplied into y.
+    """
+    scale = (x_scale_M1 * y_scale_M1).amax()
+    x8_NM = torch.ops.model_trainer.transposed(x8_MN)
+    return x8_NM, torch.ops.model_trainer.folded(y_MK, x_scale_M1, scale), scale
 
 
-@cache
-def _compiler() -> Callable[[Tensor, Tensor], Tensor]:  # pragma: needs cuda
-    return torch.compile(fp8_product, dynamic=False)
+def summed(a8_NM: Tensor, b8_KM: Tensor, scale: Tensor) -> Tensor:  # pragma: needs cuda
+    """scale a b^T, (N, K) in float32."""
+    return torch._scaled_mm(  # noqa: SLF001 - as above
+        a8_NM,
+        b8_KM.t(),
+        scale_a=scale,
+        scale_b=torch.ones_like(scale),
+        out_dtype=torch.float32,
+        use_fast_accum=False,  # of a row that weighs more, the others are not to be lost
+    )
 
 
 def in_fp8(x_MK: Tensor) -> tuple[Tensor, Tensor]:

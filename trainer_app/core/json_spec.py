@@ -24,13 +24,17 @@ class JsonSpec:
         return json.dumps(values, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The spec that ``to_json`` wrote; fields that another version knew are left out."""
+    def from_json(cls, text: str, *, over: str | None = None) -> Self:
+        """The spec that ``to_json`` wrote; fields that another version knew are left out.
+
+        ``over``: a JSON object of fields that have other values since.
+        """
         known = {field.name for field in fields(cls)}
+        values = json.loads(text) | json.loads(over or "{}")
         return cls(
             **{
                 name: tuple(value) if isinstance(value, list) else value
-                for name, value in json.loads(text).items()
+                for name, value in values.items()
                 if name in known
             }
         )

@@ -5,24 +5,23 @@ Written in Triton, which comes with torch's builds for CUDA: import this where t
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
 import triton
 import triton.language as tl
 
-from trainer_app.core.stopping import StopRequested
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of the loss, measured on an H100: logits that a program reads at once; a row of so many blocks
-# stays in its registers, a longer one is read twice.
-HELD_BLOCK: Final = 4096
-HELD_BLOCKS: Final = 13
-LARGEST_BLOCK: Final = 8192
-LOGITS_PER_WARP: Final = 512
+# Of the loss, measured on an H200: logits that a program reads at once, so many times, for their
+# sum; then those for which it writes the gradient. Most are still in the GPU's cache by then.
+READ_BLOCK: Final = 2048
+READ_BLOCKS: Final = 4
+WRITTEN_BLOCK: Final = 4096
+LOGITS_PER_WARP: Final = 256
+LOG2_E: Final = tl.constexpr(1.4426950408889634)
+
 SCALED: Final = 2048  # numbers that a program multiplies by one scale
 
 # Of the optimizer: numbers that a program changes, and partial sums that one adds at a time.
@@ -33,61 +32,39 @@ COLUMNS: Final = 5  # of the table: addresses of parameter, gradient and both me
 
 
 @triton.jit
-def _again(x: tl.tensor) -> tl.tensor:
-    """The same bits, but nothing is known of them: what was made of x is not kept for here."""
-    return tl.inline_asm_elementwise(
-        "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
-    )
-
-
-@triton.jit
-def _blocks(
+def _logits(  # noqa: PLR0917 - Triton's functions take no names
     read: tl.tuple,
     logits: tl.tensor,
+    start: int,
     vocab: int,
     block: tl.constexpr,
     blocks: tl.constexpr,
 ) -> tl.tuple:
     for i in tl.static_range(blocks):
-        columns = i * block + tl.arange(0, block)
-        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf"))
-        read = read + (x,)  # noqa: RUF005 - Triton knows no other way
+        columns = start + i * block + tl.arange(0, block)
+        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
+        read = read + (x * LOG2_E,)  # noqa: RUF005 - Triton knows no other way
     return read
 
 
 @triton.jit
-def _cross_entropy_held(  # noqa: PLR0917 - a launch passes them so
-    logits: tl.tensor,
-    targets: tl.tensor,
-    losses: tl.tensor,
-    vocab: int,
-    stride: int,
-    with_gradient: tl.constexpr,
-    block: tl.constexpr,
-    blocks: tl.constexpr,
-) -> None:
-    """Of 16 bits: two share a register until each of the three times that they are needed."""
-    row = tl.program_id(0).to(tl.int64)
-    logits += row * stride
-    target = tl.load(targets + row)
-    # before the reductions below, which all threads wait for: the gradient overwrites it
-    wanted = tl.load(logits + target).to(tl.float32)
-    held = _blocks((), logits, vocab, block, blocks)
-    top_of_lane = tl.full((block,), float("-inf"), tl.float32)
-    for i in tl.static_range(blocks):
-        top_of_lane = tl.maximum(top_of_lane, held[i].to(tl.float32))
-    top = tl.max(top_of_lane, 0)
-    total_of_lane = tl.full((block,), 0.0, tl.float32)
-    for i in tl.static_range(blocks):
-        total_of_lane += tl.exp(_again(held[i]).to(tl.float32) - top)
-    log_total = top + tl.log(tl.sum(total_of_lane, 0))
-    tl.store(losses + row, log_total - wanted)
-    if with_gradient:
+def log2_of_total(
+    logits: tl.tensor, vocab: int, block: tl.constexpr, blocks: tl.constexpr
+) -> tl.tensor:
+    """Of the exponentials of a row, in base 2, whose powers the GPU makes."""
+    top = tl.full((block,), -1e30, tl.float32)  # below any; of minus infinity itself comes nan
+    total = tl.full((block,), 0.0, tl.float32)
+    for start in range(0, vocab, block * blocks):
+        read = _logits((), logits, start, vocab, block, blocks)
+        larger = top
         for i in tl.static_range(blocks):
-            columns = i * block + tl.arange(0, block)
-            x = _again(held[i]).to(tl.float32)
-            gradient = tl.exp(x - log_total) - tl.where(columns == target, 1.0, 0.0)
-            tl.store(logits + columns, gradient, mask=columns < stride)
+            larger = tl.maximum(larger, read[i])
+        total *= tl.exp2(top - larger)
+        for i in tl.static_range(blocks):
+            total += tl.exp2(read[i] - larger)
+        top = larger
+    top_of_all = tl.max(top, 0)
+    return top_of_all + tl.log2(tl.sum(total * tl.exp2(top - top_of_all), 0))
 
 
 @triton.jit
@@ -99,26 +76,21 @@ def _cross_entropy(  # noqa: PLR0917 - a launch passes them so
     stride: int,
     with_gradient: tl.constexpr,
     block: tl.constexpr,
+    blocks: tl.constexpr,
+    written: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)
-    wanted = tl.load(logits + target).to(tl.float32)  # as above
-    top = tl.full((), float("-inf"), tl.float32)
-    total = tl.full((), 0.0, tl.float32)
-    for start in range(0, vocab, block):
-        columns = start + tl.arange(0, block)
-        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
-        larger = tl.maximum(top, tl.max(x, 0))
-        total = total * tl.exp(top - larger) + tl.sum(tl.exp(x - larger), 0)
-        top = larger
-    log_total = top + tl.log(total)
-    tl.store(losses + row, log_total - wanted)
+    # before the sum, which all threads wait for: the gradient overwrites it
+    wanted = tl.load(logits + target).to(tl.float32) * LOG2_E
+    log_total = log2_of_total(logits, vocab, block, blocks)
+    tl.store(losses + row, (log_total - wanted) / LOG2_E)
     if with_gradient:
-        for start in range(0, stride, block):
-            columns = start + tl.arange(0, block)
-            x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf"))
-            gradient = tl.exp(x.to(tl.float32) - log_total) - tl.where(columns == target, 1.0, 0.0)
+        for start in range(0, stride, written):
+            columns = start + tl.arange(0, written)
+            x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
+            gradient = tl.exp2(x * LOG2_E - log_total) - tl.where(columns == target, 1.0, 0.0)
             tl.store(logits + columns, gradient, mask=columns < stride)
 
 
@@ -130,53 +102,29 @@ def cross_entropy_(
     ``logits_NP`` is contiguous; of its P columns the first ``vocab`` count. ``with_gradient``
     replaces it by the losses' gradient, softmax - onehot, 0 in the columns beyond: read once from
     the GPU's memory and written once, where a softmax and its gradient as two operations read
-    twice. Float32, and rows of more than 53,248 columns, are read twice too.
+    twice.
     """
     count, stride = logits_NP.shape
     losses_N = logits_NP.new_empty(count, dtype=torch.float32)
-    blocks = triton.cdiv(stride, HELD_BLOCK)
-    fits = stride > LARGEST_BLOCK and blocks <= HELD_BLOCKS and logits_NP.element_size() == 2
-    if fits and _holds(blocks, logits_NP.dtype, vocab):
-        _launch_held(logits_NP, targets_N, losses_N, vocab, with_gradient=with_gradient)
-        return losses_N
-    block = min(LARGEST_BLOCK, triton.next_power_of_2(stride))
-    warps = max(1, min(16, block // LOGITS_PER_WARP))
-    launch = _cross_entropy[(count,)]
-    launch(logits_NP, targets_N, losses_N, vocab, stride, with_gradient, block, num_warps=warps)
-    return losses_N
-
-
-def _launch_held(
-    logits_NP: Tensor, targets_N: Tensor, losses_N: Tensor, vocab: int, *, with_gradient: bool
-) -> None:
-    count, stride = logits_NP.shape
-    _cross_entropy_held[(count,)](
+    blocks = blocks_of(stride)
+    _cross_entropy[(count,)](
         logits_NP,
         targets_N,
         losses_N,
         vocab,
         stride,
         with_gradient,
-        HELD_BLOCK,
-        triton.cdiv(stride, HELD_BLOCK),
-        num_warps=32,
+        *blocks,
+        num_warps=max(1, blocks[-1] // LOGITS_PER_WARP),
     )
+    return losses_N
 
 
-@cache
-def _holds(blocks: int, dtype: torch.dtype, vocab: int) -> bool:
-    """Whether this GPU takes a kernel that holds so many blocks: one launch tells."""
-    stride = blocks * HELD_BLOCK
-    logits_NP = torch.zeros(1, stride, dtype=dtype, device="cuda")
-    targets_N = torch.zeros(1, dtype=torch.int64, device="cuda")
-    try:
-        losses_N = logits_NP.new_empty(1, dtype=torch.float32)
-        _launch_held(logits_NP, targets_N, losses_N, vocab, with_gradient=True)
-    except (torch.OutOfMemoryError, StopRequested):
-        raise  # by what else is there, and an interruption: not the kernel's doing
-    except Exception:
-        return False
-    return True
+def blocks_of(stride: int) -> tuple[int, int, int]:
+    """Numbers of a row that are read at once, how many times, and that are written at once."""
+    row = triton.next_power_of_2(stride)
+    block = min(READ_BLOCK, row)
+    return block, min(READ_BLOCKS, triton.cdiv(stride, block)), min(WRITTEN_BLOCK, row)
 
 
 @triton.jit

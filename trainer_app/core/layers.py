@@ -24,7 +24,7 @@ def use_kernels(
         return
     if precision == "fp8":  # pragma: needs cuda
         if (why := fp8.why_unfused()) is not None:
-            tell(f"GELU in fp8 has no kernels of its own: {why}")
+            tell(f"fp8 has no kernels of its own: {why}")
         fp8.use_fp8(model, fused=why is None)
     elif (why := gelu.why_not()) is not None:  # pragma: needs cuda
         tell(f"GELU's gradient has no kernel of its own: {why}")

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from trainer_app.core.compilation import is_called_compiled
-from trainer_app.core.fp8 import compiled_fp8_product, fp8_product
+from trainer_app.core import fp8_loss
 from trainer_app.core.stopping import StopRequested
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ VOCABULARY_MULTIPLE: Final = 128  # to which the head is padded on a GPU
 FEWEST_ROWS: Final = 512  # of a chunk: each adds to the whole (V, D) gradient once
 
 _Apply = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
-_Product = Callable[[Tensor, Tensor], Tensor]  # x (M, K), weight (N, K): (M, N)
 
 
 class LanguageModelLoss(nn.Module):
@@ -44,35 +42,26 @@ class LanguageModelLoss(nn.Module):
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token."""
         hidden_ND = self.model.hidden(inputs_BT).flatten(0, 1)
-        return next_token_loss(
-            hidden_ND,
-            self.model.head_weight(),
-            targets_BT.flatten(),
-            multiply=self._head(),
-        )
-
-    def _head(self) -> _Product:
-        """The head's product. A compiler makes no part of it where none makes the model's: what
-        it keeps and what its failure means is known there.
-        """
-        if not self.fp8 or not self.training:
-            return F.linear
-        return compiled_fp8_product if is_called_compiled(self.model) else fp8_product
+        weight_VD, targets_N = self.model.head_weight(), targets_BT.flatten()
+        if self.fp8 and self.training and fp8_loss.takes(hidden_ND):
+            padded = padded_vocabulary(len(weight_VD))
+            return fp8_loss.loss_in_fp8(hidden_ND, weight_VD, targets_N, padded=padded)
+        return next_token_loss(hidden_ND, weight_VD, targets_N)
 
 
-def next_token_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, multiply: _Product = F.linear
-) -> Tensor:
-    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32.
+def padded_vocabulary(vocab: int) -> int:
+    """What the head is padded to on a GPU: there such a product is fastest."""
+    return vocab + -vocab % VOCABULARY_MULTIPLE
 
-    ``multiply``: makes the logits, where a kernel of our own takes them.
-    """
+
+def next_token_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Mean cross-entropy of softmax(hidden weight^T), in nats per token, in float32."""
     large = len(targets_N) * len(weight_VD) > CHUNK_LOGITS
     on_gpu = hidden_ND.device.type == "cuda"
     if large and not on_gpu:
         return chunked_loss(hidden_ND, weight_VD, targets_N)
     if on_gpu and why_unfused(logits_dtype()) is None:  # pragma: needs cuda
-        return fused_loss(hidden_ND, weight_VD, targets_N, multiply=multiply)
+        return fused_loss(hidden_ND, weight_VD, targets_N)
     return F.cross_entropy(F.linear(hidden_ND, weight_VD).float(), targets_N)
 
 
@@ -111,15 +100,11 @@ def why_unfused(dtype: torch.dtype) -> str | None:
 
 
 def fused_loss(  # pragma: needs cuda
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, multiply: _Product = F.linear
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 ) -> Tensor:
-    """The same loss on a GPU, in as few passes over the logits as there can be.
-
-    ``multiply`` may be in fp8. The hidden states' gradient is not: to write the logits' gradient in
-    fp8, too, takes longer than the product then wins (2.5 and 1.7 ms of 63).
-    """
-    apply: Callable[[Tensor, Tensor, Tensor, bool, _Product], Tensor] = _FusedCrossEntropy.apply
-    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled(), multiply)
+    """The same loss on a GPU, in as few passes over the logits as there can be."""
+    apply: _Apply = _FusedCrossEntropy.apply
+    return apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
 
 
 _Gradients = tuple[Tensor | None, Tensor | None, None, None]
@@ -199,13 +184,8 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes them so
-        ctx: _Context,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        recorded: bool,
-        multiply: _Product,
+    def forward(
+        ctx: _Context, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, recorded: bool
     ) -> Tensor:
         from trainer_app.core.kernels import cross_entropy_  # noqa: PLC0415 - needs Triton
 
@@ -213,11 +193,10 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
         dtype = torch.get_autocast_dtype("cuda") if mixed else hidden_ND.dtype
         vocab = len(weight_VD)
         hidden_ND = hidden_ND.to(dtype)
-        padded = vocab + -vocab % VOCABULARY_MULTIPLE
-        weight_PD = weight_VD.new_empty(padded, weight_VD.shape[1], dtype=dtype)
+        weight_PD = weight_VD.new_empty(padded_vocabulary(vocab), weight_VD.shape[1], dtype=dtype)
         weight_PD[:vocab].copy_(weight_VD)  # cast in the pass that pads
         weight_PD[vocab:].zero_()
-        logits_NP = multiply(hidden_ND, weight_PD)
+        logits_NP = F.linear(hidden_ND, weight_PD)
         losses_N = cross_entropy_(logits_NP, targets_N, vocab=vocab, with_gradient=recorded)
         if recorded:
             ctx.save_for_backward(hidden_ND, weight_PD, logits_NP)
@@ -226,9 +205,7 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: _Context, grad_loss: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: _Context, grad_loss: Tensor) -> _Gradients:
         hidden_ND, weight_PD, grad_NP = ctx.saved_tensors
         assert hidden_ND is not None
         assert weight_PD is not None
@@ -245,4 +222,4 @@ class _FusedCrossEntropy(torch.autograd.Function):  # pragma: needs cuda
             scaled_ND = scaled(hidden_ND, scale, out=torch.empty_like(hidden_ND))
             # summed up in float32, and left so
             weight_grad = torch.mm(grad_NP.t(), scaled_ND, out_dtype=torch.float32)[: ctx.vocab]
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from trainer_app.core.spec import TrainSpec
 
 
 class StopReason(StrEnum):
@@ -26,6 +29,7 @@ class StopReason(StrEnum):
 class StartReport:
     """What is known once model and data are in place, before the first step of an attempt."""
 
+    spec: TrainSpec  # as this attempt has resolved it
     model_family: str
     model_size: str
     parameters: int

@@ -21,6 +21,14 @@ HALF_PRECISIONS: Final = ("fp16", "bf16", "fp8")  # that a CPU does not train in
 OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
 SCHEDULERS: Final[tuple[str, ...]] = get_args(SchedulerName)
 COMPILE_CHOICES: Final[tuple[str, ...]] = get_args(CompileChoice)
+# What a request may leave to the worker, by auto or null.
+LEFT_TO_WORKER: Final = (
+    "device",
+    "precision",
+    "torch_compile",
+    "data_num_workers",
+    "data_pin_memory",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,14 @@ class TrainSpec(JsonSpec):
     queue: str | None = None  # a worker's own queue, to pin the run
     priority: int = 0  # 0 to 9, higher first
     tags: tuple[str, ...] = ()
+
+    @property
+    def worker_choices(self) -> dict[str, object]:
+        """The fields that a request may leave to the worker: in a spec it has resolved, its choice.
+
+        ``torch_compile`` stays auto there where it depends on how long the steps will take.
+        """
+        return {name: getattr(self, name) for name in LEFT_TO_WORKER}
 
     @property
     def peak_learning_rate(self) -> float:

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Final
 
 import psycopg
-from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Double,
+    Engine,
+    create_engine,
+    event,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
@@ -102,6 +112,11 @@ class Database:
         """Raises Unavailable unless the database answers, and has its tables."""
         with self.read() as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
+
+    def now(self) -> float:
+        """What its clock says, in unix seconds. Raises Unavailable as ``read`` does."""
+        with self.read() as connection:
+            return connection.execute(select(NOW)).scalar_one()
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""

@@ -10,7 +10,7 @@ from sqlalchemy import case, func, literal, null, select, true, update
 
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.tables import FINAL, JobRow, RunRow, Status
+from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status, TokenizerRow
 from trainer_app.store.uploads import LOCAL, Archive, columns
 
 _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
@@ -18,10 +18,10 @@ _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued ag
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """Where a finished run's model is, and the digest of what was published."""
+    """Where a finished model or tokenizer is, and the digest of what was published."""
 
     storage: str  # "local", "data-bank"
-    sha256: str
+    sha256: str  # of manifest.json
     archive: Archive | None = None  # in the data bank
 
 
@@ -68,7 +68,13 @@ def finish(
         values: dict[str, object] = {"eta_sec": None}
         if status == Status.COMPLETED:
             values["progress"] = 100
-        if artifact is not None:
+        if artifact is not None and claim.kind is JobKind.TOKENIZER:
+            connection.execute(
+                update(TokenizerRow)
+                .where(TokenizerRow.job_id == claim.job_id)
+                .values(artifact_sha256=artifact.sha256)
+            )
+        elif artifact is not None:
             values |= {"artifact_storage": artifact.storage, "artifact_sha256": artifact.sha256}
             if artifact.archive is not None:
                 values |= columns(artifact.archive)

@@ -36,7 +36,16 @@ from trainer_app.store.endings import (
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
-from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched, owned, reap
+from trainer_app.store.upkeep import (
+    ENDED,
+    Owned,
+    Reaped,
+    Wakeup,
+    due,
+    mark_dispatched,
+    owned,
+    reap,
+)
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -96,6 +105,7 @@ class Progress:
     """What has changed; None: as before. Values that are not finite are left out."""
 
     message: str | None = None
+    resolved: str | None = None  # JSON: fields of the spec, as this attempt resolved them
     checkpoint: str | None = None
     checkpoint_step: int | None = None
     loss_chain: str | None = None  # that the curve has come to: core/loss_chain.py
@@ -233,7 +243,7 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
             func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
             true() if attempt is None else JobRow.attempt == attempt,
         )
-        .values(lease_until=0.0)  # over, whatever the clock says and will say
+        .values(lease_until=ENDED)  # over, whatever the clock says and will say
         .returning(JobRow.id)
     )
     with db.write() as connection:

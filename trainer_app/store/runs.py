@@ -58,7 +58,7 @@ class Run:
     artifact_storage: str | None
     artifact_sha256: str | None
     artifact_file_id: str | None  # in the data bank
-    spec: TrainSpec
+    spec: TrainSpec  # as its last attempt resolved it; as asked for before there was one
 
 
 def create(
@@ -226,6 +226,7 @@ def _runs(position: ColumnElement[int] | ColumnElement[int | None]) -> Select[*t
         RunRow.eta_sec,
         RunRow.model_family,
         RunRow.model_size,
+        RunRow.resolved,
         RunRow.checkpoint_step,
         RunRow.loss_chain,
         RunRow.loss_chain_step,
@@ -241,8 +242,9 @@ _ONE_RUN: Final = _runs(_COUNTED).where(RunRow.id == bindparam("run_id"))
 
 
 def _run(row: RowMapping) -> Run:
-    spec = TrainSpec.from_json(row["spec"])
-    fields = {**row, "spec": spec, "tags": spec.tags, "status": Status(row["status"])}
+    fields = dict(row)
+    spec = TrainSpec.from_json(row["spec"], over=fields.pop("resolved"))
+    fields |= {"spec": spec, "tags": spec.tags, "status": Status(row["status"])}
     if row["loss_chain_step"] == 0:  # it begins there: there is no checkpoint that it could be of
         fields |= {"loss_chain": None, "loss_chain_step": None}
     return Run(**fields)

@@ -179,6 +179,9 @@ class RunRow(Table):
     id: Mapped[str] = mapped_column(ForeignKey(JobRow.id), primary_key=True)
     model_family: Mapped[str] = mapped_column(String(64))
     model_size: Mapped[str] = mapped_column(String(64))
+    # JSON: fields of the spec as its last attempt resolved them. The spec stays as it was asked
+    # for, so that an attempt on another device resolves anew. None: no attempt has yet.
+    resolved: Mapped[str | None]
     progress: Mapped[int] = mapped_column(Integer, default=0)  # percent
     step: Mapped[int] = mapped_column(default=0)  # optimizer steps done
     total_steps: Mapped[int | None]
@@ -240,6 +243,8 @@ class TokenizerRow(Table):
     id: Mapped[str] = mapped_column(String(_NAME), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey(JobRow.id), unique=True)
     method: Mapped[str] = mapped_column(String(32))
+    # Of manifest.json; None: it is not finished, or the version before has trained it.
+    artifact_sha256: Mapped[str | None] = mapped_column(String(64))
 
 
 class CorpusRow(Table):

@@ -40,6 +40,7 @@ class Tokenizer:
     attempt: int
     created_at: float  # unix seconds
     completed_at: float | None
+    artifact_sha256: str | None  # of its manifest; None: not finished, or nobody kept it
     spec: TokenizerSpec
 
 
@@ -142,6 +143,7 @@ def _tokenizers() -> Select[*tuple[object, ...]]:
     return select(
         TokenizerRow.id.label("tokenizer_id"),
         TokenizerRow.method,
+        TokenizerRow.artifact_sha256,
         JobRow.id.label("job_id"),
         JobRow.status,
         JobRow.result,

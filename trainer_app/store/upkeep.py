@@ -23,6 +23,8 @@ _FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles 
 _LONGEST_WAIT: Final = 900.0
 _CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
 _CHUNK: Final = 500  # ids a statement
+# Of a lease that was ended, as that of a process known to be dead; one that ran out keeps its time.
+ENDED: Final = 0.0
 # While versions are changed, the kinds of job that only a later one has are left to its processes.
 _KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
 
@@ -107,10 +109,14 @@ def reap(
     db: Database,
     *,
     max_crashes: int,
+    as_of: float | None = None,
     fence: Callable[[str, int], object] = lambda _job_id, _attempt: None,
     not_sent: str | None = None,
 ) -> list[Reaped]:
     """End the attempts whose lease is over; charge each a crash.
+
+    ``as_of``: a reading of the database's clock that leases had to outlast, in unix seconds; None:
+    now. With ENDED, those alone that were ended.
 
     ``fence`` is told of each, by job and attempt, before its row says so, and while nobody can
     renew its lease: from then on the attempt is to be able to publish nothing.
@@ -124,7 +130,8 @@ def reap(
     ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
     worker down each time without ever getting further still fails.
     """
-    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= NOW, _KNOWN_KIND)
+    limit = NOW if as_of is None else as_of
+    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= limit, _KNOWN_KIND)
     with db.write() as connection:
         _follow_the_clock(connection)
         rows = connection.execute(
@@ -200,6 +207,23 @@ def reap(
                 )
             )
     return reaped
+
+
+def run_out(db: Database, *, as_of: float) -> list[str]:
+    """The jobs whose lease has run out by this reading of the database's clock, none renewing it.
+
+    Without those whose lease was ended. The first 500 of them.
+    """
+    statement = (
+        select(JobRow.id)
+        .where(
+            JobRow.status == Status.RUNNING, JobRow.lease_until > ENDED, JobRow.lease_until <= as_of
+        )
+        .order_by(JobRow.lease_until.desc())
+        .limit(_CHUNK)
+    )
+    with db.read() as connection:
+        return list(connection.scalars(statement))
 
 
 def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) -> list[Wakeup]:

@@ -11,13 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from trainer_app.core.observer import EvaluationReport
 from trainer_app.tracking.curve import EPOCH_COLUMNS, Curve, Row
-from trainer_app.tracking.wire import Begin, End, Message, Steps, decode
+from trainer_app.tracking.wire import Begin, End, Message, Resolved, Steps, decode
 
 if TYPE_CHECKING:
     import wandb
@@ -67,6 +67,9 @@ def _track(messages: Iterator[Message]) -> None:
         if isinstance(message, End):
             _finish(run, curve, message)
             return
+        if isinstance(message, Resolved):
+            _configure(run, message.choices)
+            continue
         if isinstance(message, EvaluationReport):
             curve.evaluation(message)
         else:
@@ -119,6 +122,12 @@ def _started(begin: Begin) -> wandb.Run:
     )
     run.define_metric("*", step_metric="global_step")
     return run
+
+
+def _configure(run: wandb.Run, choices: Mapping[str, object]) -> None:
+    """Let the config say what the attempt has chosen, also where one before chose otherwise."""
+    update: Callable[[dict[str, object], bool], object] = run.config.update
+    update(dict(choices), True)
 
 
 def _log(run: wandb.Run, rows: Sequence[Row]) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Self
 
 from trainer_app.core.fit import Finished, Stopped
-from trainer_app.core.observer import EvaluationReport, Silent, StepReport, StopReason
+from trainer_app.core.observer import EvaluationReport, Silent, StartReport, StepReport, StopReason
 from trainer_app.core.perplexity import perplexity
-from trainer_app.tracking.wire import Begin, End, Step, Steps, encode
+from trainer_app.tracking.wire import Begin, End, Resolved, Step, Steps, encode
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,7 +36,7 @@ _CLOSE_SECONDS: Final = 5.0  # for what waits at the end; uploads go on while th
 _INIT_SECONDS: Final = 60.0
 _LONGEST_ANSWER: Final = 4_096  # bytes
 
-_Report = Sequence[StepReport] | EvaluationReport
+_Report = StartReport | Sequence[StepReport] | EvaluationReport
 
 
 class Tracker(Silent):
@@ -98,6 +98,9 @@ class Tracker(Silent):
             if self._thread.is_alive() and self._log is not None and not self._off:
                 self._log.warning("Weights & Biases has not taken everything yet")
             self._log = None
+
+    def on_start(self, start: StartReport) -> None:
+        self._put(start, 0)
 
     def on_steps(self, steps: Sequence[StepReport]) -> None:
         self._put(steps, len(steps))
@@ -161,7 +164,9 @@ class Tracker(Silent):
         stream.write(encode(self._begin))
         stream.flush()
         while not isinstance(item := self._queue.get(), End):
-            if isinstance(item, EvaluationReport):
+            if isinstance(item, StartReport):
+                message, steps = encode(Resolved(choices=item.spec.worker_choices)), 0
+            elif isinstance(item, EvaluationReport):
                 message, steps = encode(item), 1
             else:
                 message, steps = encode(Steps(steps=[Step.of(step) for step in item])), len(item)

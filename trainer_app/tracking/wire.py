@@ -54,6 +54,13 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What the attempt made of what the request leaves to it: fields of the spec."""
+
+    choices: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """Consecutive steps."""
 
@@ -69,8 +76,8 @@ class End:
     summary: Mapping[str, object] | None = None  # of a finished run
 
 
-Message = Begin | Steps | EvaluationReport | End
-_KINDS = {kind.__name__: kind for kind in (Begin, EvaluationReport, End)}
+Message = Begin | Resolved | Steps | EvaluationReport | End
+_KINDS = {kind.__name__: kind for kind in (Begin, Resolved, EvaluationReport, End)}
 
 
 def encode(message: Message) -> bytes:

@@ -1,0 +1,143 @@
+"""A worker's process whose memory grows from job to job ends between two of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+import pytest
+import structlog
+
+from tasks import models, process
+from tasks.growth import MOST_BYTES, Growth, used_bytes
+from tasks.perform import Done, Job, perform
+from trainer_app.core.spec import TrainSpec
+from trainer_app.settings import Settings
+from trainer_app.store import runs
+
+SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+BASE = 3 * 2**30
+
+
+class Process:
+    """One of which a test says what it has, and what of that is only waiting to be collected."""
+
+    def __init__(self) -> None:
+        self.used = {"cpu": BASE, "cuda": 0}
+        self.garbage = 0
+        self.collected = 0
+        self.growth = Growth(used=self._used, release=self._release)
+
+    def _used(self) -> Mapping[str, int]:
+        return {**self.used, "cpu": self.used["cpu"] + self.garbage}
+
+    def _release(self) -> None:
+        self.collected += 1
+        self.garbage = 0
+
+
+def test_memory_that_grows_little_by_little_is_too_much_once_it_is_a_gibibyte_more() -> None:
+    process = Process()
+    looked = []
+    for _ in range(6):
+        looked.append(process.growth.is_too_much())
+        process.used["cpu"] += MOST_BYTES // 4
+
+    assert looked == [False] * 5 + [True]
+    assert process.collected == 1
+
+
+def test_memory_of_a_gpu_that_is_still_taken_after_a_job_counts_as_well() -> None:
+    process = Process()
+    assert not process.growth.is_too_much()
+    process.used["cuda"] = MOST_BYTES + 1
+
+    assert process.growth.is_too_much()
+
+
+def test_what_a_collection_gives_back_is_no_growth() -> None:
+    process = Process()
+    assert not process.growth.is_too_much()
+    process.garbage = 5 * MOST_BYTES
+
+    assert not process.growth.is_too_much()
+    assert process.collected == 1
+
+
+def test_a_process_that_shrinks_has_not_grown() -> None:
+    process = Process()
+    assert not process.growth.is_too_much()
+    process.used["cpu"] = 0
+
+    assert not process.growth.is_too_much()
+    assert process.collected == 0
+
+
+def test_the_numbers_are_told() -> None:
+    process = Process()
+    process.growth.is_too_much()
+    process.used["cpu"] += 2 * MOST_BYTES
+
+    with structlog.testing.capture_logs() as lines:
+        assert process.growth.is_too_much()
+
+    [line] = lines
+    assert line["event"] == (
+        "what this process has of the memory (cpu) has grown from 3.22 GB after its first job "
+        "to 5.37 GB"
+    )
+
+
+def test_models_that_are_kept_for_the_next_request_are_no_growth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = used_bytes()
+    monkeypatch.setattr(models, "kept_bytes", lambda: {"cpu": 1_000, "cuda": 10})
+    after = used_bytes()
+
+    assert before["cuda"] - after["cuda"] == 10
+    assert abs(before["cpu"] - after["cpu"] - 1_000) < 10_000_000
+
+
+def test_a_process_that_has_never_imported_the_engine_is_not_made_to() -> None:
+    code = (
+        "import sys\n"
+        "from tasks.growth import Growth, used_bytes\n"
+        "assert set(used_bytes()) == {'cpu'}\n"
+        "growth = Growth(used=lambda: {'cpu': growth_to})\n"
+        "growth_to = 0; growth.is_too_much()\n"
+        "growth_to = 2**31; assert growth.is_too_much()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_to_look_takes_no_time_that_a_short_job_would_notice() -> None:
+    growth = Growth()
+    growth.is_too_much()
+    asked_at = time.perf_counter()
+    for _ in range(100):
+        assert not growth.is_too_much()
+
+    assert time.perf_counter() - asked_at < 1  # 10 ms each; it takes 0.1 ms
+
+
+def test_a_process_whose_memory_has_grown_is_spent_though_no_job_has_failed(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaked: list[bytearray] = []
+
+    def work(_job: Job) -> Done:
+        leaked.append(bytearray(b"x") * (len(leaked) * (MOST_BYTES + 2**27)))
+        return Done(result="{}", result_id="run-a")
+
+    spent = []
+    for _ in range(2):
+        run_id = runs.create(process.database(), SPEC, queue="trainer").run_id
+        perform(run_id, hostname="train-0@here", work=work)
+        assert runs.get(process.database(), run_id).status == "completed"
+        spent.append(process.spent.is_set())
+
+    assert spent == [False, True]
