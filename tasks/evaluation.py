@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tasks import process
+from tasks import process, staging
 from tasks.corpora import corpus_file
 from tasks.fetched import corpus_of
 from tasks.models import model_folder
@@ -14,7 +14,12 @@ from trainer_app import artifacts
 from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.evaluate_spec import EvaluateSpec
-from trainer_app.core.files import write_atomically
+from trainer_app.core.files import (
+    disk_full_named,
+    fsync_directory,
+    remove_directory,
+    write_atomically,
+)
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.errors import CorpusNotFound
@@ -24,9 +29,11 @@ from trainer_app.store import runs
 
 def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
+    settings = process.settings()
     spec = EvaluateSpec.from_json(job.claim.spec)
+    staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     evaluation = _evaluate(job, spec)
-    file = artifacts.evaluation_file(process.settings(), str(job.claim.run_id), spec.split)
+    file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
     result = {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
@@ -43,10 +50,24 @@ def work(job: Job) -> Done:
         "tokens": evaluation.tokens,
         "error": None,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    job.renew_lease()
-    write_atomically(file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n")
+    _keep(job, file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n")
     return Done(result=json.dumps(result), result_id=job.claim.job_id)
+
+
+def _keep(job: Job, file: Path, data: bytes) -> None:
+    """Put what was measured in its place, unless another has taken this attempt's."""
+    claim = job.claim
+    prepared = staging.of_evaluation(process.settings(), claim.job_id, claim.attempt)
+    with disk_full_named(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prepared.mkdir()
+    try:
+        write_atomically(prepared / file.name, data)
+        with job.publishing(), disk_full_named(file):
+            (prepared / file.name).replace(file)
+            fsync_directory(file.parent)
+    finally:
+        remove_directory(prepared)
 
 
 def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:

@@ -22,7 +22,10 @@ import redis
 import structlog
 
 from tasks import by_hand, process, staging
+from tasks.figures import figures_of
 from tasks.slow_duties import SlowDuties
+from tasks.upload import not_sent
+from trainer_app import artifacts
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.folders import check_folders
@@ -51,12 +54,14 @@ def reap(*, as_of: float | None = None) -> None:
     ``as_of``: as ``upkeep.reap`` has it.
     """
     settings = process.settings()
+    problem = not_sent(settings)
     taken: list[Path] = []
     reaped = lease.reap(
         process.database(),
         max_crashes=settings.jobs.max_crashes,
         as_of=as_of,
         fence=lambda job_id, attempt: taken.extend(staging.take_away(settings, job_id, attempt)),
+        not_sent=None if problem is None else problem.message,
     )
     for one in map(_explained, reaped):
         _log.warning(one.message, job_id=one.job_id, status=one.status)
@@ -157,7 +162,12 @@ def _tell(reaped: Reaped) -> None:
         events = process.job_events(
             reaped.kind, job_id=reaped.job_id, user_id=reaped.user_id, queue_name=reaped.queue
         )
-        if reaped.status == "cancelled":
+        if reaped.result is not None:
+            final = artifacts.model_directory(process.settings(), reaped.job_id)
+            figures = figures_of(reaped.result, final)
+            events.completed(result_id=reaped.job_id, result_bytes=figures.result_bytes)
+            events.metrics_completed(figures.final_metrics)
+        elif reaped.status == "cancelled":
             events.failed("user", "cancelled")
         else:
             events.failed("system", reaped.message)

@@ -55,7 +55,7 @@ class Done:
     problem: TrainerError | None = None  # what went wrong beside the work, which is done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Job:
     """What the work of a job is given."""
 
@@ -63,6 +63,7 @@ class Job:
     held: Held
     log: JobLog
     events: JobEvents
+    published: Done | None = None  # its end from then on, whatever stops or fails afterwards
 
     def renew_lease(self) -> None:
         """Make sure, before a result is published, that it is still this attempt's to publish.
@@ -237,11 +238,13 @@ def _end_stuck(job: Job, reason: StopReason) -> None:
 
 
 def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
+    if outcome is StopReason.FENCED:
+        raise LeaseLost("the lease has passed to another attempt")
+    if job.published is not None and not isinstance(outcome, Done):
+        outcome = job.published
     match outcome:
         case Done():
             _complete(job, outcome)
-        case StopReason.FENCED:
-            raise LeaseLost("the lease has passed to another attempt")
         case StopReason.DRAIN:
             _hand_back(job, "handed back: its worker shuts down", cause="its worker shut down")
         case StopReason.PAUSE:

@@ -29,6 +29,14 @@ def of_tokenizer(settings: Settings, job_id: str, attempt: int) -> Path:
     return settings.paths.runs / f"{job_id}-{attempt}"
 
 
+def of_evaluation(settings: Settings, job_id: str, attempt: int) -> Path:
+    """The folder in which an attempt at an evaluation prepares the file that keeps it.
+
+    Where these files lie: such a one is renamed, never copied.
+    """
+    return copy_beside(_evaluations(settings) / "any", job_id, attempt)
+
+
 def copy_beside(final: Path, job_id: str, attempt: int) -> Path:
     """Where an attempt copies what it has prepared, if that lies on another file system."""
     return final.with_name(f".{job_id}-{attempt}{_COPY}")
@@ -77,9 +85,14 @@ def _numbered(paths: Sequence[Path]) -> Iterator[tuple[int, Path]]:
             yield int(number), path
 
 
-def _places(settings: Settings) -> tuple[Path, Path]:
+def _evaluations(settings: Settings) -> Path:
+    return artifacts.evaluation_file(settings, "any", "any").parent.parent
+
+
+def _places(settings: Settings) -> tuple[Path, ...]:
     """Where artifacts are published."""
     return (
+        _evaluations(settings),
         artifacts.model_directory(settings, "any").parent,
         artifacts.tokenizer_directory(settings, "any").parent,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,16 +15,16 @@ from typing import Final
 from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
+from tasks.figures import LOSSES, figures_of
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job, insist
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
-from tasks.upload import keep
+from tasks.upload import keep, not_sent
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, end_replacements, write_atomically
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
-from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
@@ -31,10 +32,11 @@ from trainer_app.log import job_log_path
 from trainer_app.restore import check_digests, is_whole
 from trainer_app.safe_paths import open_beneath
 from trainer_app.store import lease, metrics
+from trainer_app.store.lease import Artifact
+from trainer_app.store.uploads import LOCAL
 from trainer_app.tracking.tracker import Tracker
 
 _WEIGHTS: Final = "model.safetensors"
-_LOSSES: Final = ("test_loss", "best_val_loss", "final_loss")  # the first that there is counts
 
 
 def work(job: Job) -> Done | StopReason:
@@ -67,10 +69,13 @@ def work(job: Job) -> Done | StopReason:
         if isinstance(outcome, Stopped):
             return outcome.reason
         _publish(job, outcome, final)
+    done = _sealed(job, final)
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
-    return _done(job, final)
+    with _telling(job) as say:
+        kept = keep(job, final, on_message=say)
+    return replace(done, artifact=kept.artifact, problem=kept.problem)
 
 
 def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
@@ -200,21 +205,28 @@ def _copy_log(log: Path, target: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def _done(job: Job, final: Path) -> Done:
-    """What became of the run, by its manifest, and where its model is kept."""
+def _sealed(job: Job, final: Path) -> Done:
+    """What has become of the run, by its manifest, while its model is here alone.
+
+    Written down before all that takes its time: who dies from now on leaves a completed run.
+    """
     manifest = artifacts.read_manifest(final)
     measured = {name: manifest[name] for name in FIGURES}
-    job.log.info("final figures", **{name: measured[name] for name in _LOSSES})
-    with _telling(job) as say:
-        kept = keep(job, final, on_message=say)
-    return Done(
-        result=json.dumps(measured),
+    job.log.info("final figures", **{name: measured[name] for name in LOSSES})
+    model = artifacts.pointer(final)
+    result = json.dumps(measured | {"bytes": sum(file.bytes for file in model.files)})
+    figures = figures_of(result, final)
+    job.published = Done(
+        result=result,
         result_id=job.claim.job_id,
-        result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
-        artifact=kept.artifact,
-        problem=kept.problem,
-        final_metrics=_final_metrics(measured, final),
+        result_bytes=figures.result_bytes,
+        artifact=Artifact(storage=LOCAL, sha256=model.sha256),
+        problem=not_sent(process.settings()),
+        final_metrics=figures.final_metrics,
     )
+    seal = partial(lease.seal, process.database(), job.claim, result=result, sha256=model.sha256)
+    insist(seal)
+    return job.published
 
 
 @contextmanager
@@ -222,14 +234,3 @@ def _telling(job: Job) -> Iterator[OnMessage]:
     """Messages before and after the training: into the log and the row."""
     with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
         yield Observers([LogReporter(job.log, job.claim), rows]).on_message
-
-
-def _final_metrics(measured: Mapping[str, object], final: Path) -> dict[str, object]:
-    """The figures of the last event.
-
-    ``test_loss`` is a float for whoever listens, never null. A run without a test split has the
-    validation loss of the same weights there, without that split either its last training loss.
-    The manifest and the log have each under its own name.
-    """
-    loss = next(loss for name in _LOSSES if isinstance(loss := measured[name], float))
-    return {"test_loss": loss, "test_ppl": perplexity(loss), "artifact_path": str(final)}

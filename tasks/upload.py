@@ -72,6 +72,16 @@ def keep(job: Job, folder: Path, *, on_message: Callable[[str], object]) -> Kept
     return Kept(artifact=here, problem=problem)
 
 
+def not_sent(settings: Settings) -> ArtifactUploadFailed | None:
+    """What is said of a published model whose attempt ended before it was known to be sent.
+
+    None: it need not be.
+    """
+    if settings.data_bank.url is None:
+        return None
+    return ArtifactUploadFailed("the model was not uploaded: the attempt ended before")
+
+
 def send(
     settings: Settings,
     folder: Path,

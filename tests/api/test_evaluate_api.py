@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,6 +164,67 @@ def test_an_evaluation_outlives_its_request(client: FlaskClient, world: World, r
     file.write_text(json.dumps(kept))
     assert requests.purge(world.database, completed_seconds=-1, failed_seconds=-1) == 1
     assert shown(client, run_id, "validation") == kept
+
+
+def keep(world: World, made: Body) -> Body:
+    """Let an evaluation complete, and its request be forgotten sooner than those that failed."""
+    measured = {"loss": 2.5, "perplexity": 12, "bits_per_byte": 1.5, "artifact_path": "/a.json"}
+    kept = {**made, "status": "completed", **measured}
+    file = artifacts.evaluation_file(world.settings, str(made["run_id"]), "validation")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(kept))
+    world.end(str(made["request_id"]), Status.COMPLETED, "{}")
+    assert requests.purge(world.database, completed_seconds=-1, failed_seconds=1e9) == 1
+    return kept
+
+
+def test_what_was_measured_last_is_shown_though_one_before_that_failed_is_remembered(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    world.end(evaluate(client, run_id, {}).get_json()["request_id"], Status.FAILED)
+    time.sleep(0.002)  # ids sort by age, in milliseconds
+    kept = keep(world, evaluate(client, run_id, {}).get_json())
+    assert shown(client, run_id, "validation") == kept
+
+    time.sleep(0.002)
+    third = evaluate(client, run_id, {}).get_json()
+    assert shown(client, run_id, "validation") == third
+    world.end(third["request_id"], Status.FAILED)
+    assert shown(client, run_id, "validation")["error"] == "TIMED_OUT: over"
+
+
+def test_an_evaluation_that_is_remembered_is_shown_beside_a_damaged_file(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    made = evaluate(client, run_id, {}).get_json()
+    file = artifacts.evaluation_file(world.settings, run_id, "validation")
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+
+    assert shown(client, run_id, "validation") == made
+
+
+def test_the_corpus_of_a_run_is_not_deleted_before_its_evaluation_has_ended(
+    client: FlaskClient, world: World
+) -> None:
+    text = b"Once upon a time.\n" * 9
+    file_id = client.post("/corpora", data=text, content_type="text/plain").get_json()["file_id"]
+    run_id = world.run(Status.COMPLETED, corpus_file_id=file_id, corpus_path=None)
+    world.model(run_id)
+    world.settings.paths.corpus.mkdir(parents=True)
+    other = world.settings.paths.corpus / "other.txt"
+    other.write_text("another text\n" * 9)
+    evaluate(client, run_id, {"path_override": "other.txt"})
+    made = evaluate(client, run_id, {}).get_json()
+
+    refused = client.delete(f"/corpora/{file_id}")
+
+    assert (refused.status_code, refused.get_json()["code"]) == (409, "CONFLICT")
+    assert refused.get_json()["message"] == (
+        f"{file_id}: {made['request_id']} still reads this corpus"
+    )
+    world.end(made["request_id"], Status.COMPLETED, "{}")
+    assert client.delete(f"/corpora/{file_id}").status_code == 204
 
 
 @pytest.mark.parametrize(

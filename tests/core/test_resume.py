@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 import torch
 
+from backends.loading import tokenizer_kind
 from backends.registry import MODEL_FAMILIES
 from tests.training_bench import Recorder
 from trainer_app.core import checkpoint
+from trainer_app.core.data import tokenizer_digest
 from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.stopping import StopRequested
-from trainer_app.errors import DiskFull
+from trainer_app.core.sums import quickest, sum_of
+from trainer_app.errors import DiskFull, ModelIncompatible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.training_bench import Bench
 
 MakeRecorder: TypeAlias = "type[Recorder]"
@@ -188,6 +193,47 @@ def test_a_resume_keeps_the_threads_of_the_checkpoint_and_the_time_of_all_attemp
     assert isinstance(outcome, Finished)
     assert outcome.threads == torch.get_num_threads() == 1
     assert not any("may differ" in message for message in observer.messages)
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_name(
+    bench: Bench, recorder: MakeRecorder, story: Callable[[int], str]
+) -> None:
+    spec = replace(bench.spec, tokenizer_id="t1")
+    whole = bench.finish(spec, run="whole")
+    bench.fit(spec, recorder(stop_after=6))
+    (written,) = (bench.folder / "run" / "checkpoints").iterdir()
+    other = replace(bench, tokenizer=bench.folder / "t1")
+    other.tokenizer.mkdir()
+    trained = tokenizer_kind("bpe").train([story(9).upper()], vocab_size=320, min_frequency=2)
+    trained.save(other.tokenizer)
+
+    with pytest.raises(ModelIncompatible) as refused:
+        other.fit(spec, recorder(), attempt=2)
+
+    then, now = tokenizer_digest(bench.tokenizer), tokenizer_digest(other.tokenizer)
+    assert "tokenizer_id: t1 is another tokenizer now" in refused.value.message
+    assert now[:12] in refused.value.message
+    assert then[:12] in refused.value.message
+    assert written.exists()
+    assert weights(bench.finish(spec, attempt=3)) == weights(whole)  # the first one is back
+
+
+def test_a_run_whose_checkpoint_names_no_tokenizer_as_of_an_older_version_goes_on(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    bench.fit(bench.spec, recorder(stop_after=6))
+    (written,) = (bench.folder / "run" / "checkpoints").iterdir()
+    content = json.loads((written / checkpoint.STATE).read_text())
+    del content["state"]["tokenizer_sha256"]
+    (written / checkpoint.STATE).write_text(json.dumps(content))
+    sums = json.loads((written / checkpoint.MANIFEST).read_text())
+    sums[checkpoint.STATE] = sum_of(written / checkpoint.STATE, quickest())
+    (written / checkpoint.MANIFEST).write_text(json.dumps(sums))
+    observer = recorder()
+
+    assert isinstance(bench.fit(bench.spec, observer, attempt=2), Finished)
+
+    assert observer.starts[0].resumed_from == written.name
 
 
 def test_a_resume_on_another_device_says_that_the_bytes_may_differ(

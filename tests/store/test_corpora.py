@@ -11,7 +11,7 @@ import pytest
 
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import Conflict, CorpusNotFound
-from trainer_app.store import corpora, lease, runs, tokenizers
+from trainer_app.store import corpora, lease, requests, runs, tokenizers
 from trainer_app.store.database import Database
 
 _ID = "a" * 64
@@ -86,6 +86,32 @@ def test_a_corpus_that_a_tokenizer_will_read_cannot_be_deleted(database: Databas
     tokenizers.create(database, spec, queue="trainer.light")
     with pytest.raises(Conflict):
         corpora.delete(database, _ID)
+
+
+def test_a_corpus_that_a_request_will_read_cannot_be_deleted(
+    database: Database, another_run: AnotherRun
+) -> None:
+    corpora.add(database, _ID, 10, 2)
+    run_id = another_run(corpus_file_id=_ID, corpus_path=None)
+    lease.request_cancel(database, run_id)
+
+    def ask(file_id: str) -> str:
+        return requests.create(
+            database,
+            lease.JobKind.EVALUATE,
+            run_id,
+            "{}",
+            queue="q",
+            user_id=0,
+            corpus_file_id=file_id,
+        ).request_id
+
+    ask("b" * 64)  # which is gone already
+    request_id = ask(_ID)
+    with pytest.raises(Conflict, match=f"{request_id} still reads this corpus"):
+        corpora.delete(database, _ID)
+    lease.request_cancel(database, request_id)
+    corpora.delete(database, _ID)
 
 
 def test_a_corpus_is_never_deleted_from_under_a_new_run(

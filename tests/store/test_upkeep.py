@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 
 from tests.store.kinds import make_later
 from trainer_app.core.spec import TokenizerSpec
+from trainer_app.errors import LeaseLost
 from trainer_app.store import lease, runs, tokenizers, upkeep
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.lease import Claim, JobKind, Progress, Reaped, Status, Wakeup
@@ -300,6 +301,51 @@ def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_o
 
     assert lease.reap(database, max_crashes=3) == []
     assert [wakeup.job_id for wakeup in lease.due(database)] == [known]
+
+
+@pytest.mark.parametrize("not_sent", [None, "the model was not uploaded"])
+def test_a_run_that_has_published_its_model_has_completed_when_its_worker_is_lost(
+    database: Database, claim: Claim, elapse: Elapse, not_sent: str | None
+) -> None:
+    lease.seal(database, claim, result='{"steps": 3}', sha256="a" * 64)
+    lease.request_cancel(database, claim.job_id)
+    elapse(61)
+
+    (reaped,) = lease.reap(database, max_crashes=1, not_sent=not_sent)
+
+    assert (reaped.status, reaped.result) == (Status.COMPLETED, '{"steps": 3}')
+    assert reaped.message == "attempt 1: worker lost after it had published the model; completed"
+    run = runs.get(database, claim.job_id)
+    assert (run.status, run.crashes, run.progress, run.eta_sec) == ("completed", 0, 100, None)
+    assert (run.artifact_storage, run.artifact_sha256) == ("local", "a" * 64)
+    code = None if not_sent is None else "ARTIFACT_UPLOAD_FAILED"
+    assert (run.error_code, run.message, run.result) == (code, not_sent or "", '{"steps": 3}')
+
+
+def test_what_an_earlier_attempt_has_published_does_not_complete_a_later_one(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    lease.seal(database, claim, result="{}", sha256="a" * 64)
+    lease.hand_back(database, claim, message="as the version before does")
+    assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is not None
+    elapse(61)
+
+    (reaped,) = lease.reap(database, max_crashes=3)
+
+    assert (reaped.status, reaped.result) == (Status.QUEUED, None)
+
+
+def test_who_has_lost_the_lease_has_published_nothing_that_counts(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    elapse(61)
+    lease.reap(database, max_crashes=3)
+
+    with pytest.raises(LeaseLost):
+        lease.seal(database, claim, result="{}", sha256="a" * 64)
+
+    run = runs.get(database, claim.job_id)
+    assert (run.result, run.artifact_sha256) == (None, None)
 
 
 def test_leases_that_ran_out_are_told_from_those_that_were_ended(

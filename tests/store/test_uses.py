@@ -81,6 +81,11 @@ def test_a_model_is_in_use_while_a_request_to_it_or_a_run_from_it_is_unfinished(
     assert uses.models_in_use(database) == frozenset()
 
 
+def forget_tokenizer(database: Database, tokenizer_id: str, *, min_seconds: float) -> bool:
+    with uses.forgotten_tokenizer(database, tokenizer_id, min_seconds=min_seconds) as is_forgotten:
+        return is_forgotten
+
+
 def test_a_tokenizer_without_use_for_long_enough_is_found_and_can_be_forgotten(
     database: Database, tokenizer_id: str, elapse: Elapse
 ) -> None:
@@ -90,11 +95,11 @@ def test_a_tokenizer_without_use_for_long_enough_is_found_and_can_be_forgotten(
     (unused,) = uses.unused_tokenizers(database, min_seconds=DAY)
     assert unused.tokenizer_id == tokenizer_id
     assert DAY <= unused.unused_seconds < DAY + 60
-    assert uses.forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
+    assert forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
 
     with pytest.raises(TokenizerNotFound):
         tokenizers.get(database, tokenizer_id)
-    assert not uses.forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
+    assert not forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "completed"])
@@ -109,13 +114,13 @@ def test_a_tokenizer_that_a_living_or_finished_run_names_is_in_use_for_ever(
     elapse(1_000 * DAY)
 
     assert uses.unused_tokenizers(database, min_seconds=DAY) == []
-    assert not uses.forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
+    assert not forget_tokenizer(database, tokenizer_id, min_seconds=DAY)
 
 
 def test_a_run_of_a_tokenizer_that_is_gone_is_not_queued(
     database: Database, tokenizer_id: str, another_run: AnotherRun
 ) -> None:
-    assert uses.forget_tokenizer(database, tokenizer_id, min_seconds=0)
+    assert forget_tokenizer(database, tokenizer_id, min_seconds=0)
 
     with pytest.raises(TokenizerNotFound, match=tokenizer_id):
         another_run(tokenizer_id=tokenizer_id)
@@ -127,7 +132,7 @@ def test_a_tokenizer_is_not_deleted_under_a_run_that_is_being_queued(
     deleted: list[bool] = []
 
     def delete() -> None:
-        deleted.append(uses.forget_tokenizer(database, tokenizer_id, min_seconds=0))
+        deleted.append(forget_tokenizer(database, tokenizer_id, min_seconds=0))
 
     with database.write() as connection:
         jobs.enqueue(
@@ -173,7 +178,7 @@ def test_a_run_whose_tokenizer_was_deleted_after_its_end_is_not_resumed(
 ) -> None:
     run_id = another_run(tokenizer_id=tokenizer_id)
     lease.request_cancel(database, run_id)
-    assert uses.forget_tokenizer(database, tokenizer_id, min_seconds=0)
+    assert forget_tokenizer(database, tokenizer_id, min_seconds=0)
 
     for resume in (pauses.check_resumable, pauses.resume):
         with pytest.raises(TokenizerNotFound, match=tokenizer_id):

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
 
-from tasks import generation, process, training
+from tasks import generation, housekeeping, process, training
 from tasks import tokenizers as tokenizer_training
 from tasks.perform import perform
+from tasks.slow_duties import SlowDuties
 from tests.databank_server import (
     Behaviour,
     DataBankServer,
@@ -26,6 +26,7 @@ from trainer_app.cleanup.models import clean_models
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.json_spec import DIGEST_PENDING
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.stopping import never
 from trainer_app.databank.client import DataBank
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
@@ -33,7 +34,6 @@ from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.lease import JobKind
 from trainer_app.store.requests import Request as Asked
 from trainer_app.store.runs import Run
-from trainer_app.store.tables import JobRow
 
 TEXT = b"".join(b"The %d-th sheep jumps over the fence.\n" % number for number in range(400))
 SPEC = TrainSpec(
@@ -138,19 +138,18 @@ def test_a_run_that_died_while_it_was_sent_is_sent_and_not_trained_again(
 
     def lose_the_worker(_request: Request) -> None:
         lease.expire(process.database(), run_id, owner_prefix="train-0@here")
-        lease.reap(process.database(), max_crashes=3)
+        housekeeping.reap()
 
     server.then("POST", lose_the_worker)
     lost = train(run_id)
-    assert lost.status == "queued"
-    with process.database().write() as connection:
-        connection.execute(update(JobRow).values(not_before=0.0))
+    assert (lost.status, lost.error_code) == ("completed", "ARTIFACT_UPLOAD_FAILED")
 
-    again = train(run_id)
+    SlowDuties().one_pass(never)
 
-    assert (again.status, again.attempt, again.artifact_storage) == ("completed", 2, "data-bank")
-    assert again.result is not None
-    assert json.loads(again.result)["steps"] == 2
+    sent = runs.get(process.database(), run_id)
+    assert (sent.error_code, sent.attempt, sent.artifact_storage) == (None, 1, "data-bank")
+    assert sent.result is not None
+    assert json.loads(sent.result)["steps"] == 2
     assert told(run_id).count("saving the model") == 1
     assert not (process.settings().paths.runs / run_id).exists()
 

@@ -26,7 +26,9 @@ KEY_PARAMETER: Final = {
     "required": False,
     "description": (
         "A repeat with the same key and body gets the first answer, and starts nothing; what has "
-        "come of it since is at its Location."
+        "come of it since is at its Location. A key is remembered for CELERY__FAILURE_TTL_SEC "
+        "(7 days by default) after its first use, and in any case until what it started has "
+        "ended; that of a request to a finished model no longer than the request itself."
     ),
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "example": "tale-1",

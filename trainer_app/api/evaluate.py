@@ -20,9 +20,9 @@ from trainer_app.api.evaluate_schema import (
 from trainer_app.api.examples import RUN_ID
 from trainer_app.api.run_requests import ask, shown
 from trainer_app.core.evaluate_spec import EvaluateSpec
-from trainer_app.errors import EvalNotFound
+from trainer_app.errors import EvalNotFound, ModelIncompatible
 from trainer_app.store import requests, runs
-from trainer_app.store.tables import JobKind
+from trainer_app.store.tables import JobKind, Status
 
 if TYPE_CHECKING:
     from trainer_app.api.run_requests import Resolved
@@ -57,7 +57,13 @@ def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[s
         _require_split(run, spec.split)
         return spec, spec.split
 
-    found = ask(JobKind.EVALUATE, run_id, spec.to_json(), resolve)
+    found = ask(
+        JobKind.EVALUATE,
+        run_id,
+        spec.to_json(),
+        resolve,
+        reads_corpus=spec.path_override is None,
+    )
     return _shown(found), {"Location": f"/runs/{run_id}/eval?split={spec.split}"}
 
 
@@ -71,12 +77,29 @@ def get_evaluation(query: EvaluationQuery, run_id: str) -> dict[str, object]:
     runs.get(current.database(), run_id)
     split = query["split"]
     found = requests.latest(current.database(), JobKind.EVALUATE, run_id, split)
-    if found is not None:
+    if found is not None and found.status is Status.COMPLETED:
         return _shown(found)
-    # Requests are forgotten after a while, what they measured is not.
-    kept = artifacts.read_evaluation(current.settings(), run_id, split)
-    if kept is None:
+    # Requests are forgotten after a while, what they measured is not: one that has completed
+    # sooner than one before it that has failed.
+    kept = _kept(run_id, split, found)
+    if kept is not None:
+        return kept
+    if found is None:
         raise EvalNotFound(f"{run_id} has not been evaluated on its {split} split")
+    return _shown(found)
+
+
+def _kept(run_id: str, split: str, found: Request | None) -> dict[str, object] | None:
+    """What was measured by a request that is newer than ``found``, and forgotten."""
+    try:
+        kept = artifacts.read_evaluation(current.settings(), run_id, split)
+    except ModelIncompatible:
+        if found is None:
+            raise
+        return None
+    # The ids of requests sort by age.
+    if kept is None or (found is not None and str(kept["request_id"]) <= found.request_id):
+        return None
     return kept
 
 

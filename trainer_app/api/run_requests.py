@@ -21,14 +21,22 @@ from trainer_app.store.tables import JobKind, Status
 Resolved = tuple[JsonSpec, str | None]
 
 
-def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved]) -> Request:
+def ask(
+    kind: JobKind,
+    run_id: str,
+    body: str,
+    resolve: Callable[[Run], Resolved],
+    *,
+    reads_corpus: bool = False,
+) -> Request:
     """Queue a request to a run; with a key that was used before, the request of then.
 
     It is answered as it was queued, however far it has got: a repeat gets the first answer, byte
     for byte, and what came of the request is at its own address.
 
     ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
-    once the run is known to have a model. Raises RunNotFound, NotReady, ModelIncompatible for a
+    once the run is known to have a model; ``reads_corpus``: that the run was trained on, which is
+    kept for it where it is still there. Raises RunNotFound, NotReady, ModelIncompatible for a
     damaged model, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
     """
     require_services()
@@ -48,6 +56,7 @@ def ask(kind: JobKind, run_id: str, body: str, resolve: Callable[[Run], Resolved
         queue=queue_of(current.settings(), kind),
         user_id=run.user_id,
         topic=topic,
+        corpus_file_id=run.spec.corpus_file_id if reads_corpus else None,
         http_request_id=request_id.current(),
         idempotency=key,
     )

@@ -13,6 +13,7 @@ from trainer_app.core.split_texts import plan_split, split_texts
 from trainer_app.core.splits import Split, SplitRule
 from trainer_app.core.stopping import ShouldStop
 from trainer_app.core.streams import Streams, split_streams
+from trainer_app.errors import ModelIncompatible
 
 if TYPE_CHECKING:
     from backends.contracts import Tokenizer
@@ -79,6 +80,20 @@ def prepare_data(
 
     streams = while_it_stands(read, on_message)
     return Data(tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256, streams=streams)
+
+
+def require_same_tokenizer(directory: Path, known: str | None, name: str | None) -> None:
+    """Make sure that a run goes on with the tokenizer that it began with.
+
+    A name says too little: one that was deleted may have been given to another since. ``known``:
+    the ``tokenizer_digest`` of then; None: an older version kept none. Raises ModelIncompatible.
+    """
+    found = tokenizer_digest(directory)
+    if known not in (None, found):
+        raise ModelIncompatible(
+            f"tokenizer_id: {name} is another tokenizer now (SHA-256 {found[:12]}...) than the "
+            f"one that the run began with ({str(known)[:12]}...): a new run can be trained with it"
+        )
 
 
 def tokenizer_digest(directory: Path) -> str:

@@ -15,7 +15,7 @@ from backends.loading import model_family
 from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.compilation import Compilation, Execution, resolve_compile
-from trainer_app.core.data import Data, prepare_data
+from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
 from trainer_app.core.device import (
     DataLoading,
     Fingerprint,
@@ -45,7 +45,7 @@ from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.performance import Performance
 from trainer_app.core.perplexity import perplexity
-from trainer_app.core.stopping import StopRequested
+from trainer_app.core.stopping import StopRequested, heed
 from trainer_app.core.sums import quickest
 from trainer_app.errors import DiskFull
 
@@ -164,6 +164,9 @@ class _Attempt:
     def fit(self) -> Finished | Stopped:
         found = self._checkpoints.load_newest(self._report_damage)
         before = found[0].fingerprint if found else None
+        if found and self._inputs.tokenizer is not None:  # others come with what they belong to
+            known = found[0].state.tokenizer_sha256
+            require_same_tokenizer(self._inputs.tokenizer, known, self._spec.tokenizer_id)
         loading = self._resolve(before)
         spec = self._spec
         threads = use_threads(before.threads if before else self._workspace.max_threads)
@@ -279,6 +282,7 @@ class _Attempt:
             snapshot, path = found
             loop.restore(snapshot)
             self._observer.on_message(f"resuming at step {loop.state.step} from {path.name}")
+        loop.state.tokenizer_sha256 = data.tokenizer_sha256
         loop.state.train_on(place.fingerprint)
         if len(loop.state.fingerprints) > 1:
             *others, last = map(str, loop.state.fingerprints)
@@ -322,9 +326,9 @@ class _Attempt:
                 test = loop.evaluate(data.streams.test)
             self._observer.on_message("saving the model")
             # Others who ask to stop are better served by the end, which is near.
-            _heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
+            heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
             finished = self._finished(loop, place, data, test)
-            _heed(cancelled=self._workspace.is_cancelled())
+            heed(cancelled=self._workspace.is_cancelled())
         except StopRequested as stop:
             return self._stopped(loop, stop.reason)
         return finished
@@ -393,8 +397,3 @@ class _Attempt:
             execution=loop.execution,
             performance=loop.performance(),
         )
-
-
-def _heed(*, cancelled: bool) -> None:
-    if cancelled:
-        raise StopRequested(StopReason.CANCEL)

@@ -25,6 +25,7 @@ class RunState:
     early_stopped: bool = False
     training_seconds: float = 0.0  # of all attempts, up to the checkpoint
     fingerprints: tuple[Fingerprint, ...] = ()  # that it has been trained on, in that order
+    tokenizer_sha256: str | None = None  # None: not kept by the version that began it
 
     def train_on(self, place: Fingerprint) -> None:
         """Keep in mind that steps are taken there from now on."""

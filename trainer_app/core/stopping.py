@@ -28,3 +28,9 @@ def raise_if_stopped(should_stop: ShouldStop) -> None:
 def never() -> StopReason | None:
     """A should_stop that never asks for it."""
     return None
+
+
+def heed(*, cancelled: bool) -> None:
+    """Raise StopRequested of a cancellation, if there is one."""
+    if cancelled:
+        raise StopRequested(StopReason.CANCEL)

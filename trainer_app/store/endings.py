@@ -11,7 +11,7 @@ from sqlalchemy import case, func, literal, null, select, true, update
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status, TokenizerRow
-from trainer_app.store.uploads import Archive, columns
+from trainer_app.store.uploads import LOCAL, Archive, columns
 
 _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
 
@@ -23,6 +23,18 @@ class Artifact:
     storage: str  # "local", "data-bank"
     sha256: str  # of manifest.json
     archive: Archive | None = None  # in the data bank
+
+
+def seal(db: Database, claim: Claim, *, result: str, sha256: str) -> None:
+    """Write down that a run has published its model, before it ends.
+
+    From now on it has completed, also where its worker is lost: see ``upkeep.reap``. ``result`` is
+    JSON, ``sha256`` that of the manifest. Raises LeaseLost.
+    """
+    with db.write() as connection:
+        hold(connection, claim, {"result": result})
+        values = {"artifact_storage": LOCAL, "artifact_sha256": sha256}
+        connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
 
 
 def finish(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from trainer_app.errors import FieldError
 from trainer_app.store.database import NOW, Database, insert
-from trainer_app.store.tables import IdempotencyRow
+from trainer_app.store.tables import FINAL, IdempotencyRow, JobRow, TokenizerRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +94,22 @@ def _created(connection: Connection, key: IdempotencyKey) -> str | None:
 
 
 def purge(db: Database, *, older_than_seconds: float) -> int:
-    """Forget the keys that nobody repeats any more; returns how many."""
+    """Forget the keys that nobody repeats any more; returns how many.
+
+    Never one of a job that is queued or running: a repeat would be a second one.
+    """
+    tokenizer = (  # which a key knows by its name
+        select(TokenizerRow.job_id)
+        .where(TokenizerRow.id == IdempotencyRow.created_id)
+        .scalar_subquery()
+    )
+    lives = exists().where(
+        or_(JobRow.id == IdempotencyRow.created_id, JobRow.id == tokenizer),
+        JobRow.status.not_in(FINAL),
+    )
     statement = (
         delete(IdempotencyRow)
-        .where(IdempotencyRow.created_at < NOW - older_than_seconds)
+        .where(IdempotencyRow.created_at < NOW - older_than_seconds, ~lives)
         .returning(IdempotencyRow.key)
     )
     with db.write() as connection:

@@ -24,7 +24,15 @@ from trainer_app.errors import (
 from trainer_app.store import metrics
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.endings import Artifact, finish, hand_back, retries, retry_later, stands
+from trainer_app.store.endings import (
+    Artifact,
+    finish,
+    hand_back,
+    retries,
+    retry_later,
+    seal,
+    stands,
+)
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
@@ -65,6 +73,7 @@ __all__ = [
     "request_cancel",
     "retries",
     "retry_later",
+    "seal",
     "stands",
 ]
 
@@ -135,6 +144,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             heartbeat_at=NOW,
             started_at=func.coalesce(JobRow.started_at, NOW),
             message="",
+            result=null(),  # see ``seal``: this attempt has published nothing yet
             not_before=0.0,
             dispatched_at=None,  # should it be queued again, it is due at once
             dispatches=0,

@@ -56,10 +56,14 @@ def create(
     queue: str,
     user_id: int,
     topic: str | None = None,
+    corpus_file_id: str | None = None,
     http_request_id: str | None = None,
     idempotency: IdempotencyKey | None = None,
 ) -> Request:
     """Queue a request to a run; with a key that was used before, the request of then.
+
+    ``corpus_file_id``: what it reads, which cannot be deleted before it ends. It may be gone
+    already: its token ids, or the data bank, may be all that is needed.
 
     Raises FieldError when the key came with another body, Conflict while an earlier turn of the
     same chat is not answered.
@@ -78,7 +82,9 @@ def create(
                     user_id=user_id,
                     run_id=run_id,
                     topic=topic,
+                    corpus_file_id=corpus_file_id,
                     request_id=http_request_id,
+                    remote_corpora=True,
                 )
     except IntegrityError as error:  # of the index of live turns: no other can be broken here
         raise Conflict(f"{topic}: its last message is not answered yet") from error

@@ -13,7 +13,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Update, case, func, or_, select, update
 
-from trainer_app.errors import WorkerLost
+from trainer_app.errors import ArtifactUploadFailed, WorkerLost
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
@@ -42,6 +42,7 @@ class Reaped:
     status: Status
     attempt: int  # the one that was lost
     message: str
+    result: str | None = None  # JSON, of a run that had published its model, and so has completed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,7 @@ def reap(
     max_crashes: int,
     as_of: float | None = None,
     fence: Callable[[str, int], object] = lambda _job_id, _attempt: None,
+    not_sent: str | None = None,
 ) -> list[Reaped]:
     """End the attempts whose lease is over; charge each a crash.
 
@@ -120,7 +122,9 @@ def reap(
     renew its lease: from then on the attempt is to be able to publish nothing.
 
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
-    fails with WORKER_LOST; any other is queued again, later each time.
+    fails with WORKER_LOST; any other is queued again, later each time. A run that had published its
+    model (``endings.seal``) has completed, whatever was asked of it since, and is charged nothing;
+    ``not_sent``: what is said of its upload, which is then waited for; None: there is no data bank.
 
     The step that the run had come to is kept: a checkpoint beyond it forgives the crash, see
     ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
@@ -142,6 +146,7 @@ def reap(
                 JobRow.crashes,
                 JobRow.cancel_requested,
                 JobRow.setback_step,
+                JobRow.result,
                 RunRow.step,
                 RunRow.checkpoint_step,
             )
@@ -162,6 +167,9 @@ def reap(
                 step=step,
                 max_crashes=max_crashes,
             )
+            published = row.kind == JobKind.TRAIN and row.result is not None
+            if published:
+                fate = _completed(row.attempt, not_sent)
             fence(row.id, row.attempt)
             connection.execute(
                 update(JobRow)
@@ -169,7 +177,7 @@ def reap(
                 .values(
                     owner=None,
                     lease_until=None,
-                    crashes=row.crashes + 1,
+                    crashes=row.crashes if published else row.crashes + 1,
                     setback_step=max(row.setback_step or 0, step or 0),
                     status=fate.status,
                     error_code=fate.error_code,
@@ -181,6 +189,9 @@ def reap(
                     heartbeat_at=NOW,  # by the clock that the back-off was given by
                 )
             )
+            if published:
+                ended = update(RunRow).where(RunRow.id == row.id)
+                connection.execute(ended.values(progress=100, eta_sec=None))
             reaped.append(
                 Reaped(
                     job_id=row.id,
@@ -191,7 +202,8 @@ def reap(
                     queue=row.queue,
                     status=fate.status,
                     attempt=row.attempt,
-                    message=fate.message,
+                    message=fate.told or fate.message,
+                    result=row.result if published else None,
                 )
             )
     return reaped
@@ -305,6 +317,17 @@ class _Fate:
     cause: str | None = None  # for the next attempt to tell
     error_code: str | None = None
     delay: float = 0.0  # seconds
+    told: str | None = None  # in the log; None: the message
+
+
+def _completed(attempt: int, not_sent: str | None) -> _Fate:
+    """What becomes of a run whose model was published."""
+    return _Fate(
+        status=Status.COMPLETED,
+        message=not_sent or "",
+        error_code=None if not_sent is None else ArtifactUploadFailed.code,
+        told=f"attempt {attempt}: worker lost after it had published the model; completed",
+    )
 
 
 def _fate(

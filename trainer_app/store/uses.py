@@ -139,10 +139,11 @@ def unused_tokenizers(db: Database, *, min_seconds: float) -> list[UnusedTokeniz
         ]
 
 
-def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> bool:
+@contextmanager
+def forgotten_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> Iterator[bool]:
     """Delete an unused tokenizer's rows; False when it has come into use.
 
-    Its files are the caller's to remove afterwards.
+    Its name is free once the block has ended: its folder is to be out of the way by then.
     """
     named = select(TokenizerRow.job_id).where(TokenizerRow.id == tokenizer_id)
     with db.write() as connection:
@@ -152,11 +153,12 @@ def forget_tokenizer(db: Database, tokenizer_id: str, *, min_seconds: float) -> 
             named.join(JobRow, JobRow.id == TokenizerRow.job_id).where(*_without_use(min_seconds))
         )
         if job_id is None:
-            return False
+            yield False
+            return
         connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id == tokenizer_id))
         connection.execute(delete(TokenizerRow).where(TokenizerRow.id == tokenizer_id))
         connection.execute(delete(JobRow).where(JobRow.id == job_id))
-    return True
+        yield True
 
 
 def _spent(failed_seconds: float) -> tuple[ColumnElement[bool], ...]:
