@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from tasks import by_hand, process
+from tasks import by_hand, process, restored
 from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
@@ -143,6 +143,8 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         claim.kind, job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
     )
     log.info("started", worker=holder)
+    if claim.counted is not None:
+        log.warning(restored.said(claim))
     events.started()
     with Held(
         process.database(),
@@ -191,11 +193,14 @@ def _claim(job_id: str, holder: str) -> Claim | None:
             return None  # if it was granted, its lease ends as soon as this process does
         before = lease.claim_of(process.database(), job_id, holder) if asked else None
         asked = True
-        return before or lease.claim(
+        found = before or lease.claim(
             process.database(), job_id, holder, lease_seconds=lease_seconds
         )
+        return None if found is None else restored.counted_anew(found)
 
-    return insist(claim, patience_seconds=lease_seconds)
+    with suppress(LeaseLost):  # it slept since it was granted
+        return insist(claim, patience_seconds=lease_seconds)
+    return None
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:

@@ -49,6 +49,7 @@ __all__ = [
     "expire",
     "finish",
     "hand_back",
+    "lift",
     "mark_dispatched",
     "owned",
     "progress",
@@ -143,6 +144,17 @@ def settle(db: Database, claim: Claim, spec: str) -> None:
     """
     with db.write() as connection:
         hold(connection, claim, {"spec": spec})
+
+
+def lift(db: Database, claim: Claim, *, above: int) -> Claim:
+    """Count this attempt for the one after ``above``, of which the row knew nothing.
+
+    As after a database was restored from a backup: a fencing token must never go backwards. Raises
+    LeaseLost.
+    """
+    with db.write() as connection:
+        hold(connection, claim, {"attempt": above + 1})
+    return replace(claim, attempt=above + 1, counted=claim.attempt)
 
 
 def claim_of(db: Database, job_id: str, owner: str) -> Claim | None:
