@@ -1,8 +1,8 @@
 """The loop that keeps jobs moving: ``python -m tasks.housekeeping``.
 
-Ends the attempts whose lease is over, cancels queued runs whose cancellation was set in Redis, and
-publishes again what no worker has taken. Each pass is idempotent: any number of such processes may
-run.
+Ends the attempts whose lease is over, cancels queued runs whose cancellation was set in Redis,
+publishes again what no worker has taken, and has jobs say so whose queue has no worker. Each pass
+is idempotent: any number of such processes may run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import structlog
 
 from tasks import by_hand, process, staging
 from tasks.slow_duties import SlowDuties
+from tasks.unserved import Unserved
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.log import JobLog, job_log_path, last_events
@@ -169,9 +170,10 @@ def run(stop: threading.Event) -> None:
     process.database()  # one for both threads
     slow = threading.Thread(target=SlowDuties().run, args=(stop,), name="slow duties", daemon=True)
     slow.start()
-    reaper = Reaper()
+    reaper, unserved = Reaper(), Unserved()
+    duties = (reaper.one_pass, by_hand.heed_queued, dispatch, unserved.one_pass, purge)
     while not stop.is_set():
-        for duty in (reaper.one_pass, by_hand.heed_queued, dispatch, purge):
+        for duty in duties:
             try:
                 duty()
             except Unavailable as error:
