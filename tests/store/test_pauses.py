@@ -17,6 +17,7 @@ from trainer_app.errors import (
     FieldError,
     LeaseLost,
     RunNotFound,
+    Unavailable,
 )
 from trainer_app.store import corpora, lease, pauses, runs
 from trainer_app.store.database import Database
@@ -253,6 +254,26 @@ def test_of_many_at_once_with_one_key_all_get_the_answer_of_the_first(
     assert answers == [Status.QUEUED] * 8
 
 
+def test_a_resume_that_comes_to_nothing_leaves_the_run_as_it_was(
+    database: Database, run_id: str
+) -> None:
+    asked: list[str] = []
+
+    def refuse() -> None:
+        asked.append(run_id)
+        raise Unavailable("Redis does not answer")
+
+    with pytest.raises(Conflict):
+        pauses.resume(database, run_id, before=refuse)
+    assert asked == []
+    pauses.pause(database, run_id)
+    with pytest.raises(Unavailable):
+        pauses.resume(database, run_id, before=refuse)
+
+    assert asked == [run_id]
+    assert runs.get(database, run_id).paused
+
+
 def test_a_run_whose_corpus_was_deleted_after_its_end_is_not_resumed(
     database: Database, another_run: AnotherRun
 ) -> None:
@@ -261,9 +282,8 @@ def test_a_run_whose_corpus_was_deleted_after_its_end_is_not_resumed(
     lease.request_cancel(database, run_id)
     corpora.delete(database, file_id)
 
-    for resume in (pauses.check_resumable, pauses.resume):
-        with pytest.raises(CorpusNotFound, match=file_id):
-            resume(database, run_id)
+    with pytest.raises(CorpusNotFound, match=file_id):
+        pauses.resume(database, run_id)
 
     assert runs.get(database, run_id).status is Status.CANCELLED
     assert pauses.resume(database, run_id, remote_corpora=True) is Status.QUEUED

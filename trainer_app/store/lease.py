@@ -248,10 +248,14 @@ def request_cancel(
     *,
     kind: JobKind | None = None,
     idempotency: IdempotencyKey | None = None,
+    confirm: Callable[[], None] = lambda: None,
     on_cancelled: Callable[[], None] | None = None,
     on_asked: Callable[[int], None] | None = None,
 ) -> Status:
     """Ask for a job's cancellation: at once when queued, else its worker is told.
+
+    ``confirm`` is called once nobody else can move the job before this is done, and raises where
+    it is not to be.
 
     ``on_cancelled`` is called, after the commit, by the one call that ends a queued job;
     ``on_asked`` by each that finds one to end, with the last attempt that it is about.
@@ -266,6 +270,7 @@ def request_cancel(
     def act() -> str:
         status, attempt = _request_cancel(connection, job_id, kind)
         asked.extend([] if attempt is None else [attempt])
+        confirm()
         return status
 
     with db.write() as connection:
