@@ -121,7 +121,7 @@ def test_a_run_that_is_paused_or_put_off_waits_for_no_worker(watched: Watched, r
     assert message(put_off) == "again later"
 
 
-def test_a_pause_of_a_run_that_has_begun_takes_back_what_it_said(
+def test_a_pause_of_a_run_that_has_begun_puts_an_end_to_its_wait(
     watched: Watched, run_id: str
 ) -> None:
     lease.hand_back(process.database(), claimed(run_id, "train-0@gone:1"), message="handed back")
@@ -129,7 +129,7 @@ def test_a_pause_of_a_run_that_has_begun_takes_back_what_it_said(
     pauses.pause(process.database(), run_id)
 
     watched.after(10)
-    assert message(run_id) == ""
+    assert message(run_id) == "paused; before that: handed back"
 
     pauses.resume(process.database(), run_id)
     assert message(run_id) == "resumed"

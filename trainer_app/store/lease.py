@@ -24,7 +24,15 @@ from trainer_app.errors import (
 from trainer_app.store import metrics
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.endings import Artifact, finish, hand_back, retries, retry_later, stands
+from trainer_app.store.endings import (
+    Artifact,
+    Ended,
+    finish,
+    hand_back,
+    retries,
+    retry_later,
+    stands,
+)
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
@@ -34,6 +42,7 @@ from trainer_app.store.upkeep import Owned, Reaped, Wakeup, due, mark_dispatched
 __all__ = [
     "Artifact",
     "Claim",
+    "Ended",
     "JobKind",
     "MetricPoint",
     "Owned",

@@ -30,12 +30,17 @@ def pause(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = Non
 
 def _pause(connection: Connection, run_id: str) -> Status:
     fresh = JobRow.attempt == 0
+    # What it said last may tell when it goes on.
+    waits = (JobRow.status == Status.QUEUED) & ~JobRow.paused
+    paused = case((JobRow.cause.is_(None), "paused"), else_="paused; before that: " + JobRow.cause)
     statement = (
         update(JobRow)
         .where(*_named(run_id), JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
         .values(
             paused=True,
-            message=case((fresh, "paused before it started"), else_=JobRow.message),
+            message=case(
+                (fresh, "paused before it started"), (waits, paused), else_=JobRow.message
+            ),
         )
         .returning(JobRow.status)
     )

@@ -134,6 +134,7 @@ def reap(
                 JobRow.attempt,
                 JobRow.crashes,
                 JobRow.cancel_requested,
+                JobRow.paused,
                 JobRow.setback_step,
                 RunRow.step,
                 RunRow.checkpoint_step,
@@ -152,6 +153,7 @@ def reap(
                 attempt=row.attempt,
                 crashes=row.crashes + 1,
                 cancelled=row.cancel_requested,
+                paused=row.paused,
                 step=step,
                 max_crashes=max_crashes,
             )
@@ -284,7 +286,13 @@ class _Fate:
 
 
 def _fate(
-    *, attempt: int, crashes: int, cancelled: bool, step: int | None, max_crashes: int
+    *,
+    attempt: int,
+    crashes: int,
+    cancelled: bool,
+    paused: bool,
+    step: int | None,
+    max_crashes: int,
 ) -> _Fate:
     """What becomes of a job that has now lost ``crashes`` workers."""
     if cancelled:
@@ -300,7 +308,7 @@ def _fate(
     where = "" if step is None else f" at step {step}"
     return _Fate(
         status=Status.QUEUED,
-        message=f"attempt {attempt}: worker lost{where}; queued again",
+        message=f"attempt {attempt}: worker lost{where}; {'paused' if paused else 'queued again'}",
         cause=f"worker lost{where}",
         delay=_CRASH_BACK_OFF[min(crashes, len(_CRASH_BACK_OFF)) - 1],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
@@ -36,11 +36,11 @@ def tell(db: Database, queue: str) -> list[str]:
 
 
 def take_back(db: Database, served: Collection[str]) -> None:
-    """Have those say it no longer that are paused, or whose queue a worker takes from again."""
+    """Have those say it no longer whose queue a worker takes from again."""
     said = (
         JobRow.status == Status.QUEUED,
         JobRow.message.startswith(_WAITS, autoescape=True),
-        or_(JobRow.paused, JobRow.queue.in_(sorted(served))),
+        JobRow.queue.in_(sorted(served)),
     )
     with db.read() as connection:  # nearly always none: nobody is to wait for that
         found = list(connection.scalars(select(JobRow.id).where(*said)))
