@@ -12,7 +12,7 @@ import redis
 
 from tasks import process
 from trainer_app import wishes
-from trainer_app.errors import AlreadyFinished, NotFound, Unavailable
+from trainer_app.errors import AlreadyFinished, NotFound
 from trainer_app.store import lease, runs
 from trainer_app.store.tables import JobKind, Status
 
@@ -38,26 +38,37 @@ def heed_queued() -> None:
     heed(runs.queued(process.database()))
 
 
+class _TakenBack(Exception):
+    """Who resumes a run takes back what was asked of it before; it is not to be cancelled."""
+
+
 def _cancel(run_id: str) -> None:
-    wish = wishes.take(process.redis_client(), run_id)
+    """Heed the wish, and only then take it out of Redis: whoever is killed leaves it to others."""
+    client = process.redis_client()
+    wish = wishes.find(client, run_id)
     if wish is None:
-        return  # another housekeeper has, and whoever resumes the run since is not to be cancelled
+        return  # another has heeded it
+
+    def confirm() -> None:
+        if wishes.find(client, run_id) != wish:
+            raise _TakenBack
+
     try:
         run = runs.get(process.database(), run_id)
         running = run.status is Status.RUNNING
-        if not wish.is_for(run.attempt if running else run.attempt + 1):
-            return  # announced late: what the database was asked to end has ended
-        events = process.job_events(
-            JobKind.TRAIN, job_id=run_id, user_id=run.user_id, queue_name=run.queue
-        )
-        lease.request_cancel(
-            process.database(), run_id, on_cancelled=lambda: events.failed("user", "cancelled")
-        )
-    except NotFound:
-        # another kind of job: its lease's thread looks
-        wishes.put(process.redis_client(), run_id, wish)
+        # One that was announced late is left out: what the database was asked to end has ended.
+        if wish.is_for(run.attempt if running else run.attempt + 1):
+            events = process.job_events(
+                JobKind.TRAIN, job_id=run_id, user_id=run.user_id, queue_name=run.queue
+            )
+            lease.request_cancel(
+                process.database(),
+                run_id,
+                confirm=confirm,
+                on_cancelled=lambda: events.failed("user", "cancelled"),
+            )
+    except (NotFound, _TakenBack):
+        return  # of another kind of job its lease's thread looks
     except AlreadyFinished:
         pass
-    except Unavailable:
-        wishes.put(process.redis_client(), run_id, wish)
-        raise
+    wishes.drop(client, run_id, wish)

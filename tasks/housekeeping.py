@@ -1,8 +1,8 @@
 """The loop that keeps jobs moving: ``python -m tasks.housekeeping``.
 
-Ends the attempts whose lease is over, cancels queued runs whose cancellation was set in Redis, and
-publishes again what no worker has taken. Each pass is idempotent: any number of such processes may
-run.
+Ends the attempts whose lease is over, cancels queued runs whose cancellation was set in Redis,
+publishes again what no worker has taken, and has jobs say so whose queue has no worker. Each pass
+is idempotent: any number of such processes may run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import structlog
 from tasks import by_hand, process, staging
 from tasks.figures import figures_of
 from tasks.slow_duties import SlowDuties
+from tasks.unserved import Unserved
 from tasks.upload import not_sent
 from trainer_app import artifacts
 from trainer_app import log as logs
@@ -31,7 +32,7 @@ from trainer_app.errors import Unavailable
 from trainer_app.folders import check_folders
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.queue import heartbeat_key
-from trainer_app.store import idempotency, lease, requests, upkeep
+from trainer_app.store import idempotency, lease, requests, upkeep, wakeups
 from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
@@ -106,7 +107,7 @@ class Reaper:
         self._last, self._asked_at, self._is_due = now, asked_at, False
         try:
             # As of this reading: one that is set ahead from now on ends no lease before it is seen.
-            reap(as_of=now if now >= self._not_before else upkeep.ENDED)
+            reap(as_of=now if now >= self._not_before else upkeep.EXPIRED)
         except Unavailable:
             # It can be read, but is locked, or its disk is full: no beat was written either.
             self._is_due = True
@@ -188,7 +189,7 @@ def dispatch() -> None:
         due = lease.due(process.database(), all_queued=wiped)
         for number, wakeup in enumerate(due):
             if not process.queue().publish(wakeup):
-                upkeep.take_back(process.database(), [one.job_id for one in due[number:]])
+                wakeups.take_back(process.database(), [one.job_id for one in due[number:]])
                 return
         if wiped:
             # Not where Redis was wiped again since: what was sent before is gone.
@@ -213,9 +214,10 @@ def run(stop: threading.Event) -> None:
     process.database()  # one for both threads
     slow = threading.Thread(target=SlowDuties().run, args=(stop,), name="slow duties", daemon=True)
     slow.start()
-    reaper = Reaper()
+    reaper, unserved = Reaper(), Unserved()
+    duties = (reaper.one_pass, by_hand.heed_queued, dispatch, unserved.one_pass, purge)
     while not stop.is_set():
-        for duty in (reaper.one_pass, by_hand.heed_queued, dispatch, purge):
+        for duty in duties:
             try:
                 duty()
             except Unavailable as error:

@@ -46,6 +46,7 @@ _MEASURED: Final = (
     "chain",
 )
 _AT_ONCE: Final = 500  # points in memory
+_FILES: Final = "curve-*.jsonl"  # by attempt
 
 _log = structlog.get_logger(__name__)
 
@@ -98,7 +99,7 @@ class Journal(Silent):
         """
         self._write()
         # The newest attempt has the say about what more than one has measured.
-        for path in sorted(self._folder.glob("curve-*.jsonl"), key=_attempt, reverse=True):
+        for path in sorted(self._folder.glob(_FILES), key=_attempt, reverse=True):
             points = (point for point in _points(path) if point.step <= up_to)
             while some := list(islice(points, _AT_ONCE)):
                 lacking = metrics.lacking(self._database, self._claim.job_id, some)
@@ -147,8 +148,18 @@ class Journal(Silent):
             fsync_directory(self._folder)
 
 
+def attempts(folder: Path) -> list[int]:
+    """The attempts that have left a file there. Raises OSError."""
+    numbers = [_number(path) for path in folder.glob(_FILES)]
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
 def _attempt(path: Path) -> int:
-    return int(path.stem.removeprefix("curve-"))
+    return int(_number(path))
+
+
+def _number(path: Path) -> str:
+    return path.stem.removeprefix("curve-")
 
 
 def _points(path: Path) -> Iterator[MetricPoint]:

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from tasks import by_hand, process
+from tasks import by_hand, process, restored
 from tasks.held import Held, draining, now_by_both_clocks
 from tasks.owner import owner
 from tasks.specs import leave_to_newer
@@ -18,17 +18,11 @@ from tasks.spent import USERS, may_be_the_process
 from trainer_app.core.files import fault_of_the_disk
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
-from trainer_app.errors import (
-    RUN_CODES,
-    LeaseLost,
-    OutOfMemory,
-    TrainerError,
-    Unavailable,
-)
+from trainer_app.errors import RUN_CODES, LeaseLost, OutOfMemory, TrainerError, Unavailable
 from trainer_app.events import ErrorKind, JobEvents
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease, runs
-from trainer_app.store.lease import Artifact, Claim, JobKind, Status
+from trainer_app.store.lease import Artifact, Claim, Ended, JobKind, Status
 from trainer_app.store.tables import FINAL
 
 _PATIENCE_SECONDS: Final = 3_600.0  # for a database that is away when a job ends
@@ -145,6 +139,8 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         claim.kind, job_id=job_id, user_id=claim.user_id, queue_name=claim.queue
     )
     log.info("started", worker=holder)
+    if claim.counted is not None:
+        log.warning(restored.said(claim))
     events.started()
     with Held(
         process.database(),
@@ -194,11 +190,14 @@ def _claim(job_id: str, holder: str) -> Claim | None:
             return None  # if it was granted, its lease ends as soon as this process does
         before = lease.claim_of(process.database(), job_id, holder) if asked else None
         asked = True
-        return before or lease.claim(
+        found = before or lease.claim(
             process.database(), job_id, holder, lease_seconds=lease_seconds
         )
+        return None if found is None else restored.counted_anew(found)
 
-    return insist(claim, patience_seconds=lease_seconds)
+    with suppress(LeaseLost):  # it slept since it was granted
+        return insist(claim, patience_seconds=lease_seconds)
+    return None
 
 
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
@@ -265,7 +264,7 @@ def _complete(job: Job, done: Done) -> None:
     message = "" if done.problem is None else done.problem.message
     _write_end(
         job,
-        message,
+        {message},
         {Status.COMPLETED},
         lambda: lease.finish(
             process.database(),
@@ -284,13 +283,13 @@ def _complete(job: Job, done: Done) -> None:
 
 
 def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
-    status = _write_end(
+    ended = _write_end(
         job,
-        message,
+        {message},
         _QUEUED_AGAIN,
         lambda: lease.hand_back(process.database(), job.claim, message=message, cause=cause),
     )
-    if status is Status.CANCELLED:
+    if ended.status is Status.CANCELLED:
         _tell_of_cancellation(job)
         return
     job.log.info(message)
@@ -304,7 +303,7 @@ def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorK
         code = run_code(code)
     _write_end(
         job,
-        message,
+        {message},
         {status},
         lambda: lease.finish(
             process.database(), job.claim, status, error_code=code, message=message
@@ -330,21 +329,24 @@ def _retry_or_fail(job: Job, error: TrainerError) -> None:
     delay = waits[min(retries, len(waits) - 1)]
     if job.claim.kind in _WAITED_FOR:
         delay = min(delay, _SHORT_WAIT_SECONDS)
-    message = f"attempt {job.claim.attempt} failed: {error.message}; again in {delay} s"
-    status = _write_end(
+    failed = f"attempt {job.claim.attempt} failed: {error.message}"
+    message, paused = f"{failed}; again in {delay} s", f"{failed}; paused"
+    ended = _write_end(
         job,
-        message,
+        {message, paused},
         _QUEUED_AGAIN,
         lambda: lease.retry_later(
             process.database(),
             job.claim,
             delay_seconds=delay,
             message=message,
+            paused_message=paused,
             cause=error.message,
         ),
     )
-    job.log.error(message, error_code=error.code)
-    if status is Status.CANCELLED:
+    is_cancelled = ended.status is Status.CANCELLED
+    job.log.error(failed if is_cancelled else ended.message, error_code=error.code)
+    if is_cancelled:
         _tell_of_cancellation(job)
 
 
@@ -354,16 +356,16 @@ def _tell_of_cancellation(job: Job) -> None:
 
 
 def _write_end(
-    job: Job, message: str, ends: Collection[Status], change: Callable[[], Status]
-) -> Status:
-    """Write down how the job ends; where it stands then, which is one of ``ends``.
+    job: Job, messages: Collection[str], ends: Collection[Status], change: Callable[[], Ended]
+) -> Ended:
+    """Write down how the job ends, with one of these messages; where it stands then: in ``ends``.
 
     Where the database took the end, but went away before it could say so, the next try finds the
     lease gone. That is no reason to leave the end untold.
     """
     unanswered = False
 
-    def write() -> Status:
+    def write() -> Ended:
         nonlocal unanswered
         try:
             return change()
@@ -373,14 +375,14 @@ def _write_end(
         except LeaseLost:
             stands = None
             if unanswered:
-                stands = lease.stands(process.database(), job.claim, message=message)
-            if stands is None or stands not in ends:
+                stands = lease.stands(process.database(), job.claim, messages=messages)
+            if stands is None or stands.status not in ends:
                 raise
             return stands
 
-    status = insist(write)
-    job.held.ended = status in FINAL
-    return status
+    ended = insist(write)
+    job.held.ended = ended.status in FINAL
+    return ended
 
 
 def insist(change: Callable[[], Written], *, patience_seconds: float | None = None) -> Written:

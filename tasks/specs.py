@@ -11,7 +11,7 @@ from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.json_spec import JsonSpec
 from trainer_app.core.score_spec import ScoreSpec
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
-from trainer_app.store import upkeep
+from trainer_app.store import wakeups
 from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
 
@@ -32,7 +32,7 @@ def leave_to_newer(db: Database, job_id: str) -> str | None:
     While versions are changed, those before and after work side by side: to do the job without
     what it asks for would be to do another one.
     """
-    queued = upkeep.queued_spec(db, job_id)
+    queued = wakeups.queued_spec(db, job_id)
     if queued is None:
         return None
     kind, spec = queued
@@ -43,5 +43,5 @@ def leave_to_newer(db: Database, job_id: str) -> str | None:
     if not beyond:
         return None
     reason = f"waits for a worker of a later version, which knows {', '.join(beyond)}"
-    upkeep.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
+    wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
     return reason

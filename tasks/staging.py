@@ -56,6 +56,11 @@ def take_away(settings: Settings, job_id: str, attempt: int) -> list[Path]:
     return taken
 
 
+def attempts(settings: Settings, job_id: str) -> list[int]:
+    """The attempts that have prepared something, which is still there. Raises OSError."""
+    return [number for number, _ in _prepared(settings, job_id)]
+
+
 def remove_earlier(settings: Settings, job_id: str, attempt: int) -> None:
     """Remove what attempts before this one have prepared, whether they were killed or sleep."""
     for number, path in _prepared(settings, job_id):

@@ -26,6 +26,7 @@ from trainer_app.core.files import disk_full_named, end_replacements, write_atom
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
+from trainer_app.core.stopping import StopRequested
 from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
@@ -61,7 +62,8 @@ def work(job: Job) -> Done | StopReason:
     final = artifacts.model_directory(settings, job.claim.job_id)
     end_replacements(final)
     if is_whole(final):  # it is where an attempt died after it had published
-        job.log.info(f"{why(job.claim)}, its model was published already")
+        with job.held.interruptible():  # but nothing after it: see _publish
+            job.log.info(f"{why(job.claim)}, its model was published already")
     else:
         with _telling(job) as say:
             spec = with_digest(job, spec, on_message=say)
@@ -73,7 +75,7 @@ def work(job: Job) -> Done | StopReason:
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
-    with _telling(job) as say:
+    with _telling(job) as say, job.held.interruptible():
         kept = keep(job, final, on_message=say)
     return replace(done, artifact=kept.artifact, problem=kept.problem)
 
@@ -186,14 +188,19 @@ def _publish(job: Job, finished: Finished, final: Path) -> None:
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    with job.publishing():
-        artifacts.publish(
-            folder,
-            final,
-            model_manifest(run_id, finished, times),
-            known_digests={_WEIGHTS: finished.weights_sha256},
-            copy=staging.copy_beside(final, run_id, job.claim.attempt),
-        )
+    try:
+        # The last block that may be interrupted: what is published then stays.
+        with job.held.interruptible(), job.publishing():
+            artifacts.publish(
+                folder,
+                final,
+                model_manifest(run_id, finished, times),
+                known_digests={_WEIGHTS: finished.weights_sha256},
+                copy=staging.copy_beside(final, run_id, job.claim.attempt),
+            )
+    except StopRequested as stop:
+        if stop.reason is StopReason.FENCED or not is_whole(final):
+            raise
 
 
 def _copy_log(log: Path, target: Path) -> None:

@@ -92,3 +92,22 @@ def test_anything_but_a_one_is_no_wish(client: redis.Redis, value: str) -> None:
     client.set(cancelled_key("run-1"), value)
 
     assert wishes.take(client, "run-1") is None
+
+
+@pytest.mark.parametrize("beside", [None, "3", "two"])
+def test_what_was_set_by_hand_is_dropped_with_all_that_stands_beside_it(
+    client: redis.Redis, beside: str | None
+) -> None:
+    client.set(cancelled_key("run-1"), "1")
+    if beside is not None:
+        client.set(up_to_key("run-1"), beside, ex=60)
+    wish = wishes.find(client, "run-1")
+    assert wish == wishes.find(client, "run-1") == Wish()
+
+    wishes.put(client, "run-1", Wish(up_to=3))
+    wishes.drop(client, "run-1", wish)  # another, since
+    assert wishes.find(client, "run-1") == Wish(up_to=3)
+
+    client.set(cancelled_key("run-1"), "1")
+    wishes.drop(client, "run-1", wish)
+    assert client.dbsize() == 0

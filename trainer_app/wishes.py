@@ -26,9 +26,11 @@ local left, beside = redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2])
 local announced = left >= 0 and beside >= 0 and math.abs(left - beside) < 1000
 """
 _READ: Final = f"{_LOOK} return {{said[1], said[2], announced and 1 or 0}}"
-# ARGV: what was read. What has been set since stays.
+# ARGV: whom what was read is meant for. What has been set since stays.
 _DROP: Final = f"""{_LOOK}
-if announced and said[2] == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
+local up_to = ''
+if announced and #said[2] < 16 and string.match(said[2], '^%d+$') then up_to = said[2] end
+if said[1] == '1' and up_to == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2]) end
 """
 _NUMBER: Final = re.compile("[0-9]{1,15}")  # anything else is none: anybody may have written it
 
@@ -74,9 +76,15 @@ def read(answer: Sequence[object]) -> Wish | None:
     return Wish()
 
 
+def find(client: redis.Redis, job_id: str) -> Wish | None:
+    """The wish that a job be cancelled, which stays."""
+    answer: Sequence[object] = client.eval(_READ, 2, *keys(job_id))
+    return read(answer)
+
+
 def drop(client: redis.Redis, job_id: str, wish: Wish) -> None:
-    """Remove an announced wish that came late, but none that was set since it was read."""
-    client.eval(_DROP, 2, *keys(job_id), str(wish.up_to))
+    """Remove a wish that was heeded or came late, but no other that was set since it was read."""
+    client.eval(_DROP, 2, *keys(job_id), "" if wish.up_to is None else str(wish.up_to))
 
 
 def put(client: redis.Redis, job_id: str, wish: Wish) -> None:

@@ -1,4 +1,4 @@
-"""What a run's worker made of what the request left to it."""
+"""What a run's worker made of what the request left to it; the digest of a tokenizer's manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("runs", sa.Column("resolved", sa.Text(), nullable=True))
+    # as that of a model is kept
+    op.add_column("tokenizers", sa.Column("artifact_sha256", sa.String(length=64), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("tokenizers", "artifact_sha256")
     op.drop_column("runs", "resolved")

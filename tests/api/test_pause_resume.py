@@ -78,8 +78,9 @@ def test_a_resume_that_is_refused_takes_back_no_cancellation(
 def test_a_resume_that_finds_no_database_takes_back_no_cancellation(
     client: FlaskClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise Unavailable("the database is locked")
+    def away(*_: object, before: Callable[[], None], **__: object) -> None:
+        before()
+        raise Unavailable("the database went away at the commit")
 
     monkeypatch.setattr(pauses, "resume", away)
     run_id = world.run(Status.CANCELLED)

@@ -103,3 +103,16 @@ def test_a_link_in_the_place_of_all_checkpoints_stays(
     assert checkpoints.load_newest(fail) is None
 
     assert folder.is_symlink()
+
+
+def test_what_was_just_written_stays_though_a_later_attempt_has_left_checkpoints(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run-a" / "checkpoints"
+    later = Checkpoints(folder, attempt=3, run_id="run-a")
+    others = {later.save(snapshot(1)), later.save(snapshot(2))}
+
+    for step in (3, 4):
+        written = checkpoints.save(snapshot(step))
+
+        assert set(folder.iterdir()) == {*others, written}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import subprocess
 import time
@@ -108,6 +109,29 @@ def test_its_url_outlives_a_restart(tmp_path: Path, start: Start) -> None:
     second = brokers.configure(tmp_path)
     assert second.url != first.url
     assert second.url.rpartition("@")[0] == first.url.rpartition("@")[0]
+
+
+@pytest.mark.parametrize("name", ["data", 'my "data"', "back\\slash"])
+def test_a_copy_of_the_data_root_gets_a_broker_of_its_own(tmp_path: Path, name: str) -> None:
+    root, copy = tmp_path / name, tmp_path / f"{name} copied"
+    said: list[str] = []
+    first = brokers.configure(root)
+    assert brokers.configure(root, say=said.append).url == first.url
+    (tmp_path / "link").symlink_to(root)
+    assert brokers.configure(tmp_path / "link", say=said.append).url == first.url
+    assert said == []
+    shutil.copytree(root, copy)
+
+    second = brokers.configure(copy, say=said.append)
+
+    file = copy / "run" / "broker.conf"
+    assert said == [
+        f"{file} was written for another data root and counts as none: port and password are new"
+    ]
+    parts = [url.rpartition("@") for url in (first.url, second.url)]
+    assert parts[0][0] != parts[1][0]  # the password
+    assert parts[0][2] != parts[1][2]  # the port
+    assert brokers.configure(copy, say=said.append).url == second.url
 
 
 def test_a_file_that_it_cannot_read_is_set_aside(tmp_path: Path, start: Start) -> None:

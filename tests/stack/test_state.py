@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -17,6 +18,7 @@ from trainer_app.stack.processes import Process, Role
 from trainer_app.stack.state import (
     end_leftovers,
     is_damaged,
+    is_of_another_root,
     read_state,
     remove_state,
     state_file,
@@ -99,6 +101,35 @@ def test_what_a_killed_stack_left_is_ended_and_nobody_else(tmp_path: Path) -> No
     finally:
         later.kill()
         later.wait()
+
+
+def test_a_copy_of_a_data_root_leaves_the_stack_of_the_first_alone(tmp_path: Path) -> None:
+    root, copy = tmp_path / "data", tmp_path / "copy"
+    root.mkdir()
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as worker:
+        write(root, [(process("worker", Role.WORKER), worker.pid)])
+        shutil.copytree(root, copy)
+        assert is_of_another_root(copy)
+        assert end_leftovers(copy, grace_seconds=1) == []
+        assert worker.poll() is None
+
+        root.rename(tmp_path / "moved")  # the same one, elsewhere
+        assert not is_of_another_root(tmp_path / "moved")
+        assert end_leftovers(tmp_path / "moved", grace_seconds=5) == ["worker"]
+
+
+def test_a_state_that_does_not_say_of_which_data_root_it_is_ends_nothing(tmp_path: Path) -> None:
+    """As the version before wrote it, on a data root of which this may be a copy."""
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as worker:
+        write(tmp_path, [(process("worker", Role.WORKER), worker.pid)])
+        state = json.loads(state_file(tmp_path).read_text())
+        del state["root"]
+        state_file(tmp_path).write_text(json.dumps(state))
+
+        assert end_leftovers(tmp_path, grace_seconds=1) == []
+
+        assert worker.poll() is None
+        worker.kill()
 
 
 def test_a_process_that_has_ended_is_not_listed(tmp_path: Path) -> None:

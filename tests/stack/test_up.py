@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,19 @@ def test_the_api_that_a_killed_stack_left_does_not_hold_its_port(
     assert left.wait(5) == -signal.SIGTERM
     assert finished.returncode == 4  # of the broker, which comes behind the ports
     assert "does not answer" in finished.stderr
+
+
+def test_the_api_of_the_stack_whose_data_root_was_copied_goes_on(
+    tmp_path: Path, left_api: tuple[subprocess.Popen[str], int]
+) -> None:
+    left, _ = left_api
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    options = ("--port", "0", "--data-root", str(tmp_path / "copy"))
+    finished = command(*options, PATH=without_broker(tmp_path))
+    assert "stack.json is of another data root" in finished.stdout
+    assert "had left running" not in finished.stdout
+    assert finished.returncode == 4  # of the broker, which comes behind what was left
+    assert left.poll() is None
 
 
 def test_the_port_of_a_stranger_is_refused_when_what_was_left_has_ended(

@@ -20,7 +20,15 @@ from trainer_app.errors import (
 )
 from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.lease import Artifact, Claim, JobKind, MetricPoint, Progress, Status
+from trainer_app.store.lease import (
+    Artifact,
+    Claim,
+    Ended,
+    JobKind,
+    MetricPoint,
+    Progress,
+    Status,
+)
 from trainer_app.store.tables import JobRow
 
 Elapse = Callable[[float], None]
@@ -37,14 +45,15 @@ def _lease_left(database: Database, run_id: str) -> float:
 def test_an_attempt_that_another_has_followed_has_ended_nothing(
     database: Database, claim: Claim, elapse: Elapse
 ) -> None:
-    assert lease.stands(database, claim, message="") is None
+    assert lease.stands(database, claim, messages=[""]) is None
     lease.hand_back(database, claim, message="handed back")
-    assert lease.stands(database, claim, message="handed back") is Status.QUEUED
-    assert lease.stands(database, claim, message="paused at step 3") is None
+    ended = Ended(status=Status.QUEUED, message="handed back")
+    assert lease.stands(database, claim, messages=["paused", "handed back"]) == ended
+    assert lease.stands(database, claim, messages=["paused at step 3"]) is None
 
     assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is not None
 
-    assert lease.stands(database, claim, message="handed back") is None
+    assert lease.stands(database, claim, messages=["handed back"]) is None
 
 
 def test_a_claim_starts_an_attempt(database: Database, run_id: str) -> None:
@@ -135,7 +144,8 @@ def test_a_message_that_no_database_takes_is_made_one_that_it_does(
 
 
 def test_a_job_that_is_handed_back_waits_for_nothing(database: Database, claim: Claim) -> None:
-    assert lease.hand_back(database, claim, message="drained") is Status.QUEUED
+    ended = lease.hand_back(database, claim, message="drained")
+    assert ended == Ended(status=Status.QUEUED, message="drained")
     run = runs.get(database, claim.job_id)
     assert (run.status, run.crashes, run.message) == (Status.QUEUED, 0, "drained")
     assert [wakeup.job_id for wakeup in lease.due(database)] == [claim.job_id]
@@ -146,8 +156,8 @@ def test_a_job_that_is_handed_back_waits_for_nothing(database: Database, claim: 
 
 
 def test_a_retry_waits_for_its_delay(database: Database, claim: Claim, elapse: Elapse) -> None:
-    status = lease.retry_later(database, claim, delay_seconds=300, message="again in 300 s")
-    assert status is Status.QUEUED
+    ended = lease.retry_later(database, claim, delay_seconds=300, message="again in 300 s")
+    assert ended == Ended(status=Status.QUEUED, message="again in 300 s")
     assert lease.due(database) == []
     assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is None
     elapse(301)
@@ -166,10 +176,10 @@ def test_a_retry_waits_for_its_delay(database: Database, claim: Claim, elapse: E
     ids=["hand_back", "retry_later"],
 )
 def test_a_job_that_was_to_be_cancelled_is_not_queued_again(
-    database: Database, claim: Claim, give_up: Move
+    database: Database, claim: Claim, give_up: Callable[[Database, Claim], Ended]
 ) -> None:
     lease.request_cancel(database, claim.job_id)
-    assert give_up(database, claim) is Status.CANCELLED
+    assert give_up(database, claim) == Ended(status=Status.CANCELLED, message="cancelled")
     run = runs.get(database, claim.job_id)
     assert run.status is Status.CANCELLED
     assert run.completed_at is not None

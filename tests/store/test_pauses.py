@@ -17,6 +17,7 @@ from trainer_app.errors import (
     FieldError,
     LeaseLost,
     RunNotFound,
+    Unavailable,
 )
 from trainer_app.store import corpora, lease, pauses, runs
 from trainer_app.store.database import Database
@@ -140,7 +141,8 @@ def test_a_completed_run_is_neither_paused_nor_resumed(database: Database, claim
             lease.request_cancel(db, claim.job_id) and lease.hand_back(db, claim, message="drained")
         ),
         lambda db, claim: (
-            lease.hand_back(db, claim, message="paused") and lease.request_cancel(db, claim.job_id)
+            lease.hand_back(db, claim, message="paused").status
+            and lease.request_cancel(db, claim.job_id)
         ),
         lambda db, claim: (
             lease.expire(db, claim.job_id, owner_prefix=claim.owner)
@@ -253,6 +255,45 @@ def test_of_many_at_once_with_one_key_all_get_the_answer_of_the_first(
     assert answers == [Status.QUEUED] * 8
 
 
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [("no space left", "paused; before that: no space left"), (None, "paused")],
+)
+def test_a_run_that_is_paused_while_it_waits_for_its_next_attempt_says_so(
+    database: Database, claim: Claim, cause: str | None, message: str
+) -> None:
+    lease.retry_later(
+        database, claim, delay_seconds=300, message="attempt 1 failed; again in 300 s", cause=cause
+    )
+    if cause is None:  # as the version before left it
+        with database.write() as connection:
+            connection.execute(update(JobRow).values(cause=None))
+
+    for _ in range(2):
+        pauses.pause(database, claim.job_id)
+        assert runs.get(database, claim.job_id).message == message
+
+
+def test_a_resume_that_comes_to_nothing_leaves_the_run_as_it_was(
+    database: Database, run_id: str
+) -> None:
+    asked: list[str] = []
+
+    def refuse() -> None:
+        asked.append(run_id)
+        raise Unavailable("Redis does not answer")
+
+    with pytest.raises(Conflict):
+        pauses.resume(database, run_id, before=refuse)
+    assert asked == []
+    pauses.pause(database, run_id)
+    with pytest.raises(Unavailable):
+        pauses.resume(database, run_id, before=refuse)
+
+    assert asked == [run_id]
+    assert runs.get(database, run_id).paused
+
+
 def test_a_run_whose_corpus_was_deleted_after_its_end_is_not_resumed(
     database: Database, another_run: AnotherRun
 ) -> None:
@@ -261,9 +302,8 @@ def test_a_run_whose_corpus_was_deleted_after_its_end_is_not_resumed(
     lease.request_cancel(database, run_id)
     corpora.delete(database, file_id)
 
-    for resume in (pauses.check_resumable, pauses.resume):
-        with pytest.raises(CorpusNotFound, match=file_id):
-            resume(database, run_id)
+    with pytest.raises(CorpusNotFound, match=file_id):
+        pauses.resume(database, run_id)
 
     assert runs.get(database, run_id).status is Status.CANCELLED
     assert pauses.resume(database, run_id, remote_corpora=True) is Status.QUEUED

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from tests.store.kinds import make_later
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import LeaseLost
-from trainer_app.store import lease, runs, tokenizers, upkeep
+from trainer_app.store import lease, pauses, runs, tokenizers, upkeep
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.lease import Claim, JobKind, Progress, Reaped, Status, Wakeup
 from trainer_app.store.tables import JobRow
@@ -74,6 +74,19 @@ def test_a_lost_run_had_come_as_far_as_its_checkpoint_whatever_it_had_told(
     assert lease.reap(database, max_crashes=3)[0].message == (
         "attempt 1: worker lost at step 38; queued again"
     )
+
+
+def test_a_run_that_loses_its_worker_while_it_is_to_be_paused_says_that_it_is_paused(
+    database: Database, claim: Claim, elapse: Elapse
+) -> None:
+    pauses.pause(database, claim.job_id)
+    elapse(61)
+
+    [lost] = lease.reap(database, max_crashes=3)
+
+    assert lost.message == "attempt 1: worker lost at step 0; paused"
+    run = runs.get(database, claim.job_id)
+    assert (run.status, run.paused, run.message) == (Status.QUEUED, True, lost.message)
 
 
 def test_each_lost_worker_makes_the_next_attempt_wait_longer(
@@ -359,7 +372,7 @@ def test_leases_that_ran_out_are_told_from_those_that_were_ended(
 
     assert upkeep.run_out(database, as_of=before - 60) == []
     assert upkeep.run_out(database, as_of=before) == [claim.job_id]
-    [reaped] = lease.reap(database, max_crashes=3, as_of=upkeep.ENDED)
+    [reaped] = lease.reap(database, max_crashes=3, as_of=upkeep.EXPIRED)
     assert reaped.job_id == ended
     [reaped] = lease.reap(database, max_crashes=3, as_of=before)
     assert reaped.job_id == claim.job_id

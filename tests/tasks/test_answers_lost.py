@@ -19,7 +19,7 @@ from trainer_app.log import job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
-from trainer_app.store.lease import Claim
+from trainer_app.store.lease import Claim, Ended
 from trainer_app.store.tables import Status
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -116,7 +116,7 @@ def test_an_end_that_was_not_taken_before_the_lease_was_lost_is_not_told(
     claims: list[Claim] = []
     tries: list[str] = []
 
-    def finish_once_it_is_too_late(*_: object, **__: object) -> Status:
+    def finish_once_it_is_too_late(*_: object, **__: object) -> Ended:
         tries.append(run_id)
         if len(tries) == 1:
             lease.expire(database, run_id, owner_prefix="train-0@here")

@@ -22,8 +22,10 @@ from trainer_app.errors import DataNotFound, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, requests, runs, upkeep
+from trainer_app.store.database import Database
 from trainer_app.store.lease import JobKind, Wakeup
-from trainer_app.wishes import cancelled_key
+from trainer_app.store.runs import Run
+from trainer_app.wishes import Wish, cancelled_key
 
 Sent = Callable[[], list[dict[str, object]]]
 
@@ -119,6 +121,49 @@ def test_a_cancellation_in_redis_outlives_a_database_that_is_away(
     by_hand.heed_queued()
 
     assert runs.get(process.database(), run_id).status == "cancelled"
+
+
+def test_a_cancellation_in_redis_outlives_whoever_is_killed_while_heeding_it(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing of the process's own runs after it."""
+
+    def be_killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    process.redis_client().set(cancelled_key(run_id), "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "request_cancel", be_killed)
+        with pytest.raises(Killed):
+            by_hand.heed_queued()
+
+    by_hand.heed_queued()
+
+    assert runs.get(process.database(), run_id).status == "cancelled"
+    assert process.redis_client().get(cancelled_key(run_id)) is None
+
+
+def test_a_run_that_is_resumed_while_its_cancellation_is_being_heeded_goes_on(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = runs.get
+
+    def get_and_let_it_be_resumed(database: Database, named: str) -> Run:
+        found = get(database, named)
+        pauses.resume(database, named, before=lambda: forgotten.append(forget(named)))
+        return found
+
+    forget, forgotten = process.queue().forget_cancel, list[Wish | None]()
+    pauses.pause(process.database(), run_id)
+    process.redis_client().set(cancelled_key(run_id), "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "get", get_and_let_it_be_resumed)
+        by_hand.heed([run_id])
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.paused, run.cancel_requested) == ("queued", False, False)
+    assert forgotten == [Wish()]
 
 
 def test_nothing_is_marked_as_published_while_redis_is_away(

@@ -28,7 +28,7 @@ from trainer_app.errors import (
 )
 from trainer_app.queue import heartbeat_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs, tokenizers
+from trainer_app.store import lease, pauses, requests, runs, tokenizers
 from trainer_app.store.lease import JobKind, Progress
 from trainer_app.wishes import cancelled_key
 
@@ -298,6 +298,21 @@ def test_a_worker_that_shuts_down_hands_its_job_back_uncharged(
 
     assert handed_back.status == "queued"
     assert runs.get(process.database(), run_id).attempt == 2
+
+
+def test_a_run_that_fails_while_it_is_to_be_paused_says_that_it_is_paused(
+    worker: Settings, run_id: str
+) -> None:
+    def work(_: Job) -> Done:
+        pauses.pause(process.database(), run_id)
+        raise DiskFull("no space left")
+
+    perform(run_id, hostname="train-0@here", work=work)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.paused) == ("queued", True)
+    assert run.message == "attempt 1 failed: no space left; paused"
+    assert logged(worker, run_id)[-1]["event"] == run.message
 
 
 @pytest.mark.parametrize("ending", [StopReason.DRAIN, DiskFull("no space left")])

@@ -15,7 +15,7 @@ from flask import request
 from trainer_app.api import current
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.errors import Unavailable
-from trainer_app.store import upkeep
+from trainer_app.store import wakeups
 from trainer_app.store.idempotency import IdempotencyKey
 
 KEY_HEADER: Final = "Idempotency-Key"
@@ -70,8 +70,8 @@ def idempotency_key(body: str) -> IdempotencyKey | None:
 def wake(job_id: str) -> None:
     """Tell a worker of a committed job; housekeeping repeats whatever fails here."""
     try:
-        wakeups = upkeep.due(current.database(), job_id=job_id)
+        due = wakeups.due(current.database(), job_id=job_id)
     except Unavailable:
         return
-    for wakeup in wakeups:
+    for wakeup in due:
         current.queue().publish(wakeup)

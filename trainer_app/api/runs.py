@@ -159,16 +159,21 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
     key = idempotency_key("")
     status = idempotency.find(database, key)
     if status is None:
-        # First: what a client has asked for in Redis outlives a resume that is refused.
-        remote_corpora = current.settings().data_bank.url is not None
-        pauses.check_resumable(database, run_id, remote_corpora=remote_corpora)
-        # Before the run can start: it would take what was asked of it earlier for news.
-        asked = current.queue().forget_cancel(run_id)
+        asked: list[Wish | None] = []
         try:
-            status = pauses.resume(database, run_id, remote_corpora=remote_corpora, idempotency=key)
+            status = pauses.resume(
+                database,
+                run_id,
+                remote_corpora=current.settings().data_bank.url is not None,
+                idempotency=key,
+                # Before the run can start: it would take what was asked of it earlier for news.
+                before=lambda: asked.append(current.queue().forget_cancel(run_id)),
+            )
         except TrainerError:
-            if asked is not None:
-                current.queue().announce_cancel(run_id, asked)
+            # What a client has asked for in Redis outlives a resume that comes to nothing.
+            for wish in asked:
+                if wish is not None:
+                    current.queue().announce_cancel(run_id, wish)
             raise
         wake(run_id)
     return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}

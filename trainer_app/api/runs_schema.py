@@ -79,7 +79,7 @@ class RunSchema(Schema):
     )
     message = fields.String(
         required=True,
-        metadata=about("What it does, or why it ended; empty: nothing to add.", ""),
+        metadata=about("What it does or waits for, or why it ended; empty: nothing to add.", ""),
     )
     paused = fields.Boolean(
         required=True,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +17,7 @@ from typing import Final
 
 from safetensors import SafetensorError
 
+from trainer_app.core.checkpoint_name import NAME, name_of
 from trainer_app.core.device import Fingerprint
 from trainer_app.core.files import (
     DAMAGE,
@@ -40,7 +40,6 @@ _FIXED: Final = frozenset({"model.safetensors", "optimizer.safetensors", "rng.sa
 # What reading raises where the bytes are those that were written, but say something else.
 _MEANINGLESS: Final = (ValueError, LookupError, TypeError, AttributeError, SafetensorError)
 LARGEST_MANIFEST: Final = 1 << 20  # bytes: far more than the names of a checkpoint's files take
-_NAME: Final = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +94,11 @@ class Checkpoints:
         self._kept: list[tuple[Path, _Best | None]] = []  # written by this attempt, newest first
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint durably, then remove all but the newest two. Raises DiskFull."""
-        name = f"step-{snapshot.state.step:09d}-attempt-{self._attempt}"
-        final = self._directory / name
+        """Write a checkpoint durably, then remove all but it and the newest two. Raises DiskFull.
+
+        The newest are those of the latest attempt, of which there may be a later one than this.
+        """
+        final = self._directory / name_of(snapshot.state.step, self._attempt)
         self._kept = [kept for kept in self._kept if kept[0] != final]
         temporary = temporary_beside(final)
         try:
@@ -114,7 +115,8 @@ class Checkpoints:
             best = _Best(step=snapshot.state.best_step, path=final / BEST, sum=sums[BEST])
         self._kept = [(final, best), *self._kept][:KEPT]
         for old in self._newest_first()[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
         return final
 
     def load_newest(self, on_message: Callable[[str], None]) -> tuple[Snapshot, Path] | None:
@@ -207,14 +209,14 @@ class Checkpoints:
 
     def _left_over(self, kind: str) -> list[Path]:
         """What an attempt that was killed, no later one than this, was about to put in place."""
-        found = [(_NAME.match(path.name, 1), path) for path in self._directory.glob(f".*.{kind}")]
+        found = [(NAME.match(path.name, 1), path) for path in self._directory.glob(f".*.{kind}")]
         return [path for match, path in found if match and int(match[2]) <= self._attempt]
 
     def _newest_first(self) -> list[Path]:
         """Finished checkpoints; of a later attempt before those of an earlier one."""
         if not self._directory.is_dir():
             return []
-        found = [(_NAME.fullmatch(path.name), path) for path in self._directory.iterdir()]
+        found = [(NAME.fullmatch(path.name), path) for path in self._directory.iterdir()]
         ordered = sorted(
             ((int(match[2]), int(match[1]), path) for match, path in found if match), reverse=True
         )

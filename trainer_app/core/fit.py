@@ -14,6 +14,7 @@ import torch
 from backends.loading import model_family
 from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
+from trainer_app.core.checkpoint_name import FOLDER
 from trainer_app.core.compilation import Compilation, Execution, resolve_compile
 from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
 from trainer_app.core.device import (
@@ -152,7 +153,7 @@ class _Attempt:
         self._workspace = workspace
         self._observer = observer
         self._checkpoints = Checkpoints(
-            workspace.run / "checkpoints",
+            workspace.run / FOLDER,
             attempt=workspace.attempt,
             run_id=workspace.run_id,
             confirm=workspace.confirm,

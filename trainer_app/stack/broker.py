@@ -8,6 +8,7 @@ that the URL outlives a restart.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -63,26 +64,30 @@ class Broker:
     data: Path  # holds the append-only file
 
 
+class _Unusable(Exception):
+    """Why a configuration is not taken over, in words that follow its name."""
+
+
 def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None) -> Broker:
     """Write the configuration under ``data_root``, which must be writable.
 
-    ``say`` is told where the one of the last start is damaged, which counts as none. Raises
-    SettingsError where no server can be found for this machine.
+    ``say`` is told where the one of the last start is damaged, or is of another data root, which
+    counts as none. Raises SettingsError where no server can be found for this machine.
     """
     command = _server()
     data, file = data_root / "broker", data_root / "run" / "broker.conf"
     for directory in (data, file.parent):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        kept, password = _kept(file)
+        kept, password = _kept(file, data)
     except FileNotFoundError:
         kept, password = 0, secrets.token_hex(24)
-    except ValueError:
-        say(f"{file} is damaged and counts as none: port and password are new")
+    except _Unusable as error:
+        say(f"{file} {error} and counts as none: port and password are new")
         kept, password = 0, secrets.token_hex(24)
     port = kept if kept and is_free(HOST, kept) else free_port(HOST)
     text = _CONFIGURATION.format(
-        host=HOST, port=port, password=password, directory=_escaped(str(data))
+        host=HOST, port=port, password=password, directory=_escaped(os.path.realpath(data))
     )
     write_atomically(file, text.encode(), mode=0o600)
     return Broker(
@@ -147,15 +152,22 @@ def _server() -> str:
         ) from error
 
 
-def _kept(file: Path) -> tuple[int, str]:
-    """Port and password; raises ValueError where the file does not tell them."""
-    lines = (line.split(maxsplit=1) for line in file.read_text("utf-8").splitlines())
+def _kept(file: Path, data: Path) -> tuple[int, str]:
+    """Port and password; raises _Unusable where the file does not tell those of this folder."""
+    lines = (line.split(maxsplit=1) for line in file.read_text("utf-8", "replace").splitlines())
     found = {line[0]: line[1] for line in lines if len(line) == 2}
     port, password = found.get("port", ""), found.get("requirepass", "")
     if not (_PORT.fullmatch(port) and int(port) <= _LARGEST_PORT and _PASSWORD.fullmatch(password)):
-        raise ValueError("no port or no password")
+        raise _Unusable("is damaged")
+    # With a copy of another data root's, processes of both could meet at one broker.
+    if "dir" in found and os.path.realpath(_plain(found["dir"])) != os.path.realpath(data):
+        raise _Unusable("was written for another data root")
     return int(port), password
 
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _plain(quoted: str) -> str:
+    return re.sub(r"\\(.)", r"\1", quoted.strip().strip('"'))

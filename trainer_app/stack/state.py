@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypedDict, TypeGuard
+from typing import Final, NotRequired, TypedDict, TypeGuard
 
 import psutil
 
@@ -48,6 +48,8 @@ class StackState(TypedDict):
     flower_url: str | None  # null where it was not asked for
     redis_url: str
     database_url: str
+    # Which data root: a copy of it has the same stack.json. The version before did not say.
+    root: NotRequired[str]
     pid: int  # of the supervisor: SIGTERM stops the stack
     pids: Pids
     processes: list[Started]
@@ -77,6 +79,7 @@ def write_state(
         flower_url=flower_url,
         redis_url=redis_url,
         database_url=database_url,
+        root=_identity(data_root),
         pid=os.getpid(),
         pids=Pids(
             api=next(iter(pids(Role.API)), None),
@@ -117,6 +120,12 @@ def is_damaged(data_root: Path) -> bool:
     return False
 
 
+def is_of_another_root(data_root: Path) -> bool:
+    """Whether stack.json came from another data root, as where all of one was copied."""
+    state = read_state(data_root)
+    return state is not None and state.get("root") != _identity(data_root)
+
+
 def remove_state(data_root: Path) -> None:
     """Say that this process's stack no longer runs; another's state stays.
 
@@ -130,11 +139,13 @@ def remove_state(data_root: Path) -> None:
 def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
     """End what a killed supervisor left running, and return the processes' names.
 
+    Nothing where stack.json is of another data root: what it names may serve that one.
+
     To be called with the data root's lock held: a stack that still lives holds it. What they
     listened on is free then.
     """
     state = read_state(data_root)
-    if state is None:
+    if state is None or is_of_another_root(data_root):
         return []
     left = [entry for entry in state["processes"] if _is_same(entry)]
     leaders = [entry["pid"] for entry in left]
@@ -143,6 +154,12 @@ def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
     _wait_until_gone([*leaders, *started])
     state_file(data_root).unlink()
     return [entry["name"] for entry in left]
+
+
+def _identity(data_root: Path) -> str:
+    """Of the folder itself: another one has another, whatever was copied into it from this."""
+    found = (data_root / "run").stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _read(data_root: Path) -> StackState | None:

@@ -31,6 +31,7 @@ from trainer_app.stack.processes import Process, Role, processes
 from trainer_app.stack.state import (
     end_leftovers,
     is_damaged,
+    is_of_another_root,
     read_state,
     remove_state,
     state_file,
@@ -267,6 +268,11 @@ def _end_leftovers(root: Path, output: Output) -> None:
         output.say(
             f"{state_file(root)} is damaged and counts as none: what a killed stack may have left "
             "running is not known"
+        )
+    if is_of_another_root(root):
+        output.say(
+            f"{state_file(root)} is of another data root, of which this may be a copy, or of the "
+            "version before, which did not say: what it names is left running"
         )
     if left := end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS):
         output.say(f"ended what a killed stack had left running: {', '.join(left)}")

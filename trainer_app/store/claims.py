@@ -31,6 +31,7 @@ class Claim:
     created_at: float  # unix seconds
     request_id: str | None  # X-Request-ID of the POST
     cause: str | None = None  # why the attempt before this one has ended
+    counted: int | None = None  # as which attempt the row had it: see lease.lift; None: as this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Held:
 
     status: Status
     cancel_requested: bool
+    message: str
 
 
 def hold(connection: Connection, claim: Claim, values: Mapping[str, object]) -> Held:
@@ -50,11 +52,13 @@ def hold(connection: Connection, claim: Claim, values: Mapping[str, object]) -> 
         update(JobRow)
         .where(*held(claim))
         .values(dict(values))
-        .returning(JobRow.status, JobRow.cancel_requested)
+        .returning(JobRow.status, JobRow.cancel_requested, JobRow.message)
     ).one_or_none()
     if row is None:
         raise lost(claim)
-    return Held(status=Status(row.status), cancel_requested=row.cancel_requested)
+    return Held(
+        status=Status(row.status), cancel_requested=row.cancel_requested, message=row.message
+    )
 
 
 def held(claim: Claim) -> tuple[ColumnElement[bool], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,14 @@ from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status, Tok
 from trainer_app.store.uploads import LOCAL, Archive, columns
 
 _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Where a job stands once an attempt at it has ended, and what it says."""
+
+    status: Status
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +54,7 @@ def finish(
     error_code: str | None = None,
     message: str = "",
     artifact: Artifact | None = None,
-) -> Status:
+) -> Ended:
     """End the job as completed, failed or cancelled; as what it stands then. Raises LeaseLost."""
     if status not in FINAL:
         raise ValueError(f"status: a job ends as one of {', '.join(FINAL)}, not as {status}")
@@ -79,17 +87,24 @@ def finish(
             if artifact.archive is not None:
                 values |= columns(artifact.archive)
         connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
-    return Status(status)
+    return Ended(status=Status(status), message=clean(message))
 
 
-def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Status:
+def hand_back(db: Database, claim: Claim, *, message: str, cause: str | None = None) -> Ended:
     """Queue the job again, as when its worker shuts down; no crash is charged.
 
     ``cause``: why, as the next attempt is to tell; as the message without it.
 
     Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
     """
-    return _requeue(db, claim, message, cause, {"not_before": 0.0})
+    return _requeue(
+        db,
+        claim,
+        message=message,
+        paused_message=message,
+        cause=cause,
+        values={"not_before": 0.0},
+    )
 
 
 def retries(db: Database, claim: Claim) -> int:
@@ -105,9 +120,17 @@ def retries(db: Database, claim: Claim) -> int:
 
 
 def retry_later(
-    db: Database, claim: Claim, *, delay_seconds: float, message: str, cause: str | None = None
-) -> Status:
+    db: Database,
+    claim: Claim,
+    *,
+    delay_seconds: float,
+    message: str,
+    paused_message: str | None = None,
+    cause: str | None = None,
+) -> Ended:
     """Queue the job again after a failure that is not its user's; counts a retry.
+
+    ``paused_message``: what a run says instead that is to be paused; None: the same.
 
     Returns where it stands now: cancelled, if that was asked for. Raises LeaseLost.
     """
@@ -123,11 +146,18 @@ def retry_later(
         "retries": JobRow.retries + 1,
         "setback_step": case((step > before, step), else_=before),
     }
-    return _requeue(db, claim, message, cause, values)
+    return _requeue(
+        db,
+        claim,
+        message=message,
+        paused_message=paused_message or message,
+        cause=cause,
+        values=values,
+    )
 
 
-def stands(db: Database, claim: Claim, *, message: str) -> Status | None:
-    """Where the job stands if this attempt has ended it with this message; None: it has not.
+def stands(db: Database, claim: Claim, *, messages: Collection[str]) -> Ended | None:
+    """Where the job stands if this attempt has ended it with one of these; None: it has not.
 
     For whoever ended it and got no answer: the attempt then looks lost to the one who ended it.
     """
@@ -139,18 +169,24 @@ def stands(db: Database, claim: Claim, *, message: str) -> Status | None:
                 JobRow.status != Status.RUNNING,
             )
         ).one_or_none()
-    if row is None:
+    if row is None or row.message not in {_CANCELLED, *map(clean, messages)}:
         return None
-    return Status(row.status) if row.message in {clean(message), _CANCELLED} else None
+    return Ended(status=Status(row.status), message=row.message)
 
 
 def _requeue(
-    db: Database, claim: Claim, message: str, cause: str | None, values: Mapping[str, object]
-) -> Status:
+    db: Database,
+    claim: Claim,
+    *,
+    message: str,
+    paused_message: str,
+    cause: str | None,
+    values: Mapping[str, object],
+) -> Ended:
     # A queued row that is also asked to be cancelled would wait for ever: nobody may claim it.
     asked = JobRow.cancel_requested.is_(true())
     with db.write() as connection:
-        return hold(
+        written = hold(
             connection,
             claim,
             {
@@ -159,8 +195,13 @@ def _requeue(
                 "paused": case((asked, False), else_=JobRow.paused),
                 "owner": None,
                 "lease_until": None,
-                "message": case((asked, literal(_CANCELLED)), else_=literal(clean(message))),
+                "message": case(
+                    (asked, literal(_CANCELLED)),
+                    (JobRow.paused, literal(clean(paused_message))),
+                    else_=literal(clean(message)),
+                ),
                 "cause": clean(cause or message),
                 **values,
             },
-        ).status
+        )
+    return Ended(status=written.status, message=written.message)

@@ -26,6 +26,7 @@ from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.endings import (
     Artifact,
+    Ended,
     finish,
     hand_back,
     retries,
@@ -36,21 +37,14 @@ from trainer_app.store.endings import (
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
-from trainer_app.store.upkeep import (
-    ENDED,
-    Owned,
-    Reaped,
-    Wakeup,
-    due,
-    mark_dispatched,
-    owned,
-    reap,
-)
+from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, reap
+from trainer_app.store.wakeups import Wakeup, due, mark_dispatched
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
     "Artifact",
     "Claim",
+    "Ended",
     "JobKind",
     "MetricPoint",
     "Owned",
@@ -66,6 +60,7 @@ __all__ = [
     "expire",
     "finish",
     "hand_back",
+    "lift",
     "mark_dispatched",
     "owned",
     "progress",
@@ -165,6 +160,17 @@ def settle(db: Database, claim: Claim, spec: str) -> None:
         hold(connection, claim, {"spec": spec})
 
 
+def lift(db: Database, claim: Claim, *, above: int) -> Claim:
+    """Count this attempt for the one after ``above``, of which the row knew nothing.
+
+    As after a database was restored from a backup: a fencing token must never go backwards. Raises
+    LeaseLost.
+    """
+    with db.write() as connection:
+        hold(connection, claim, {"attempt": above + 1})
+    return replace(claim, attempt=above + 1, counted=claim.attempt)
+
+
 def claim_of(db: Database, job_id: str, owner: str) -> Claim | None:
     """The claim of this owner on the job, if it has one.
 
@@ -243,7 +249,7 @@ def expire(db: Database, job_id: str, *, owner_prefix: str, attempt: int | None 
             func.substr(JobRow.owner, 1, len(owner_prefix)) == owner_prefix,
             true() if attempt is None else JobRow.attempt == attempt,
         )
-        .values(lease_until=ENDED)  # over, whatever the clock says and will say
+        .values(lease_until=EXPIRED)  # over, whatever the clock says and will say
         .returning(JobRow.id)
     )
     with db.write() as connection:
@@ -256,10 +262,14 @@ def request_cancel(
     *,
     kind: JobKind | None = None,
     idempotency: IdempotencyKey | None = None,
+    confirm: Callable[[], None] = lambda: None,
     on_cancelled: Callable[[], None] | None = None,
     on_asked: Callable[[int], None] | None = None,
 ) -> Status:
     """Ask for a job's cancellation: at once when queued, else its worker is told.
+
+    ``confirm`` is called once nobody else can move the job before this is done, and raises where
+    it is not to be.
 
     ``on_cancelled`` is called, after the commit, by the one call that ends a queued job;
     ``on_asked`` by each that finds one to end, with the last attempt that it is about.
@@ -274,6 +284,7 @@ def request_cancel(
     def act() -> str:
         status, attempt = _request_cancel(connection, job_id, kind)
         asked.extend([] if attempt is None else [attempt])
+        confirm()
         return status
 
     with db.write() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, update
@@ -29,12 +30,17 @@ def pause(db: Database, run_id: str, *, idempotency: IdempotencyKey | None = Non
 
 def _pause(connection: Connection, run_id: str) -> Status:
     fresh = JobRow.attempt == 0
+    # What it said last may tell when it goes on.
+    waits = (JobRow.status == Status.QUEUED) & ~JobRow.paused
+    paused = case((JobRow.cause.is_(None), "paused"), else_="paused; before that: " + JobRow.cause)
     statement = (
         update(JobRow)
         .where(*_named(run_id), JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
         .values(
             paused=True,
-            message=case((fresh, "paused before it started"), else_=JobRow.message),
+            message=case(
+                (fresh, "paused before it started"), (waits, paused), else_=JobRow.message
+            ),
         )
         .returning(JobRow.status)
     )
@@ -53,21 +59,17 @@ def pause_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
-def check_resumable(db: Database, run_id: str, *, remote_corpora: bool = False) -> None:
-    """Raise what ``resume`` would raise of the run as it stands, and change nothing."""
-    with db.write() as connection:
-        if not _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora):
-            raise _refusal(connection, run_id)
-
-
 def resume(
     db: Database,
     run_id: str,
     *,
     remote_corpora: bool = False,
     idempotency: IdempotencyKey | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
+
+    ``before`` is called once nothing speaks against it, before anybody else can move or take it.
 
     Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
@@ -78,26 +80,26 @@ def resume(
 
     def act() -> str:
         _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora)
-        return _resume(connection, run_id)
+        status = _resume(connection, run_id)
+        before()
+        return status
 
     with db.write() as connection:
         return Status(once(connection, idempotency, act))
 
 
-def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> bool:
-    """Also of a run that has ended, which kept nothing from being deleted; if it can be resumed."""
+def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> None:
+    """Also of a run that has ended, which kept nothing from being deleted."""
     row = connection.execute(
         select(JobRow.corpus_file_id, JobRow.tokenizer_id).where(*_named(run_id), _is_resumable())
     ).one_or_none()
-    if row is None:
-        return False
-    keep_what_it_reads(
-        connection,
-        corpus_file_id=row.corpus_file_id,
-        tokenizer_id=row.tokenizer_id,
-        remote_corpora=remote_corpora,
-    )
-    return True
+    if row is not None:
+        keep_what_it_reads(
+            connection,
+            corpus_file_id=row.corpus_file_id,
+            tokenizer_id=row.tokenizer_id,
+            remote_corpora=remote_corpora,
+        )
 
 
 def _resume(connection: Connection, run_id: str) -> Status:

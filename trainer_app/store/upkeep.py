@@ -1,4 +1,4 @@
-"""What any process may do for all jobs, every few seconds: end lost leases, wake workers.
+"""What any process may do for all jobs, every few seconds: end lost leases.
 
 Rows that another transaction holds are left for the next pass, so that passes never wait for
 each other, nor for a worker that froze in the middle of a write.
@@ -6,12 +6,11 @@ each other, nor for a worker that froze in the middle of a write.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Update, case, func, or_, select, update
+from sqlalchemy import Connection, func, select, update
 
 from trainer_app.errors import ArtifactUploadFailed, WorkerLost
 from trainer_app.store.claims import clean
@@ -19,14 +18,12 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
-_FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles each time
-_LONGEST_WAIT: Final = 900.0
-_CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
-_CHUNK: Final = 500  # ids a statement
+CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by less
+CHUNK: Final = 500  # ids a statement
 # Of a lease that was ended, as that of a process known to be dead; one that ran out keeps its time.
-ENDED: Final = 0.0
+EXPIRED: Final = 0.0
 # While versions are changed, the kinds of job that only a later one has are left to its processes.
-_KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
+KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +40,6 @@ class Reaped:
     attempt: int  # the one that was lost
     message: str
     result: str | None = None  # JSON, of a run that had published its model, and so has completed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wakeup:
-    """A queued job that a worker is to hear of."""
-
-    job_id: str
-    kind: JobKind
-    queue: str
-    priority: int  # 0 to 9, higher first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +103,7 @@ def reap(
     """End the attempts whose lease is over; charge each a crash.
 
     ``as_of``: a reading of the database's clock that leases had to outlast, in unix seconds; None:
-    now. With ENDED, those alone that were ended.
+    now. With EXPIRED, those alone that were ended.
 
     ``fence`` is told of each, by job and attempt, before its row says so, and while nobody can
     renew its lease: from then on the attempt is to be able to publish nothing.
@@ -131,7 +118,7 @@ def reap(
     worker down each time without ever getting further still fails.
     """
     limit = NOW if as_of is None else as_of
-    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= limit, _KNOWN_KIND)
+    over = (JobRow.status == Status.RUNNING, JobRow.lease_until <= limit, KNOWN_KIND)
     with db.write() as connection:
         _follow_the_clock(connection)
         rows = connection.execute(
@@ -145,6 +132,7 @@ def reap(
                 JobRow.attempt,
                 JobRow.crashes,
                 JobRow.cancel_requested,
+                JobRow.paused,
                 JobRow.setback_step,
                 JobRow.result,
                 RunRow.step,
@@ -153,7 +141,7 @@ def reap(
             .outerjoin(RunRow, RunRow.id == JobRow.id)
             .where(*over)
             .order_by(JobRow.lease_until)
-            .limit(_CHUNK)
+            .limit(CHUNK)
             .with_for_update(of=JobRow, skip_locked=True)
         ).all()
         reaped = []
@@ -164,6 +152,7 @@ def reap(
                 attempt=row.attempt,
                 crashes=row.crashes + 1,
                 cancelled=row.cancel_requested,
+                paused=row.paused,
                 step=step,
                 max_crashes=max_crashes,
             )
@@ -217,97 +206,15 @@ def run_out(db: Database, *, as_of: float) -> list[str]:
     statement = (
         select(JobRow.id)
         .where(
-            JobRow.status == Status.RUNNING, JobRow.lease_until > ENDED, JobRow.lease_until <= as_of
+            JobRow.status == Status.RUNNING,
+            JobRow.lease_until > EXPIRED,
+            JobRow.lease_until <= as_of,
         )
         .order_by(JobRow.lease_until.desc())
-        .limit(_CHUNK)
+        .limit(CHUNK)
     )
     with db.read() as connection:
         return list(connection.scalars(statement))
-
-
-def due(db: Database, *, all_queued: bool = False, job_id: str | None = None) -> list[Wakeup]:
-    """The queued jobs to publish now, the most urgent first; each counts as dispatched.
-
-    A job is due when its back-off is over and its last wake-up call went unanswered for 60 s, then
-    120 s, up to 15 min. ``all_queued``: however lately each was published, as when Redis has lost
-    its messages. ``job_id``: that job alone.
-    """
-    conditions = [
-        JobRow.status == Status.QUEUED,
-        ~JobRow.paused,
-        JobRow.not_before <= NOW,
-        _KNOWN_KIND,
-    ]
-    if not all_queued:
-        conditions.append(_is_unanswered())
-    if job_id is not None:
-        conditions.append(JobRow.id == job_id)
-    statement = (
-        select(JobRow.id, JobRow.kind, JobRow.queue, JobRow.priority)
-        .where(*conditions)
-        .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
-        .with_for_update(skip_locked=True)
-    )
-    with db.write() as connection:
-        wakeups = [
-            Wakeup(job_id=row.id, kind=JobKind(row.kind), queue=row.queue, priority=row.priority)
-            for row in connection.execute(statement)
-        ]
-        for start in range(0, len(wakeups), _CHUNK):
-            ids = [wakeup.job_id for wakeup in wakeups[start : start + _CHUNK]]
-            connection.execute(_dispatched().where(JobRow.id.in_(ids)))
-    return wakeups
-
-
-def take_back(db: Database, job_ids: Sequence[str]) -> None:
-    """Make jobs due again that ``due`` has counted as dispatched, but that were not sent."""
-    with db.write() as connection:
-        for start in range(0, len(job_ids), _CHUNK):
-            connection.execute(
-                update(JobRow)
-                .where(
-                    JobRow.id.in_(job_ids[start : start + _CHUNK]),
-                    JobRow.status == Status.QUEUED,
-                    JobRow.dispatches > 0,  # unless it was claimed and queued again since
-                )
-                .values(dispatched_at=None, dispatches=JobRow.dispatches - 1)
-            )
-
-
-def queued_spec(db: Database, job_id: str) -> tuple[str, str] | None:
-    """The kind of a job that waits for a worker, and its spec; None where it does not wait.
-
-    The kind may be one that only a later version has.
-    """
-    statement = select(JobRow.kind, JobRow.spec).where(
-        JobRow.id == job_id, JobRow.status == Status.QUEUED, ~JobRow.paused
-    )
-    with db.read() as connection:
-        row = connection.execute(statement).one_or_none()
-    return None if row is None else (row.kind, row.spec)
-
-
-def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> None:
-    """Let a queued job wait before it is due again, and say why."""
-    with db.write() as connection:
-        connection.execute(
-            update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status == Status.QUEUED)
-            .values(
-                message=clean(message),
-                not_before=NOW + delay_seconds,
-                heartbeat_at=NOW,  # by the clock that the delay was given by
-                dispatched_at=None,
-                dispatches=0,
-            )
-        )
-
-
-def mark_dispatched(db: Database, job_id: str) -> None:
-    """Count a wake-up call that was sent by other means than ``due``."""
-    with db.write() as connection:
-        connection.execute(_dispatched().where(JobRow.id == job_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +238,13 @@ def _completed(attempt: int, not_sent: str | None) -> _Fate:
 
 
 def _fate(
-    *, attempt: int, crashes: int, cancelled: bool, step: int | None, max_crashes: int
+    *,
+    attempt: int,
+    crashes: int,
+    cancelled: bool,
+    paused: bool,
+    step: int | None,
+    max_crashes: int,
 ) -> _Fate:
     """What becomes of a job that has now lost ``crashes`` workers."""
     if cancelled:
@@ -347,7 +260,7 @@ def _fate(
     where = "" if step is None else f" at step {step}"
     return _Fate(
         status=Status.QUEUED,
-        message=f"attempt {attempt}: worker lost{where}; queued again",
+        message=f"attempt {attempt}: worker lost{where}; {'paused' if paused else 'queued again'}",
         cause=f"worker lost{where}",
         delay=_CRASH_BACK_OFF[min(crashes, len(_CRASH_BACK_OFF)) - 1],
     )
@@ -359,7 +272,7 @@ def _follow_the_clock(connection: Connection) -> None:
     Without it, a worker lost just before would be missed for as long as the clock went back, and
     a job that is to be tried again would wait as long.
     """
-    ahead = JobRow.heartbeat_at > NOW + _CLOCK_TOLERANCE
+    ahead = JobRow.heartbeat_at > NOW + CLOCK_TOLERANCE
     shifted = {
         (JobRow.status == Status.RUNNING): JobRow.lease_until,
         (JobRow.status == Status.QUEUED) & (JobRow.not_before > NOW): JobRow.not_before,
@@ -372,24 +285,3 @@ def _follow_the_clock(connection: Connection) -> None:
                 .where(JobRow.id == job_id)
                 .values({until: NOW + until - JobRow.heartbeat_at, JobRow.heartbeat_at: NOW})
             )
-
-
-def _is_unanswered() -> ColumnElement[bool]:
-    # dispatches counts the one that is waited for: 60 s after the first, 120 s after the second.
-    doublings = range(math.ceil(math.log2(_LONGEST_WAIT / _FIRST_WAIT)))
-    wait = case(
-        *((JobRow.dispatches <= n + 1, _FIRST_WAIT * 2**n) for n in doublings), else_=_LONGEST_WAIT
-    )
-    return or_(
-        JobRow.dispatched_at.is_(None),
-        JobRow.dispatched_at <= NOW - wait,
-        JobRow.dispatched_at > NOW + _CLOCK_TOLERANCE,  # the clock has been set back
-    )
-
-
-def _dispatched() -> Update:
-    return (
-        update(JobRow)
-        .where(JobRow.status == Status.QUEUED)
-        .values(dispatched_at=NOW, dispatches=JobRow.dispatches + 1)
-    )
