@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks import process, staging
 from tasks.corpora import corpus_file
 from tasks.fetched import corpus_of
-from tasks.models import model_folder
+from tasks.models import published_model
 from tasks.perform import Done, Job
 from trainer_app import artifacts
 from trainer_app.core.evaluate import Evaluation
@@ -73,8 +73,9 @@ def _keep(job: Job, file: Path, data: bytes) -> None:
 def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     settings = process.settings()
     run = runs.get(process.database(), str(job.claim.run_id)).spec
-    folder = model_folder(job)
-    check_digests(folder, job.held.should_stop)
+    model = published_model(job)
+    folder = model.folder
+    check_digests(folder, job.held.should_stop, sealed=model.sealed)
     if spec.text_sha256 is not None:
         return evaluate_text(
             folder,

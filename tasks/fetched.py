@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,8 +114,16 @@ def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
     return directory
 
 
-def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Path:
-    """The folder of a finished model, its weights fetched back if clean-up has deleted them.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model as it was published."""
+
+    folder: Path
+    sealed: str | None  # the digest of its manifest, as ``artifacts.pointer`` has it
+
+
+def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
+    """A finished model, its weights fetched back if clean-up has deleted them.
 
     Raises NotReady for a run that has not completed, ModelIncompatible for one whose files are
     damaged here and nowhere else; DataBankUnavailable, DiskFull and StopRequested.
@@ -127,7 +135,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Path:
         if damaged is not None:
             _fetch(job, run, directory, damaged, on_message)
         os.utime(directory)  # clean-up goes by the last use
-    return directory
+    return Published(directory, run.artifact_sha256)
 
 
 def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMessage) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tasks import process
-from tasks.fetched import whole_model
+from tasks.fetched import Published, whole_model
 from tasks.memory import device_bytes
 from tasks.perform import Job
 from trainer_app import artifacts
@@ -23,14 +23,16 @@ _KEPT_MODELS: Final = 4
 _SHARE: Final = 0.25  # of the device's memory: training may use the same
 
 
-def model_folder(job: Job) -> Path:
+def published_model(job: Job) -> Published:
     """The published model of the run that a request is about. Raises as ``whole_model`` does."""
     return whole_model(job, str(job.claim.run_id), on_message=job.log.info)
 
 
 def finished_model(job: Job) -> LoadedModel:
     """The same, ready to be used. Raises ModelIncompatible, too."""
-    loaded = _kept().load(model_folder(job), should_stop=job.held.should_stop)
+    model = published_model(job)
+    stop = job.held.should_stop
+    loaded = _kept().load(model.folder, sealed=model.sealed, should_stop=stop)
     loaded.check_trained_as(runs.get(process.database(), str(job.claim.run_id)).spec)
     return loaded
 
@@ -53,18 +55,20 @@ class KeptModels:
         self._max_bytes = max_bytes
         self._models: OrderedDict[Path, tuple[str, int, LoadedModel]] = OrderedDict()
 
-    def load(self, directory: Path, *, should_stop: ShouldStop = never) -> LoadedModel:
+    def load(
+        self, directory: Path, *, sealed: str | None = None, should_stop: ShouldStop = never
+    ) -> LoadedModel:
         """The model, from memory unless its artifact was replaced.
 
-        Raises ModelIncompatible and StopRequested.
+        ``sealed``: as ``artifacts.pointer`` has it. Raises ModelIncompatible and StopRequested.
         """
-        sha256 = artifacts.pointer(directory).sha256
+        sha256 = artifacts.pointer(directory, sealed=sealed).sha256
         known = self._models.pop(directory, None)
         if known is None or known[0] != sha256:
             size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
             known = None  # its memory is needed
             self._make_room(size)
-            check_digests(directory, should_stop)
+            check_digests(directory, should_stop, sealed=sha256)
             known = (sha256, size, load_model(directory, device=self.device))
         self._models[directory] = known
         return known[2]

@@ -63,6 +63,6 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
     return Done(
         result=report.to_json(),
         result_id=final.name,
-        result_bytes=sum(file.bytes for file in artifacts.pointer(final).files),
+        result_bytes=sum(file.bytes for file in artifacts.pointer(final, sealed=sha256).files),
         artifact=Artifact(storage=LOCAL, sha256=sha256),
     )

@@ -61,6 +61,7 @@ def work(job: Job) -> Done | StopReason:
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     final = artifacts.model_directory(settings, job.claim.job_id)
     end_replacements(final)
+    sealed = None
     if is_whole(final):  # it is where an attempt died after it had published
         with job.held.interruptible():  # but nothing after it: see _publish
             job.log.info(f"{why(job.claim)}, its model was published already")
@@ -70,13 +71,13 @@ def work(job: Job) -> Done | StopReason:
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
             return outcome.reason
-        _publish(job, outcome, final)
-    done = _sealed(job, final)
+        sealed = _publish(job, outcome, final)
+    done = _sealed(job, final, sealed)
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
     with _telling(job) as say, job.held.interruptible():
-        kept = keep(job, final, on_message=say)
+        kept = keep(job, final, sealed=sealed, on_message=say)
     return replace(done, artifact=kept.artifact, problem=kept.problem)
 
 
@@ -150,8 +151,9 @@ def _inputs(job: Job, spec: TrainSpec, observer: Observers) -> Inputs:
     say = observer.on_message
     base_model = None
     if base is not None:
-        base_model = whole_model(job, base, on_message=say)
-        check_digests(base_model, job.held.should_stop)
+        published = whole_model(job, base, on_message=say)
+        base_model = published.folder
+        check_digests(base_model, job.held.should_stop, sealed=published.sealed)
     return Inputs(
         corpus=corpus_of(job, spec, on_message=say),
         tokenizer=None if tokenizer is None else finished_tokenizer(job, tokenizer),
@@ -173,10 +175,11 @@ def _watch(job: Job, spec: TrainSpec, corpus: Path) -> list[CorpusWatch]:
     return [watch]
 
 
-def _publish(job: Job, finished: Finished, final: Path) -> None:
+def _publish(job: Job, finished: Finished, final: Path) -> str | None:
     """Complete the folder, make sure that the lease still stands, and rename it into place.
 
-    It is too late for a cancellation, which the engine has looked for when all was written.
+    Returns the digest of its manifest; None where an interrupt came just then. It is too late for
+    a cancellation, which the engine has looked for when all was written.
     """
     settings = process.settings()
     run_id = job.claim.job_id
@@ -191,7 +194,7 @@ def _publish(job: Job, finished: Finished, final: Path) -> None:
     try:
         # The last block that may be interrupted: what is published then stays.
         with job.held.interruptible(), job.publishing():
-            artifacts.publish(
+            return artifacts.publish(
                 folder,
                 final,
                 model_manifest(run_id, finished, times),
@@ -201,6 +204,7 @@ def _publish(job: Job, finished: Finished, final: Path) -> None:
     except StopRequested as stop:
         if stop.reason is StopReason.FENCED or not is_whole(final):
             raise
+        return None
 
 
 def _copy_log(log: Path, target: Path) -> None:
@@ -212,15 +216,16 @@ def _copy_log(log: Path, target: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def _sealed(job: Job, final: Path) -> Done:
+def _sealed(job: Job, final: Path, sealed: str | None) -> Done:
     """What has become of the run, by its manifest, while its model is here alone.
 
+    ``sealed``: the manifest's digest, where this attempt has published it and knows.
     Written down before all that takes its time: who dies from now on leaves a completed run.
     """
-    manifest = artifacts.read_manifest(final)
+    model = artifacts.pointer(final, sealed=sealed)
+    manifest = artifacts.read_manifest(final, sealed=model.sha256)
     measured = {name: manifest[name] for name in FIGURES}
     job.log.info("final figures", **{name: measured[name] for name in LOSSES})
-    model = artifacts.pointer(final)
     result = json.dumps(measured | {"bytes": sum(file.bytes for file in model.files)})
     figures = figures_of(result, final)
     job.published = Done(

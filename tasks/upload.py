@@ -40,21 +40,28 @@ class Kept:
     problem: ArtifactUploadFailed | None = None  # why it is not in the data bank
 
 
-def keep(job: Job, folder: Path, *, on_message: Callable[[str], object]) -> Kept:
+def keep(
+    job: Job,
+    folder: Path,
+    *,
+    on_message: Callable[[str], object],
+    sealed: str | None = None,
+) -> Kept:
     """Send the published model of a run to the data bank, where there is one.
+
+    ``sealed``: the digest of its manifest, where this attempt has published it and knows.
 
     Raises LeaseLost, and nothing else: whatever goes wrong, the model is here.
     """
     settings = process.settings()
-    sha256 = artifacts.pointer(folder).sha256
-    here = Artifact(storage=LOCAL, sha256=sha256)
+    here = Artifact(storage=LOCAL, sha256=artifacts.pointer(folder, sealed=sealed).sha256)
     if settings.data_bank.url is None:
         return Kept(artifact=here)
     try:
         archive = send(
             settings,
             folder,
-            sealed=sha256,
+            sealed=here.sha256,
             request_id=job.claim.request_id,
             should_stop=job.held.should_stop,
             on_message=on_message,
@@ -67,7 +74,7 @@ def keep(job: Job, folder: Path, *, on_message: Callable[[str], object]) -> Kept
         problem = error
     else:
         job.log.info("the model is in the data bank", file_id=archive.file_id, bytes=archive.bytes)
-        return Kept(artifact=Artifact(storage=DATA_BANK, sha256=sha256, archive=archive))
+        return Kept(artifact=Artifact(storage=DATA_BANK, sha256=here.sha256, archive=archive))
     job.log.warning(problem.message, error_code=problem.code)
     return Kept(artifact=here, problem=problem)
 

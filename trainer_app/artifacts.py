@@ -133,19 +133,20 @@ def publish(
         for name in _names(staging)
     }
     text = json.dumps({**manifest, "files": files}, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(staging / MANIFEST, text.encode() + b"\n")
+    data = text.encode() + b"\n"
+    write_atomically(staging / MANIFEST, data)
     with disk_full_named(final):
         final.parent.mkdir(parents=True, exist_ok=True)
     replace_directory(staging, final, copy=copy)
-    return sha256_file(final / MANIFEST)
+    return hashlib.sha256(data).hexdigest()  # of what was written, whatever is there by now
 
 
-def read_manifest(directory: Path) -> dict[str, object]:
-    """The manifest of a finished artifact.
+def read_manifest(directory: Path, *, sealed: str | None = None) -> dict[str, object]:
+    """The manifest of a finished artifact; ``sealed`` as in ``pointer``.
 
     Raises NotReady where there is none, ModelIncompatible for one that no artifact has.
     """
-    return _read(directory).manifest
+    return _read(directory, sealed).manifest
 
 
 def pointer(directory: Path, *, sealed: str | None = None) -> Pointer:

@@ -118,3 +118,14 @@ def test_a_file_that_somebody_has_put_beside_a_model_is_no_harm(tmp_path: Path) 
 def test_all_files_of_a_model_can_be_read_by_the_same_people(tmp_path: Path) -> None:
     model = published(tmp_path, "a")
     assert len({path.stat().st_mode for path in model.iterdir() if path.is_file()}) == 1
+
+
+def test_a_manifest_that_was_put_in_place_since_it_was_checked_is_refused(tmp_path: Path) -> None:
+    model = published(tmp_path, "a")
+    kept = KeptModels(device="cpu", max_bytes=10**12)
+    sealed = artifacts.pointer(model).sha256
+    kept.load(model, sealed=sealed)
+    manifest = model / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(ModelIncompatible, match=r"manifest\.json"):
+        kept.load(model, sealed=sealed)
