@@ -34,9 +34,9 @@ class _Digest(fields.String):
 class ResolvedSpecSchema(TrainSchema):
     """The whole request as resolved.
 
-    `device`, `precision`, `torch_compile`, `data_num_workers` and `data_pin_memory` are as its
-    last attempt has resolved them, once it has: `auto` and null until then. `torch_compile` stays
-    `auto` on CUDA where it is decided as the run goes.
+    `device`, `precision`, `torch_compile`, `data_num_workers` and `data_pin_memory` are those that
+    its last attempt trains with, once it has resolved them, and as asked for until then.
+    `torch_compile` stays `auto` on CUDA where it is decided as the run goes.
     """
 
     corpus_sha256 = _Digest(
