@@ -24,16 +24,22 @@ _MODELS: Final = "tasks.models"
 _log = structlog.get_logger(__name__)
 
 
-def used_bytes() -> dict[str, int]:
-    """Bytes that this process has for itself, by device, without the models that it keeps.
+def own_bytes() -> dict[str, int]:
+    """Bytes that this process has for itself, by device.
 
-    Files that are mapped into it, libraries among them, are the system's to take back.
+    Files that are mapped into it, libraries and weights among them, are the system's to take back.
     """
     memory = psutil.Process().memory_info()
-    used = {"cpu": int(memory.rss - getattr(memory, "shared", 0))}
+    own = {"cpu": int(memory.rss - getattr(memory, "shared", 0))}
     if _TORCH in sys.modules:
         allocated: Mapping[str, int] = import_module(_TORCH).allocated_bytes()
-        used |= allocated
+        own |= allocated
+    return own
+
+
+def used_bytes() -> dict[str, int]:
+    """The same without what the models took that it keeps for the next request."""
+    used = own_bytes()
     if _MODELS in sys.modules:
         kept: Mapping[str, int] = import_module(_MODELS).kept_bytes()
         for device, size in kept.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from tasks import process
 from tasks.fetched import Published, whole_model
+from tasks.growth import own_bytes
 from tasks.memory import device_bytes
 from tasks.perform import Job
 from trainer_app import artifacts
@@ -38,10 +40,18 @@ def finished_model(job: Job) -> LoadedModel:
 
 
 def kept_bytes() -> dict[str, int]:
-    """Of the models that this process keeps, by device."""
+    """What the models that this process keeps have taken of its own memory, by device."""
     if not _kept.cache_info().currsize:
         return {}  # it has loaded none, and is not to look for a device
-    return {_kept().device: _kept().in_memory()}
+    return {_kept().device: _kept().taken()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    sha256: str  # of the manifest
+    file_bytes: int  # of its weights
+    taken: int  # bytes of the process's own: none of weights that are used where they are mapped
+    loaded: LoadedModel
 
 
 class KeptModels:
@@ -53,7 +63,7 @@ class KeptModels:
     def __init__(self, *, device: str, max_bytes: int) -> None:
         self.device = device
         self._max_bytes = max_bytes
-        self._models: OrderedDict[Path, tuple[str, int, LoadedModel]] = OrderedDict()
+        self._models: OrderedDict[Path, _Kept] = OrderedDict()
 
     def load(
         self, directory: Path, *, sealed: str | None = None, should_stop: ShouldStop = never
@@ -64,14 +74,17 @@ class KeptModels:
         """
         sha256 = artifacts.pointer(directory, sealed=sealed).sha256
         known = self._models.pop(directory, None)
-        if known is None or known[0] != sha256:
+        if known is None or known.sha256 != sha256:
             size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
             known = None  # its memory is needed
             self._make_room(size)
             check_digests(directory, should_stop, sealed=sha256)
-            known = (sha256, size, load_model(directory, device=self.device))
+            before = self._own_bytes()
+            loaded = load_model(directory, device=self.device)
+            taken = max(self._own_bytes() - before, 0)
+            known = _Kept(sha256=sha256, file_bytes=size, taken=taken, loaded=loaded)
         self._models[directory] = known
-        return known[2]
+        return known.loaded
 
     def _make_room(self, size: int) -> None:
         before = len(self._models)
@@ -82,15 +95,15 @@ class KeptModels:
         if len(self._models) < before:
             release_memory()
 
-    def in_memory(self) -> int:
-        """Bytes that the weights of all of them take: files may hold them in another precision."""
-        models = [loaded.model for _, _, loaded in self._models.values()]
-        return sum(
-            tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers())
-        )
+    def taken(self) -> int:
+        """Bytes of the process's own that all of them have taken."""
+        return sum(kept.taken for kept in self._models.values())
+
+    def _own_bytes(self) -> int:
+        return own_bytes().get(self.device, 0)
 
     def _bytes(self) -> int:
-        return sum(size for _, size, _ in self._models.values())
+        return sum(kept.file_bytes for kept in self._models.values())
 
 
 @cache

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import structlog
 
 from tasks import models, process
-from tasks.growth import MOST_BYTES, Growth, used_bytes
+from tasks.growth import MOST_BYTES, Growth, own_bytes, used_bytes
 from tasks.perform import Done, Job, perform
+from tests.tasks.test_models import published
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings
 from trainer_app.store import runs
@@ -99,6 +101,24 @@ def test_models_that_are_kept_for_the_next_request_are_no_growth(
 
     assert before["cuda"] - after["cuda"] == 10
     assert abs(before["cpu"] - after["cpu"] - 1_000) < 10_000_000
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_model_counts_for_what_it_has_taken_whether_its_file_is_mapped_or_not(
+    tmp_path: Path, family: str
+) -> None:
+    """Weights of llama are used where its file is mapped, those of gpt2 are copied."""
+    kept = models.KeptModels(device="cpu", max_bytes=10**12)
+    kept.load(published(tmp_path, "first", family=family))  # what it imports is no model's
+    before = own_bytes()["cpu"]
+    counted = kept.taken()
+    model = published(tmp_path, "second", family=family, size="small")
+    size = (model / "model.safetensors").stat().st_size
+
+    kept.load(model)
+
+    assert own_bytes()["cpu"] - before == pytest.approx(kept.taken() - counted, abs=size / 5)
+    assert (kept.taken() - counted > size / 2) == (family == "gpt2")
 
 
 def test_a_process_that_has_never_imported_the_engine_is_not_made_to() -> None:
