@@ -131,6 +131,8 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
     directory = artifacts.model_directory(process.settings(), run_id)
     with locked(lock_of(directory), should_stop=job.held.should_stop):
         run = runs.get(process.database(), run_id)
+        if run.status is not Status.COMPLETED:
+            raise NotReady(f"{run_id} is {run.status}: it has no finished model")
         damaged = damaged_file(directory, sealed=run.artifact_sha256)
         if damaged is not None:
             _fetch(job, run, directory, damaged, on_message)
@@ -141,8 +143,6 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
 def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMessage) -> None:
     settings = process.settings()
     run_id = run.run_id
-    if run.status is not Status.COMPLETED:
-        raise NotReady(f"{run_id} is {run.status}: it has no finished model")
     archive = uploads.of_run(process.database(), run_id)
     if archive is None:
         raise ModelIncompatible(damage(run_id, damaged))

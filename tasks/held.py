@@ -215,7 +215,8 @@ class Held:
     def interruptible(self) -> Iterator[None]:
         """Raise StopRequested in the block, once, if it does not heed a stop in time.
 
-        Whatever the main thread waits for then is left, but code outside of Python's reach.
+        Whatever the main thread waits for then is left, but code outside of Python's reach. The end
+        of a block within another ends both: what comes after it is not interrupted any more.
         """
 
         def interrupt(_number: int, _frame: FrameType | None) -> None:
