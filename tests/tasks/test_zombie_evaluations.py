@@ -81,6 +81,20 @@ def test_the_file_of_a_later_evaluation_stays_as_it_is(
     assert list(file.parent.parent.iterdir()) == [file.parent]
 
 
+def test_what_attempts_have_left_that_a_restored_database_lacks_is_in_nobodys_way(
+    run_id: str,
+) -> None:
+    settings = process.settings()
+    request_id = queue(run_id)
+    staging.of_evaluation(settings, request_id, 1).mkdir(parents=True)
+
+    evaluate(request_id)
+
+    assert kept(run_id) == request_id
+    file = artifacts.evaluation_file(settings, run_id, "validation")
+    assert list(file.parent.parent.iterdir()) == [file.parent]
+
+
 def test_what_an_earlier_attempt_has_prepared_goes_with_the_next_one(run_id: str) -> None:
     settings = process.settings()
     request_id = queue(run_id)
