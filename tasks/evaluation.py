@@ -62,8 +62,8 @@ def _keep(job: Job, file: Path, data: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         prepared.mkdir()
     try:
-        write_atomically(prepared / file.name, data)
         with job.publishing(), disk_full_named(file):
+            write_atomically(prepared / file.name, data)
             (prepared / file.name).replace(file)
             fsync_directory(file.parent)
     finally:

@@ -81,6 +81,26 @@ def test_the_file_of_a_later_evaluation_stays_as_it_is(
     assert list(file.parent.parent.iterdir()) == [file.parent]
 
 
+def test_who_sleeps_before_it_writes_the_file_has_lost_its_lease_and_nothing_else(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = queue(run_id)
+    write = evaluation.write_atomically
+
+    def sleep_and_write(path: Path, data: bytes) -> None:
+        lease.expire(process.database(), request_id, owner_prefix="inference@here")
+        housekeeping.reap()
+        write(path, data)
+
+    monkeypatch.setattr(evaluation, "write_atomically", sleep_and_write)
+    evaluate(request_id)
+
+    assert kept(run_id) is None
+    assert not process.spent.is_set()
+    found = requests.get(process.database(), JobKind.EVALUATE, run_id, request_id)
+    assert (found.status, found.message) == ("queued", "attempt 1: worker lost; queued again")
+
+
 def test_what_attempts_have_left_that_a_restored_database_lacks_is_in_nobodys_way(
     run_id: str,
 ) -> None:
