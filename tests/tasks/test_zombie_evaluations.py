@@ -12,6 +12,7 @@ from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
+from trainer_app.core import files
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.store import lease, requests
 from trainer_app.store.lease import JobKind
@@ -85,7 +86,7 @@ def test_who_sleeps_before_it_writes_the_file_has_lost_its_lease_and_nothing_els
     run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = queue(run_id)
-    write = evaluation.write_atomically
+    write = files.write_atomically
 
     def sleep_and_write(path: Path, data: bytes) -> None:
         lease.expire(process.database(), request_id, owner_prefix="inference@here")
