@@ -108,6 +108,8 @@ def test_whatever_a_later_attempt_has_left_is_noticed(
     "name",
     [
         f"{{run}}/checkpoints/step-000000007-attempt-{2**31}",
+        f"{{run}}/staging-{2**31 - 2}",  # an INTEGER counts one attempt beyond it, and no other
+        f"{{run}}/staging-{2**30 + 1}",
         "{run}/checkpoints/step-attempt-6",
         "{run}/curve-mine.jsonl",
         "other/curve-6.jsonl",
