@@ -10,6 +10,7 @@ from tasks.corpora import corpus_file
 from tasks.fetched import corpus_of
 from tasks.models import published_model
 from tasks.perform import Done, Job
+from tasks.publishing import publish
 from trainer_app import artifacts
 from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
@@ -50,24 +51,38 @@ def work(job: Job) -> Done:
         "tokens": evaluation.tokens,
         "error": None,
     }
-    _keep(job, file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n")
-    return Done(result=json.dumps(result), result_id=job.claim.job_id)
+    done = Done(result=json.dumps(result), result_id=job.claim.job_id)
+    _keep(job, file, json.dumps(shown, indent=2, allow_nan=False).encode() + b"\n", done)
+    return done
 
 
-def _keep(job: Job, file: Path, data: bytes) -> None:
+def _keep(job: Job, file: Path, data: bytes, done: Done) -> None:
     """Put what was measured in its place, unless another has taken this attempt's."""
     claim = job.claim
     prepared = staging.of_evaluation(process.settings(), claim.job_id, claim.attempt)
     with disk_full_named(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         prepared.mkdir()
-    try:
-        write_atomically(prepared / file.name, data)
-        with job.publishing(), disk_full_named(file):
+
+    def rename() -> None:
+        with disk_full_named(file):
+            write_atomically(prepared / file.name, data)
             (prepared / file.name).replace(file)
             fsync_directory(file.parent)
+
+    try:
+        publish(job, rename, is_in_place=lambda: _holds(file, data))
+        job.published = done
     finally:
         remove_directory(prepared)
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    """Whether it is this evaluation that is kept, and none before it."""
+    try:
+        return file.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -66,20 +66,6 @@ class Job:
         """
         seconds = process.settings().jobs.lease_seconds
         insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
-
-    @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """Make sure of the lease before the block, which is to rename one folder into place.
-
-        Whoever takes the job over meanwhile takes the folder away: see tasks/staging.py. Raises
-        LeaseLost then, too.
-        """
-        self.renew_lease()
-        try:
-            yield
-        except FileNotFoundError:
-            self.renew_lease()
-            raise
 
 
 # A run fails with a code of RUN_CODES. What was there when it was posted, and is not any more, has

@@ -16,8 +16,8 @@ from trainer_app.store import lease
 from trainer_app.store.claims import Claim
 from trainer_app.store.tables import JobKind
 
-_LEAVES_FILES: Final = frozenset({JobKind.TRAIN, JobKind.TOKENIZER})
-_LARGEST: Final = 2**31 - 2  # that a row can count one beyond; a name with more is nobody's
+_LEAVES_FILES: Final = frozenset({JobKind.TRAIN, JobKind.TOKENIZER, JobKind.EVALUATE})
+_LARGEST: Final = 2**30  # beyond which a row can count as many; a name with more is nobody's
 
 
 def counted_anew(claim: Claim) -> Claim:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from tasks import process, staging
 from tasks.fetched import corpus_of, with_digest
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.perform import Done, Job
+from tasks.publishing import publish
 from trainer_app import artifacts
 from trainer_app.core.files import end_replacements
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import train_tokenizer
+from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.store.lease import Artifact
 from trainer_app.store.uploads import LOCAL
 
@@ -53,16 +57,24 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    with job.publishing():
-        sha256 = artifacts.publish(
-            folder,
-            final,
-            tokenizer_manifest(final.name, spec, report, times),
-            copy=staging.copy_beside(final, job.claim.job_id, job.claim.attempt),
-        )
-    return Done(
+    manifest = tokenizer_manifest(final.name, spec, report, times)
+    copy = staging.copy_beside(final, job.claim.job_id, job.claim.attempt)
+    rename = partial(artifacts.publish, folder, final, manifest, copy=copy)
+    sealed = publish(job, rename, is_in_place=lambda: _has(final, manifest))
+    published = artifacts.pointer(final, sealed=sealed)
+    job.published = Done(
         result=report.to_json(),
         result_id=final.name,
-        result_bytes=sum(file.bytes for file in artifacts.pointer(final, sealed=sha256).files),
-        artifact=Artifact(storage=LOCAL, sha256=sha256),
+        result_bytes=sum(file.bytes for file in published.files),
+        artifact=Artifact(storage=LOCAL, sha256=published.sha256),
     )
+    return job.published
+
+
+def _has(final: Path, manifest: Mapping[str, object]) -> bool:
+    """Whether it is this tokenizer that is published, and none before it of the same name."""
+    try:
+        found = artifacts.read_manifest(final)
+    except (NotReady, ModelIncompatible):
+        return False
+    return {**found, **manifest} == found

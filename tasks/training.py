@@ -19,6 +19,7 @@ from tasks.figures import LOSSES, figures_of
 from tasks.journal import Journal
 from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job, insist
+from tasks.publishing import publish
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep, not_sent
 from trainer_app import artifacts
@@ -26,7 +27,6 @@ from trainer_app.core.files import disk_full_named, end_replacements, write_atom
 from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
 from trainer_app.core.observer import Observers, StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.core.stopping import StopRequested
 from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
@@ -191,20 +191,15 @@ def _publish(job: Job, finished: Finished, final: Path) -> str | None:
     times = Times(
         created_at=job.claim.created_at, completed_at=time.time(), attempts=job.claim.attempt
     )
-    try:
-        # The last block that may be interrupted: what is published then stays.
-        with job.held.interruptible(), job.publishing():
-            return artifacts.publish(
-                folder,
-                final,
-                model_manifest(run_id, finished, times),
-                known_digests={_WEIGHTS: finished.weights_sha256},
-                copy=staging.copy_beside(final, run_id, job.claim.attempt),
-            )
-    except StopRequested as stop:
-        if stop.reason is StopReason.FENCED or not is_whole(final):
-            raise
-        return None
+    rename = partial(
+        artifacts.publish,
+        folder,
+        final,
+        model_manifest(run_id, finished, times),
+        known_digests={_WEIGHTS: finished.weights_sha256},
+        copy=staging.copy_beside(final, run_id, job.claim.attempt),
+    )
+    return publish(job, rename, is_in_place=lambda: is_whole(final))
 
 
 def _copy_log(log: Path, target: Path) -> None:

@@ -49,6 +49,29 @@ def test_old_keys_are_forgotten_once_what_they_created_has_ended(
     assert post() != first
 
 
+@pytest.mark.parametrize("ended", [0, 1])
+def test_each_key_goes_by_the_tokenizer_that_it_created(database: Database, ended: int) -> None:
+    keys = [IdempotencyKey(endpoint="POST /t", key=key, body_sha256="a" * 64) for key in "ab"]
+
+    def post(number: int) -> str:
+        asked = TokenizerSpec(
+            method="bpe", vocab_size=300, corpus_sha256="0" * 64, tokenizer_id=f"mine-{number}"
+        )
+        return tokenizers.create(
+            database, asked, queue="light", idempotency=keys[number]
+        ).tokenizer_id
+
+    made = [post(0), post(1)]
+    job_id = tokenizers.get(database, made[ended]).job_id
+    claim = lease.claim(database, job_id, "worker:1", lease_seconds=60)
+    assert claim is not None
+    lease.finish(database, claim, "failed")
+
+    assert forget_what_is_a_minute_old(database) == 1
+    assert idempotency.find(database, keys[ended]) is None
+    assert idempotency.find(database, keys[1 - ended]) == made[1 - ended]
+
+
 def test_an_old_key_of_a_corpus_or_of_an_answer_is_forgotten(
     database: Database, run_id: str
 ) -> None:

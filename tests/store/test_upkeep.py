@@ -326,21 +326,41 @@ def test_a_run_that_has_published_its_model_has_completed_when_its_worker_is_los
 
     (reaped,) = lease.reap(database, max_crashes=1, not_sent=not_sent)
 
-    assert (reaped.status, reaped.result) == (Status.COMPLETED, '{"steps": 3}')
+    sealed = '{"steps": 3, "attempt": 1}'
+    assert (reaped.status, reaped.result) == (Status.COMPLETED, sealed)
     assert reaped.message == "attempt 1: worker lost after it had published the model; completed"
     run = runs.get(database, claim.job_id)
     assert (run.status, run.crashes, run.progress, run.eta_sec) == ("completed", 0, 100, None)
     assert (run.artifact_storage, run.artifact_sha256) == ("local", "a" * 64)
     code = None if not_sent is None else "ARTIFACT_UPLOAD_FAILED"
-    assert (run.error_code, run.message, run.result) == (code, not_sent or "", '{"steps": 3}')
+    assert (run.error_code, run.message, run.result) == (code, not_sent or "", sealed)
 
 
+def claim_as_the_version_before_does(database: Database, job_id: str) -> None:
+    """With the result left as it is."""
+    taken = {"status": Status.RUNNING, "owner": "worker:2", "lease_until": NOW + 60}
+    with database.write() as connection:
+        connection.execute(
+            update(JobRow).where(JobRow.id == job_id).values(attempt=JobRow.attempt + 1, **taken)
+        )
+
+
+def claim_as_this_version_does(database: Database, job_id: str) -> None:
+    assert lease.claim(database, job_id, "worker:2", lease_seconds=60) is not None
+
+
+@pytest.mark.parametrize(
+    "claim_again", [claim_as_this_version_does, claim_as_the_version_before_does]
+)
 def test_what_an_earlier_attempt_has_published_does_not_complete_a_later_one(
-    database: Database, claim: Claim, elapse: Elapse
+    database: Database,
+    claim: Claim,
+    elapse: Elapse,
+    claim_again: Callable[[Database, str], None],
 ) -> None:
     lease.seal(database, claim, result="{}", sha256="a" * 64)
     lease.hand_back(database, claim, message="as the version before does")
-    assert lease.claim(database, claim.job_id, "worker:2", lease_seconds=60) is not None
+    claim_again(database, claim.job_id)
     elapse(61)
 
     (reaped,) = lease.reap(database, max_crashes=3)

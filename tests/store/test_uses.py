@@ -61,9 +61,30 @@ def test_a_corpus_that_is_not_here_is_taken_where_there_is_a_data_bank(
     assert uses.corpora_in_use(database) == {"remote-1"}
     end(database, run.run_id, "completed")
     assert uses.corpora_in_use(database) == frozenset()
-    ask(database, run.run_id)  # as to evaluate it
 
-    assert uses.corpora_in_use(database) == {"remote-1"}
+
+@pytest.mark.parametrize(
+    ("kind", "named", "in_use"),
+    [
+        (JobKind.EVALUATE, "remote-1", {"remote-1"}),
+        (JobKind.EVALUATE, None, {"remote-1"}),  # as the version before queues it
+        (JobKind.GENERATE, None, set()),
+        (JobKind.CHAT, None, set()),
+    ],
+)
+def test_a_finished_run_s_corpus_is_in_use_while_the_run_is_evaluated(
+    database: Database, kind: JobKind, named: str | None, in_use: set[str]
+) -> None:
+    spec = TrainSpec(corpus_file_id="remote-1", corpus_sha256="0" * 64)
+    run_id = runs.create(database, spec, queue="trainer", remote_corpora=True).run_id
+    end(database, run_id, "completed")
+    request = requests.create(
+        database, kind, run_id, "{}", queue="q", user_id=0, corpus_file_id=named
+    ).request_id
+
+    assert uses.corpora_in_use(database) == in_use
+    end(database, request, "completed")
+    assert uses.corpora_in_use(database) == frozenset()
 
 
 def test_a_model_is_in_use_while_a_request_to_it_or_a_run_from_it_is_unfinished(

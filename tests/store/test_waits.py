@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
+
+from tests.store.conftest import AnotherRun
+from tests.store.kinds import make_later
 from trainer_app.store import lease, pauses, runs, waits
 from trainer_app.store.database import Database
+from trainer_app.store.tables import JobRow
 
 SAID = "waits for a worker of queue trainer, of which there is none"
 
@@ -35,3 +40,18 @@ def test_a_job_that_no_worker_may_take_waits_for_none(database: Database, run_id
     assert lease.claim(database, run_id, "worker:1", lease_seconds=60) is not None
     assert waits.queues(database) == frozenset()
     assert waits.tell(database, "trainer") == []
+
+
+def test_a_job_of_a_kind_that_a_later_version_has_is_left_to_its_housekeeping(
+    database: Database, run_id: str, another_run: AnotherRun
+) -> None:
+    told = another_run()
+    make_later(database, run_id)
+
+    assert waits.tell(database, "trainer") == [told]
+    make_later(database, told)
+    assert waits.queues(database) == frozenset()
+    waits.take_back(database, {"trainer"})
+    with database.read() as connection:
+        rows = connection.execute(select(JobRow.id, JobRow.message)).all()
+    assert {row.id: row.message for row in rows} == {run_id: "", told: SAID}

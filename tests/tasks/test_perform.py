@@ -15,6 +15,7 @@ import structlog
 from tasks import process
 from tasks.held import draining
 from tasks.perform import Done, Job, perform, run_code
+from tasks.publishing import publish
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
@@ -467,8 +468,11 @@ def test_a_file_that_is_missing_when_a_result_is_published_is_no_lost_lease(
     worker: Settings, run_id: str
 ) -> None:
     def work(job: Job) -> Done:
-        with job.publishing():
+        def rename() -> None:
             raise FileNotFoundError("config.json")
+
+        publish(job, rename, is_in_place=lambda: False)
+        raise AssertionError("it goes on without the file")
 
     perform(run_id, hostname="train-0@here", work=work)
 

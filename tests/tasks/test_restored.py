@@ -87,12 +87,16 @@ def leave(path: Path) -> None:
         "{run}/curve-6.jsonl",
         "{run}/staging-6",
         "{run}-6",  # of a tokenizer
+        "../artifacts/evaluations/.{run}-6.copy",
     ],
 )
-def test_whatever_a_later_attempt_has_left_is_noticed(run_id: str, name: str) -> None:
+@pytest.mark.parametrize("kind", [JobKind.TRAIN, JobKind.TOKENIZER, JobKind.EVALUATE])
+def test_whatever_a_later_attempt_has_left_is_noticed(
+    run_id: str, name: str, kind: JobKind
+) -> None:
     leave(process.settings().paths.runs / name.format(run=run_id))
 
-    claim = restored.counted_anew(claimed(run_id, "here:1"))
+    claim = restored.counted_anew(replace(claimed(run_id, "here:1"), kind=kind))
 
     assert (claim.attempt, claim.counted) == (7, 1)
     lease.beat(process.database(), claim, lease_seconds=60)
@@ -104,6 +108,8 @@ def test_whatever_a_later_attempt_has_left_is_noticed(run_id: str, name: str) ->
     "name",
     [
         f"{{run}}/checkpoints/step-000000007-attempt-{2**31}",
+        f"{{run}}/staging-{2**31 - 2}",  # an INTEGER counts one attempt beyond it, and no other
+        f"{{run}}/staging-{2**30 + 1}",
         "{run}/checkpoints/step-attempt-6",
         "{run}/curve-mine.jsonl",
         "other/curve-6.jsonl",

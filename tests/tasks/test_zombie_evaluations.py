@@ -12,6 +12,7 @@ from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
+from trainer_app.core import files
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.store import lease, requests
 from trainer_app.store.lease import JobKind
@@ -78,6 +79,40 @@ def test_the_file_of_a_later_evaluation_stays_as_it_is(
     assert [kept(run_id)] == later
     file = artifacts.evaluation_file(process.settings(), run_id, "validation")
     assert list(file.parent.iterdir()) == [file]
+    assert list(file.parent.parent.iterdir()) == [file.parent]
+
+
+def test_who_sleeps_before_it_writes_the_file_has_lost_its_lease_and_nothing_else(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = queue(run_id)
+    write = files.write_atomically
+
+    def sleep_and_write(path: Path, data: bytes) -> None:
+        lease.expire(process.database(), request_id, owner_prefix="inference@here")
+        housekeeping.reap()
+        write(path, data)
+
+    monkeypatch.setattr(evaluation, "write_atomically", sleep_and_write)
+    evaluate(request_id)
+
+    assert kept(run_id) is None
+    assert not process.spent.is_set()
+    found = requests.get(process.database(), JobKind.EVALUATE, run_id, request_id)
+    assert (found.status, found.message) == ("queued", "attempt 1: worker lost; queued again")
+
+
+def test_what_attempts_have_left_that_a_restored_database_lacks_is_in_nobodys_way(
+    run_id: str,
+) -> None:
+    settings = process.settings()
+    request_id = queue(run_id)
+    staging.of_evaluation(settings, request_id, 1).mkdir(parents=True)
+
+    evaluate(request_id)
+
+    assert kept(run_id) == request_id
+    file = artifacts.evaluation_file(settings, run_id, "validation")
     assert list(file.parent.parent.iterdir()) == [file.parent]
 
 

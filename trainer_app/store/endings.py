@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,8 @@ from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status, Tok
 from trainer_app.store.uploads import LOCAL, Archive, columns
 
 _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
+
+_SEALED_BY: Final = "attempt"  # in the result of a run that has published, and not ended yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +40,23 @@ def seal(db: Database, claim: Claim, *, result: str, sha256: str) -> None:
     """Write down that a run has published its model, before it ends.
 
     From now on it has completed, also where its worker is lost: see ``upkeep.reap``. ``result`` is
-    JSON, ``sha256`` that of the manifest. Raises LeaseLost.
+    a JSON object, which gets the attempt until it ends; ``sha256`` is that of the manifest. Raises
+    LeaseLost.
     """
+    sealed = json.dumps(json.loads(result) | {_SEALED_BY: claim.attempt})
     with db.write() as connection:
-        hold(connection, claim, {"result": result})
+        hold(connection, claim, {"result": sealed})
         values = {"artifact_storage": LOCAL, "artifact_sha256": sha256}
         connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
+
+
+def is_sealed(result: str | None, attempt: int) -> bool:
+    """Whether it is this attempt at a run that has published its model, by the row's result.
+
+    Workers of the version before leave there, when they claim a run, what an attempt before theirs
+    has sealed.
+    """
+    return result is not None and bool(json.loads(result).get(_SEALED_BY) == attempt)
 
 
 def finish(

@@ -101,6 +101,7 @@ def purge(db: Database, *, older_than_seconds: float) -> int:
     tokenizer = (  # which a key knows by its name
         select(TokenizerRow.job_id)
         .where(TokenizerRow.id == IdempotencyRow.created_id)
+        .correlate(IdempotencyRow)  # two statements up: by itself it is taken from the next alone
         .scalar_subquery()
     )
     lives = exists().where(

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select, update
 from trainer_app.errors import ArtifactUploadFailed, WorkerLost
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
+from trainer_app.store.endings import is_sealed
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
@@ -156,7 +157,7 @@ def reap(
                 step=step,
                 max_crashes=max_crashes,
             )
-            published = row.kind == JobKind.TRAIN and row.result is not None
+            published = row.kind == JobKind.TRAIN and is_sealed(row.result, row.attempt)
             if published:
                 fate = _completed(row.attempt, not_sent)
             fence(row.id, row.attempt)

@@ -31,9 +31,14 @@ class UnusedTokenizer:
 def corpora_in_use(db: Database) -> frozenset[str]:
     """The file ids of the corpora that queued and running jobs read, evaluations included."""
     live = aliased(JobRow)
-    of_runs = select(live.run_id).where(live.status.in_(_LIVE))
+    # An evaluation names what it reads itself, and ``corpora.delete`` goes by that alone. One that
+    # the version before has queued names nothing, nor does one of a text of its own: what its run
+    # was trained on is not cleaned up meanwhile. Requests of other kinds read no corpus.
+    evaluated = select(live.run_id).where(
+        live.status.in_(_LIVE), live.kind == JobKind.EVALUATE, live.corpus_file_id.is_(None)
+    )
     statement = select(JobRow.corpus_file_id).where(
-        or_(JobRow.status.in_(_LIVE), JobRow.id.in_(of_runs))
+        or_(JobRow.status.in_(_LIVE), JobRow.id.in_(evaluated))
     )
     with db.read() as connection:
         return frozenset(filter(None, connection.scalars(statement)))

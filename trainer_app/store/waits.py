@@ -10,10 +10,16 @@ from sqlalchemy import select, update
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobRow, Status
+from trainer_app.store.upkeep import KNOWN_KIND
 
 _WAITS: Final = "waits for a worker of queue "
 
-_DUE: Final = (JobRow.status == Status.QUEUED, ~JobRow.paused, JobRow.not_before <= NOW)
+_DUE: Final = (
+    JobRow.status == Status.QUEUED,
+    ~JobRow.paused,
+    JobRow.not_before <= NOW,
+    KNOWN_KIND,
+)
 
 
 def queues(db: Database) -> frozenset[str]:
@@ -39,6 +45,7 @@ def take_back(db: Database, served: Collection[str]) -> None:
     """Have those say it no longer whose queue a worker takes from again."""
     said = (
         JobRow.status == Status.QUEUED,
+        KNOWN_KIND,
         JobRow.message.startswith(_WAITS, autoescape=True),
         JobRow.queue.in_(sorted(served)),
     )

@@ -1,0 +1,36 @@
+"""The last that an attempt can be stopped at: it renames what it has prepared into place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tasks.perform import Job
+from trainer_app.core.observer import StopReason
+from trainer_app.core.stopping import StopRequested
+
+Published = TypeVar("Published")
+
+
+def publish(
+    job: Job, rename: Callable[[], Published], *, is_in_place: Callable[[], bool]
+) -> Published | None:
+    """Make sure of the lease, and ``rename`` one file or folder into place; what that returns.
+
+    Whoever takes the job over meanwhile takes away what was prepared: see tasks/staging.py. Raises
+    LeaseLost then, too.
+
+    No work is interrupted after it. An interrupt that comes within, and finds what was published
+    ``is_in_place``, comes too late: None then.
+    """
+    job.renew_lease()
+    try:
+        with job.held.interruptible():
+            return rename()
+    except FileNotFoundError:
+        job.renew_lease()
+        raise
+    except StopRequested as stop:
+        if stop.reason is StopReason.FENCED or not is_in_place():
+            raise
+        return None
