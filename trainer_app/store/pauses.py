@@ -88,6 +88,19 @@ def resume(
         return Status(once(connection, idempotency, act))
 
 
+def unless_resumed(db: Database, run_id: str, act: Callable[[], None]) -> None:
+    """Call ``act``, before anybody can resume the run, if it is still to be resumed.
+
+    After a ``resume`` whose outcome is not known: this waits for one that is being committed. A run
+    that has been resumed and held back once more meanwhile looks like one that was not. Raises
+    Unavailable.
+    """
+    statement = select(JobRow.id).where(*_named(run_id), _is_resumable()).with_for_update()
+    with db.write() as connection:
+        if connection.scalar(statement) is not None:
+            act()
+
+
 def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> None:
     """Also of a run that has ended, which kept nothing from being deleted."""
     row = connection.execute(
