@@ -61,6 +61,10 @@ class Wish:
         return self.up_to is None or attempt <= self.up_to
 
 
+class TakenBack(Exception):
+    """Who resumes a run takes back what was asked of it before; it is not to be cancelled."""
+
+
 def look(pipe: Pipeline, job_id: str) -> None:
     """Have a job's keys read: one command, whose answer ``read`` takes."""
     pipe.eval(_READ, 2, *keys(job_id))
@@ -80,6 +84,17 @@ def find(client: redis.Redis, job_id: str) -> Wish | None:
     """The wish that a job be cancelled, which stays."""
     answer: Sequence[object] = client.eval(_READ, 2, *keys(job_id))
     return read(answer)
+
+
+def confirm(client: redis.Redis, job_id: str, wish: Wish) -> None:
+    """Raise TakenBack where a wish that was read stands there no more.
+
+    To be called in the transaction that heeds it, for a resume takes it in its own: which of both
+    comes first decides. It waits for Redis, for as long as the client does, and on SQLite the beats
+    of all jobs wait with it.
+    """
+    if find(client, job_id) != wish:
+        raise TakenBack
 
 
 def drop(client: redis.Redis, job_id: str, wish: Wish) -> None:

@@ -169,6 +169,7 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
                 remote_corpora=current.settings().data_bank.url is not None,
                 idempotency=key,
                 # Before the run can start: it would take what was asked of it earlier for news.
+                # A Redis that hangs is waited for with the right to write held, for its time-out.
                 before=lambda: asked.append(current.queue().forget_cancel(run_id)),
             )
         except Unavailable:

@@ -69,7 +69,8 @@ def resume(
 ) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
 
-    ``before`` is called once nothing speaks against it, before anybody else can move or take it.
+    ``before`` is called once nothing speaks against it, before anybody else can move or take it:
+    whatever it waits for, on SQLite the beats of all jobs wait with it.
 
     Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
