@@ -26,7 +26,7 @@ local left, beside = redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2])
 local announced = left >= 0 and beside >= 0 and math.abs(left - beside) < 1000
 """
 _READ: Final = f"{_LOOK} return {{said[1], said[2], announced and 1 or 0}}"
-# ARGV: whom what was read is meant for. What has been set since stays.
+# ARGV: whom what was read is meant for. What has been set since for others stays.
 _DROP: Final = f"""{_LOOK}
 local up_to = ''
 if announced and #said[2] < 16 and string.match(said[2], '^%d+$') then up_to = said[2] end
@@ -98,7 +98,11 @@ def confirm(client: redis.Redis, job_id: str, wish: Wish) -> None:
 
 
 def drop(client: redis.Redis, job_id: str, wish: Wish) -> None:
-    """Remove a wish that was heeded or came late, but no other that was set since it was read."""
+    """Remove a wish that was heeded or came late, but none that was set since for another attempt.
+
+    What is set by hand is all alike, mostly without an end to tell it by: one that is set again
+    between the look and this goes with the one that was read.
+    """
     client.eval(_DROP, 2, *keys(job_id), "" if wish.up_to is None else str(wish.up_to))
 
 
