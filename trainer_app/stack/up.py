@@ -75,7 +75,7 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
     if with_flower:
         flower.check_installed()
     _check_data_root(root)
-    check_folders(settings)
+    check_folders(settings, for_a_stack=True)
     with _locked(root):
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
