@@ -15,6 +15,7 @@ from trainer_app import wishes
 from trainer_app.errors import AlreadyFinished, NotFound
 from trainer_app.store import lease, runs
 from trainer_app.store.tables import JobKind, Status
+from trainer_app.wishes import TakenBack
 
 _AT_ONCE: Final = 1_000  # keys in one look at Redis
 
@@ -38,20 +39,12 @@ def heed_queued() -> None:
     heed(runs.queued(process.database()))
 
 
-class _TakenBack(Exception):
-    """Who resumes a run takes back what was asked of it before; it is not to be cancelled."""
-
-
 def _cancel(run_id: str) -> None:
     """Heed the wish, and only then take it out of Redis: whoever is killed leaves it to others."""
     client = process.redis_client()
     wish = wishes.find(client, run_id)
     if wish is None:
         return  # another has heeded it
-
-    def confirm() -> None:
-        if wishes.find(client, run_id) != wish:
-            raise _TakenBack
 
     try:
         run = runs.get(process.database(), run_id)
@@ -64,11 +57,13 @@ def _cancel(run_id: str) -> None:
             lease.request_cancel(
                 process.database(),
                 run_id,
-                confirm=confirm,
+                confirm=lambda: wishes.confirm(client, run_id, wish),
                 on_cancelled=lambda: events.failed("user", "cancelled"),
             )
-    except (NotFound, _TakenBack):
+    except NotFound:
         return  # of another kind of job its lease's thread looks
+    except TakenBack:
+        return  # the run goes on, and what may stand there now is another's: for the next look
     except AlreadyFinished:
         pass
     wishes.drop(client, run_id, wish)

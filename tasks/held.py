@@ -364,9 +364,9 @@ class Held:
             heard = self._news.exchange()
             if heard.later_attempt is not None:
                 self._look_for(heard.later_attempt)
-            if heard.cancelled and not self._heard:
-                # Also of a job that is to stop for another reason: it is not to be queued again.
-                lease.cancel(self._database, self.claim)
+            wish = None if self._heard else heard.wish
+            # Also of a job that is to stop for another reason: it is not to be queued again.
+            if wish is not None and self._news.heed(self._database, wish):
                 self._heard = True
                 self.stop(StopReason.CANCEL)
         except LeaseLost:

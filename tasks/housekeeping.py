@@ -174,11 +174,11 @@ def _tell(reaped: Reaped) -> None:
             events.failed("system", reaped.message)
 
 
-def dispatch() -> None:
+def dispatch() -> bool:
     """Publish the queued jobs that are due: all of them once Redis has lost its data.
 
-    Ends at the first that cannot be sent, for each waits for a Redis that hangs, and nothing is
-    reaped meanwhile; it and those after it are as due as before.
+    Returns whether Redis took them all. Ends at the first that cannot be sent, for each waits for a
+    Redis that hangs, and nothing is reaped meanwhile; it and those after it are as due as before.
     """
     client = process.redis_client()
     try:
@@ -190,12 +190,14 @@ def dispatch() -> None:
         for number, wakeup in enumerate(due):
             if not process.queue().publish(wakeup):
                 wakeups.take_back(process.database(), [one.job_id for one in due[number:]])
-                return
+                return False
         if wiped:
             # Not where Redis was wiped again since: what was sent before is gone.
             client.set(_SENTINEL, _SENT, xx=True)
     except (redis.RedisError, OSError):
         _log.debug("nothing can be published while Redis is away")
+        return False
+    return True
 
 
 def purge() -> None:
@@ -215,7 +217,14 @@ def run(stop: threading.Event) -> None:
     slow = threading.Thread(target=SlowDuties().run, args=(stop,), name="slow duties", daemon=True)
     slow.start()
     reaper, unserved = Reaper(), Unserved()
-    duties = (reaper.one_pass, by_hand.heed_queued, dispatch, unserved.one_pass, purge)
+
+    def send() -> None:
+        # A pass that waits for a Redis that hangs once more would take so long that the reaper,
+        # with a database that is late as well, took the workers for away, and reaped nothing.
+        unserved.redis_answers = True  # where this fails for another reason
+        unserved.redis_answers = dispatch()
+
+    duties = (reaper.one_pass, by_hand.heed_queued, send, unserved.one_pass, purge)
     while not stop.is_set():
         for duty in duties:
             try:

@@ -15,7 +15,10 @@ import redis
 
 from trainer_app import wishes
 from trainer_app.queue import attempt_key, heartbeat_key
+from trainer_app.store import lease
 from trainer_app.store.claims import Claim
+from trainer_app.store.database import Database
+from trainer_app.wishes import TakenBack, Wish
 
 # KEYS[1]: the newest attempt, ARGV[1]: this one. Anybody may have written there: what is no number,
 # or none that counts attempts, is none.
@@ -46,7 +49,7 @@ class Heard:
     """What there was to hear."""
 
     later_attempt: int | None  # that has begun; None: none is known
-    cancelled: bool  # that is what somebody wishes
+    wish: Wish | None  # that the job be cancelled
 
 
 class News:
@@ -72,7 +75,22 @@ class News:
             # Announced late: what the database was asked to end has ended.
             wishes.drop(self._redis, job_id, wish)
             wish = None
-        return Heard(later_attempt=newest if newest > mine else None, cancelled=wish is not None)
+        return Heard(later_attempt=newest if newest > mine else None, wish=wish)
+
+    def heed(self, database: Database, wish: Wish) -> bool:
+        """Have the database cancel this attempt; False where that was taken back meanwhile.
+
+        Raises LeaseLost and Unavailable as well.
+        """
+        try:
+            lease.cancel(
+                database,
+                self._claim,
+                confirm=lambda: wishes.confirm(self._redis, self._claim.job_id, wish),
+            )
+        except TakenBack:
+            return False
+        return True
 
     def refute(self, later_attempt: int) -> None:
         """There is no such attempt, says the database: what Redis has is somebody's mistake."""

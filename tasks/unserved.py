@@ -29,6 +29,7 @@ class Unserved:
         self._clock = clock
         self._since: dict[str, float] = {}  # by queue
         self._look_at = float("-inf")
+        self.redis_answers = True  # as far as is known: one that hangs is not waited for once more
 
     def one_pass(self) -> None:
         """Look, if it is time to. Raises Unavailable where the database is away."""
@@ -36,9 +37,8 @@ class Unserved:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
-        try:
-            served = {queue for worker in process.queue().workers() for queue in worker.queues}
-        except Unavailable:
+        served = _served() if self.redis_answers else None
+        if served is None:
             self._since.clear()  # nobody can tell of himself: it is no news that nobody does
             return
         missing = waits.queues(process.database()) - served
@@ -48,3 +48,11 @@ class Unserved:
             if now - since >= MISSING_SECONDS:
                 for job_id in waits.tell(process.database(), queue):
                     _log.warning("no worker takes from its queue", job_id=job_id, queue=queue)
+
+
+def _served() -> set[str] | None:
+    """The queues that live workers take from; None while Redis is away."""
+    try:
+        return {queue for worker in process.queue().workers() for queue in worker.queues}
+    except Unavailable:
+        return None

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from trainer_app.errors import SettingsError
 from trainer_app.folders import check_folders
 from trainer_app.settings import Settings, load_settings
+from trainer_app.stack.up import up
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -86,7 +88,7 @@ def test_the_folder_of_weights_and_biases_matters_where_it_is_used(
     check_folders(load_settings())
 
 
-@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_disk_that_is_full_or_broken_is_no_bad_setting(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, fault: int
 ) -> None:
@@ -95,3 +97,19 @@ def test_a_disk_that_is_full_or_broken_is_no_bad_setting(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     check_folders(settings)
+
+
+def test_a_disk_that_can_only_be_read_stops_the_start_of_a_stack_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.TemporaryFile
+
+    def make_unless_read_only(**where: Path) -> IO[bytes]:
+        if where["dir"] == settings.paths.runs:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return make(dir=where["dir"])
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", make_unless_read_only)
+    check_folders(settings)
+    with pytest.raises(SettingsError, match=r"^APP__RUNS_ROOT: .*: Read-only file system"):
+        up(settings)

@@ -28,17 +28,18 @@ _UNFIT: Final = frozenset(
         errno.ENOENT,
         errno.ENOTDIR,
         errno.EPERM,
-        errno.EROFS,
     }
 )
 
 
-def check_folders(settings: Settings) -> None:
+def check_folders(settings: Settings, *, for_a_stack: bool = False) -> None:
     """Make the folders that are not there yet.
 
     Raises SettingsError, with the variable's name, for one that cannot be made, written to or, for
-    the corpora, which are only read, listed.
+    the corpora, which are only read, listed. A disk that can only be read stops a stack's start,
+    not that of one of its processes: a file system that breaks becomes one.
     """
+    unfit = _UNFIT | {errno.EROFS} if for_a_stack else _UNFIT
     paths = settings.paths
     written = {
         "APP__DATA_ROOT": paths.data_root,
@@ -49,11 +50,11 @@ def check_folders(settings: Settings) -> None:
     if settings.tracking.enabled:
         written["WANDB_DIR"] = settings.tracking.directory
     for name, folder in written.items():
-        _check(name, folder, is_written=True)
-    _check("APP__CORPUS_ROOT", paths.corpus, is_written=False)
+        _check(name, folder, unfit, is_written=True)
+    _check("APP__CORPUS_ROOT", paths.corpus, unfit, is_written=False)
 
 
-def _check(name: str, folder: Path, *, is_written: bool) -> None:
+def _check(name: str, folder: Path, unfit: frozenset[int], *, is_written: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_written:
@@ -62,6 +63,6 @@ def _check(name: str, folder: Path, *, is_written: bool) -> None:
         else:
             os.scandir(folder).close()
     except OSError as error:
-        if error.errno in _UNFIT:
+        if error.errno in unfit:
             cannot = "cannot be written to" if is_written else "cannot be read"
             raise SettingsError(f"{name}: {folder} {cannot}: {error.strerror}") from error

@@ -26,7 +26,7 @@ local left, beside = redis.call('PTTL', KEYS[1]), redis.call('PTTL', KEYS[2])
 local announced = left >= 0 and beside >= 0 and math.abs(left - beside) < 1000
 """
 _READ: Final = f"{_LOOK} return {{said[1], said[2], announced and 1 or 0}}"
-# ARGV: whom what was read is meant for. What has been set since stays.
+# ARGV: whom what was read is meant for. What has been set since for others stays.
 _DROP: Final = f"""{_LOOK}
 local up_to = ''
 if announced and #said[2] < 16 and string.match(said[2], '^%d+$') then up_to = said[2] end
@@ -61,6 +61,10 @@ class Wish:
         return self.up_to is None or attempt <= self.up_to
 
 
+class TakenBack(Exception):
+    """Who resumes a run takes back what was asked of it before; it is not to be cancelled."""
+
+
 def look(pipe: Pipeline, job_id: str) -> None:
     """Have a job's keys read: one command, whose answer ``read`` takes."""
     pipe.eval(_READ, 2, *keys(job_id))
@@ -82,8 +86,23 @@ def find(client: redis.Redis, job_id: str) -> Wish | None:
     return read(answer)
 
 
+def confirm(client: redis.Redis, job_id: str, wish: Wish) -> None:
+    """Raise TakenBack where a wish that was read stands there no more.
+
+    To be called in the transaction that heeds it, for a resume takes it in its own: which of both
+    comes first decides. It waits for Redis, for as long as the client does, and on SQLite the beats
+    of all jobs wait with it.
+    """
+    if find(client, job_id) != wish:
+        raise TakenBack
+
+
 def drop(client: redis.Redis, job_id: str, wish: Wish) -> None:
-    """Remove a wish that was heeded or came late, but no other that was set since it was read."""
+    """Remove a wish that was heeded or came late, but none that was set since for another attempt.
+
+    What is set by hand is all alike, mostly without an end to tell it by: one that is set again
+    between the look and this goes with the one that was read.
+    """
     client.eval(_DROP, 2, *keys(job_id), "" if wish.up_to is None else str(wish.up_to))
 
 

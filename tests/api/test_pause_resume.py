@@ -13,6 +13,7 @@ from tests.api.conftest import ON_BOTH_DATABASES, World
 from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses
+from trainer_app.store.database import Database
 from trainer_app.store.tables import Status
 from trainer_app.wishes import cancelled_key, keys
 
@@ -91,6 +92,33 @@ def test_a_resume_that_finds_no_database_takes_back_no_cancellation(
         news.delete(cancelled_key(run_id))
         assert client.post(f"/runs/{run_id}/resume").status_code == 503
         assert news.get(cancelled_key(run_id)) is None
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_resume_whose_answer_is_lost_is_not_cancelled_by_what_was_asked_before(
+    client: FlaskClient, world: World, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    resume, unless_resumed = pauses.resume, pauses.unless_resumed
+
+    def lose_the_answer(
+        db: Database, named: str, *, before: Callable[[], None], **_: object
+    ) -> None:
+        resume(db, named, before=before)
+        raise Unavailable("the connection broke at the commit")
+
+    def look(db: Database, named: str, act: Callable[[], None]) -> None:
+        if not is_known:
+            raise Unavailable("the database is away or busy")
+        unless_resumed(db, named, act)
+
+    monkeypatch.setattr(pauses, "resume", lose_the_answer)
+    monkeypatch.setattr(pauses, "unless_resumed", look)
+    run_id = world.run(Status.CANCELLED)
+    with redis.Redis.from_url(world.settings.redis.url, decode_responses=True) as news:
+        news.set(cancelled_key(run_id), "1")
+        assert client.post(f"/runs/{run_id}/resume").status_code == 503
+        assert not news.exists(*keys(run_id))
+    assert client.get(f"/runs/{run_id}").get_json()["status"] == "queued"
 
 
 @pytest.mark.parametrize("move", ["pause", "resume"])

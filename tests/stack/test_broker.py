@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import socket
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -18,6 +21,12 @@ from trainer_app.stack.broker import Broker
 from trainer_app.stack.ports import free_port
 
 Start = Callable[[Broker], subprocess.Popen[bytes]]
+
+
+def port_of(broker: Broker) -> int:
+    port = urlsplit(broker.url).port
+    assert port is not None
+    return port
 
 
 @pytest.fixture
@@ -105,10 +114,59 @@ def test_its_url_outlives_a_restart(tmp_path: Path, start: Start) -> None:
     first = brokers.configure(tmp_path)
     assert brokers.configure(tmp_path).url == first.url
     # A port that somebody else has taken meanwhile is given up, the password is not.
-    start(first)
-    second = brokers.configure(tmp_path)
+    with socket.create_server((brokers.HOST, port_of(first))):
+        second = brokers.configure(tmp_path)
     assert second.url != first.url
     assert second.url.rpartition("@")[0] == first.url.rpartition("@")[0]
+
+
+def test_a_server_that_was_left_on_its_folder_is_ended_and_what_is_queued_is_kept(
+    tmp_path: Path, start: Start
+) -> None:
+    said: list[str] = []
+    first = brokers.configure(tmp_path)
+    left = start(first)
+    with redis.Redis.from_url(first.url) as client:
+        client.rpush("queue", *range(1_000))
+
+    second = brokers.configure(tmp_path, say=said.append)
+
+    assert said == [f"ending the broker that was left at {brokers.HOST}:{port_of(first)}"]
+    assert left.wait(5) == 0
+    assert second.url == first.url
+    start(second)
+    with redis.Redis.from_url(second.url) as client:
+        assert client.llen("queue") == 1_000
+
+
+def test_a_server_that_was_left_and_does_not_end_keeps_another_from_its_folder(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brokers, "_END_SECONDS", 0.1)
+    broker = brokers.configure(tmp_path)
+    left = start(broker)
+    with redis.Redis.from_url(broker.url) as client:
+        client.acl_setuser("default", enabled=True, commands=["-shutdown"])
+
+    with pytest.raises(Unavailable, match=f"left at 127.0.0.1:{port_of(broker)} does not end"):
+        brokers.configure(tmp_path)
+
+    assert left.poll() is None
+
+
+def test_a_server_of_the_same_password_on_another_folder_goes_on(
+    tmp_path: Path, start: Start
+) -> None:
+    first = brokers.configure(tmp_path / "data")
+    left = start(first)
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    password = urlsplit(first.url).password
+    kept = f"port {port_of(first)}\nrequirepass {password}\n"
+    (tmp_path / "other" / "run" / "broker.conf").write_text(kept)
+
+    assert port_of(brokers.configure(tmp_path / "other")) != port_of(first)
+
+    assert left.poll() is None
 
 
 @pytest.mark.parametrize("name", ["data", 'my "data"', "back\\slash"])
@@ -132,6 +190,41 @@ def test_a_copy_of_the_data_root_gets_a_broker_of_its_own(tmp_path: Path, name: 
     assert parts[0][0] != parts[1][0]  # the password
     assert parts[0][2] != parts[1][2]  # the port
     assert brokers.configure(copy, say=said.append).url == second.url
+
+
+def test_a_data_root_that_was_moved_keeps_its_broker(tmp_path: Path) -> None:
+    said: list[str] = []
+    url = brokers.configure(tmp_path / "data").url
+    (tmp_path / "data").rename(tmp_path / "moved")
+
+    assert brokers.configure(tmp_path / "moved", say=said.append).url == url
+    assert said == []
+
+
+def test_a_copy_at_the_same_path_gets_a_broker_of_its_own(tmp_path: Path) -> None:
+    """As where each is mounted there, in a container of its own."""
+    root, copy = tmp_path / "data", tmp_path / "copy"
+    url = brokers.configure(root).url
+    shutil.copytree(root, copy)
+    root.rename(tmp_path / "old")
+    copy.rename(root)
+
+    assert brokers.configure(root).url.rpartition("@")[0] != url.rpartition("@")[0]
+
+
+def test_a_configuration_of_the_version_before_is_of_the_data_root_whose_path_it_has(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "data"
+    url = brokers.configure(root).url
+    file = root / "run" / "broker.conf"
+    before = re.sub("# root .*\n", "", file.read_text())
+    assert before != file.read_text()
+    file.write_text(before)
+    shutil.copytree(root, tmp_path / "copy")
+
+    assert brokers.configure(root).url == url
+    assert brokers.configure(tmp_path / "copy").url.rpartition("@")[0] != url.rpartition("@")[0]
 
 
 def test_a_file_that_it_cannot_read_is_set_aside(tmp_path: Path, start: Start) -> None:

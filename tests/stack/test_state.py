@@ -10,10 +10,12 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trainer_app.stack import broker as brokers
 from trainer_app.stack.processes import Process, Role
 from trainer_app.stack.state import (
     end_leftovers,
@@ -118,18 +120,72 @@ def test_a_copy_of_a_data_root_leaves_the_stack_of_the_first_alone(tmp_path: Pat
         assert end_leftovers(tmp_path / "moved", grace_seconds=5) == ["worker"]
 
 
-def test_a_state_that_does_not_say_of_which_data_root_it_is_ends_nothing(tmp_path: Path) -> None:
-    """As the version before wrote it, on a data root of which this may be a copy."""
-    with subprocess.Popen(["sleep", "300"], start_new_session=True) as worker:
-        write(tmp_path, [(process("worker", Role.WORKER), worker.pid)])
-        state = json.loads(state_file(tmp_path).read_text())
-        del state["root"]
-        state_file(tmp_path).write_text(json.dumps(state))
+@pytest.fixture
+def left_worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of a stack on tmp_path/data that was killed with its guard."""
+    root = tmp_path / "data"
+    root.mkdir()
+    command, environment = ["sleep", "300"], os.environ | {"APP__DATA_ROOT": str(root)}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as left:
+        write(root, [(process("worker", Role.WORKER), left.pid)])
+        yield left
+        left.kill()
 
-        assert end_leftovers(tmp_path, grace_seconds=1) == []
 
-        assert worker.poll() is None
-        worker.kill()
+def as_the_version_before_wrote_it(root: Path) -> None:
+    state = json.loads(state_file(root).read_text())
+    del state["root"]
+    state_file(root).write_text(json.dumps(state))
+
+
+def test_what_a_stack_of_the_version_before_left_is_ended(
+    tmp_path: Path, left_worker: subprocess.Popen[bytes]
+) -> None:
+    root, link = tmp_path / "data", tmp_path / "link"
+    as_the_version_before_wrote_it(root)
+    link.symlink_to(root)
+
+    assert not is_of_another_root(link)
+    assert end_leftovers(link, grace_seconds=5) == ["worker"]
+    assert left_worker.wait(5) == -signal.SIGTERM
+
+
+def test_the_broker_that_a_stack_of_the_version_before_left_is_ended(tmp_path: Path) -> None:
+    broker = brokers.configure(tmp_path)
+    with subprocess.Popen(broker.command, stdout=subprocess.DEVNULL) as left:
+        try:
+            brokers.wait_until_it_answers(broker.url, timeout_seconds=10)
+            write(tmp_path, [(process("broker", Role.BROKER), left.pid)])
+            as_the_version_before_wrote_it(tmp_path)
+
+            assert end_leftovers(tmp_path, grace_seconds=5) == ["broker"]
+            assert left.wait(5) == 0
+        finally:
+            left.kill()
+
+
+def test_a_copy_of_a_data_root_of_the_version_before_ends_nothing(
+    tmp_path: Path, left_worker: subprocess.Popen[bytes]
+) -> None:
+    as_the_version_before_wrote_it(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+
+    assert is_of_another_root(tmp_path / "copy")
+    assert end_leftovers(tmp_path / "copy", grace_seconds=1) == []
+    assert left_worker.poll() is None
+
+
+def test_what_was_left_on_a_data_root_that_was_copied_away_and_back_is_ended(
+    tmp_path: Path, left_worker: subprocess.Popen[bytes]
+) -> None:
+    root, away = tmp_path / "data", tmp_path / "away"
+    shutil.copytree(root, away)
+    root.rename(tmp_path / "old")  # not removed: its number could be given to the next folder
+    away.rename(root)
+
+    assert not is_of_another_root(root)
+    assert end_leftovers(root, grace_seconds=5) == ["worker"]
+    assert left_worker.wait(5) == -signal.SIGTERM
 
 
 def test_a_process_that_has_ended_is_not_listed(tmp_path: Path) -> None:

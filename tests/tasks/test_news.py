@@ -17,9 +17,10 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.queue import attempt_key, heartbeat_key
 from trainer_app.settings import Settings
-from trainer_app.store import lease, runs
+from trainer_app.store import lease, pauses, runs
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
+from trainer_app.wishes import Wish, cancelled_key
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 
@@ -65,6 +66,30 @@ def soon(is_so: Callable[[], bool]) -> bool:
     while not is_so() and time.monotonic() < give_up_at:
         time.sleep(0.05)
     return is_so()
+
+
+def test_a_run_that_is_resumed_while_its_cancellation_is_being_heeded_runs_on(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, taken = lease.cancel, list[Wish | None]()
+
+    def cancel_once_it_is_resumed(
+        database: Database, cancelled: Claim, **more: Callable[[], None]
+    ) -> None:
+        forget = process.queue().forget_cancel
+        pauses.resume(database, claim.job_id, before=lambda: taken.append(forget(claim.job_id)))
+        cancel(database, cancelled, **more)
+
+    monkeypatch.setattr(lease, "cancel", cancel_once_it_is_resumed)
+    pauses.pause(process.database(), claim.job_id)
+    process.redis_client().set(cancelled_key(claim.job_id), "1")
+    with held(claim) as first:
+        assert soon(lambda: bool(taken))
+
+    assert taken == [Wish()]
+    assert first.should_stop() is not StopReason.CANCEL
+    run = runs.get(process.database(), claim.job_id)
+    assert (run.status, run.paused, run.cancel_requested) == ("running", False, False)
 
 
 def test_who_is_cut_off_from_the_database_alone_stops_once_another_attempt_has_begun(

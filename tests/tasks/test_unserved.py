@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
 
-from tasks import process
+from tasks import housekeeping, process
 from tasks.unserved import MISSING_SECONDS, Unserved
 from tests.tasks.claims import claimed
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import WORKER_KEY
+from trainer_app.queue import WORKER_KEY, LiveWorker
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, runs
+from trainer_app.store.lease import Wakeup
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 PINNED = "trainer.gone%.gpu0"
@@ -34,8 +36,9 @@ class Watched:
         self._now = 1_000.0
         self._unserved = Unserved(lambda: self._now)
 
-    def after(self, seconds: float) -> None:
+    def after(self, seconds: float, *, redis_answers: bool = True) -> None:
         self._now += seconds
+        self._unserved.redis_answers = redis_answers
         self._unserved.one_pass()
 
     def until_it_is_said(self) -> None:
@@ -153,5 +156,50 @@ def test_while_redis_is_away_nobody_counts_as_missing(
 
     watched.after(60)
     assert message(run_id) == ""
+    watched.after(MISSING_SECONDS)
+    assert message(run_id) == WAITS
+
+
+class Hanging:
+    """A Redis that takes no message; nobody is to wait for it once more to ask for workers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.refused = threading.Event()
+
+    def publish(self, _wakeup: Wakeup) -> bool:
+        self.refused.set()
+        return False
+
+    def workers(self) -> list[LiveWorker]:
+        self.asked += 1
+        return []
+
+
+def test_a_pass_that_has_found_redis_away_does_not_wait_for_it_to_tell_of_workers(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, stop, over = Hanging(), threading.Event(), threading.Event()
+    monkeypatch.setattr(housekeeping, "purge", over.set)  # the last duty
+    loop = threading.Thread(target=housekeeping.run, args=(stop,))
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "queue", lambda: queue)
+        loop.start()
+        assert over.wait(10)
+        stop.set()
+        loop.join(20)
+
+    assert queue.refused.is_set()
+    assert queue.asked == 0
+
+
+def test_a_pass_without_redis_is_no_sign_that_a_worker_is_missing(
+    watched: Watched, run_id: str
+) -> None:
+    watched.after(0)
+    watched.after(MISSING_SECONDS, redis_answers=False)
+    watched.after(10)
+    assert message(run_id) == ""
+
     watched.after(MISSING_SECONDS)
     assert message(run_id) == WAITS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import (
     KEY_PARAMETER,
@@ -24,7 +26,7 @@ from trainer_app.api.runs_schema import (
 from trainer_app.api.schema import EmptySchema, PageQuery
 from trainer_app.api.train_schema import TrainSchema
 from trainer_app.core.spec import TrainSpec
-from trainer_app.errors import TrainerError
+from trainer_app.errors import Unavailable
 from trainer_app.events import JobEvents, Publisher
 from trainer_app.store import idempotency, lease, pauses, runs
 from trainer_app.store.pages import Page
@@ -167,13 +169,23 @@ def resume_run(_nothing: dict[str, object], run_id: str) -> tuple[dict[str, str]
                 remote_corpora=current.settings().data_bank.url is not None,
                 idempotency=key,
                 # Before the run can start: it would take what was asked of it earlier for news.
+                # A Redis that hangs is waited for with the right to write held, for its time-out.
                 before=lambda: asked.append(current.queue().forget_cancel(run_id)),
             )
-        except TrainerError:
-            # What a client has asked for in Redis outlives a resume that comes to nothing.
+        except Unavailable:
             for wish in asked:
                 if wish is not None:
-                    current.queue().announce_cancel(run_id, wish)
+                    _ask_again(run_id, wish)
             raise
         wake(run_id)
     return {"run_id": run_id, "status": status}, {"Location": f"/runs/{run_id}"}
+
+
+def _ask_again(run_id: str, wish: Wish) -> None:
+    """What a client has asked for in Redis outlives a resume that comes to nothing."""
+    # The answer to a commit may be what was lost: the wish would end the run that goes on. Where
+    # that cannot be known it is left out, for a run that is not resumed does not run either.
+    with suppress(Unavailable):
+        pauses.unless_resumed(
+            current.database(), run_id, lambda: current.queue().announce_cancel(run_id, wish)
+        )

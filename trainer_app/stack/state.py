@@ -13,6 +13,7 @@ import psutil
 
 from trainer_app.core.files import write_atomically
 from trainer_app.pids import descendants, lives
+from trainer_app.stack.data_root import identity, is_served_by
 from trainer_app.stack.guard import end_groups
 from trainer_app.stack.processes import Process, Role
 
@@ -79,7 +80,7 @@ def write_state(
         flower_url=flower_url,
         redis_url=redis_url,
         database_url=database_url,
-        root=_identity(data_root),
+        root=identity(data_root),
         pid=os.getpid(),
         pids=Pids(
             api=next(iter(pids(Role.API)), None),
@@ -121,9 +122,11 @@ def is_damaged(data_root: Path) -> bool:
 
 
 def is_of_another_root(data_root: Path) -> bool:
-    """Whether stack.json came from another data root, as where all of one was copied."""
+    """Whether stack.json names what lives and serves another data root, which was copied here."""
     state = read_state(data_root)
-    return state is not None and state.get("root") != _identity(data_root)
+    return state is not None and any(
+        lives(entry["pid"]) and not _serves(entry, state, data_root) for entry in _left(state)
+    )
 
 
 def remove_state(data_root: Path) -> None:
@@ -139,15 +142,15 @@ def remove_state(data_root: Path) -> None:
 def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
     """End what a killed supervisor left running, and return the processes' names.
 
-    Nothing where stack.json is of another data root: what it names may serve that one.
+    What serves another data root, of which this is a copy, goes on.
 
     To be called with the data root's lock held: a stack that still lives holds it. What they
     listened on is free then.
     """
     state = read_state(data_root)
-    if state is None or is_of_another_root(data_root):
+    if state is None:
         return []
-    left = [entry for entry in state["processes"] if _is_same(entry)]
+    left = [entry for entry in _left(state) if _serves(entry, state, data_root)]
     leaders = [entry["pid"] for entry in left]
     started = [child.pid for leader in leaders for child in descendants(leader)]
     end_groups(leaders, grace_seconds)
@@ -156,10 +159,15 @@ def end_leftovers(data_root: Path, *, grace_seconds: float) -> list[str]:
     return [entry["name"] for entry in left]
 
 
-def _identity(data_root: Path) -> str:
-    """Of the folder itself: another one has another, whatever was copied into it from this."""
-    found = (data_root / "run").stat()
-    return f"{found.st_dev}:{found.st_ino}"
+def _left(state: StackState) -> list[Started]:
+    """What is there still of what stack.json names."""
+    return [entry for entry in state["processes"] if _is_same(entry)]
+
+
+def _serves(entry: Started, state: StackState, data_root: Path) -> bool:
+    # All of them, where stack.json was written here. It was not where the data root was copied away
+    # and back, and the version before did not say: then each is asked.
+    return state.get("root") == identity(data_root) or is_served_by(entry["pid"], data_root)
 
 
 def _read(data_root: Path) -> StackState | None:

@@ -75,7 +75,7 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
     if with_flower:
         flower.check_installed()
     _check_data_root(root)
-    check_folders(settings)
+    check_folders(settings, for_a_stack=True)
     with _locked(root):
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -271,8 +271,8 @@ def _end_leftovers(root: Path, output: Output) -> None:
         )
     if is_of_another_root(root):
         output.say(
-            f"{state_file(root)} is of another data root, of which this may be a copy, or of the "
-            "version before, which did not say: what it names is left running"
+            f"{state_file(root)} is of another data root, of which this seems to be a copy: what "
+            "serves that one is left running"
         )
     if left := end_leftovers(root, grace_seconds=_LEFTOVER_SECONDS):
         output.say(f"ended what a killed stack had left running: {', '.join(left)}")

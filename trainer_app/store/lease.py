@@ -201,10 +201,14 @@ def cancel_requested(db: Database, claim: Claim) -> bool:
     return asked
 
 
-def cancel(db: Database, claim: Claim) -> None:
-    """Ask for the cancellation of this attempt, never of one after it. Raises LeaseLost."""
+def cancel(db: Database, claim: Claim, *, confirm: Callable[[], None] = lambda: None) -> None:
+    """Ask for the cancellation of this attempt, never of one after it. Raises LeaseLost.
+
+    ``confirm`` is as ``request_cancel`` has it.
+    """
     with db.write() as connection:
         hold(connection, claim, {"cancel_requested": True})
+        confirm()
 
 
 def progress(

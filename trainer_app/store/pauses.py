@@ -69,7 +69,8 @@ def resume(
 ) -> Status:
     """Let a paused, cancelled or failed run go on from its last checkpoint, as often as at first.
 
-    ``before`` is called once nothing speaks against it, before anybody else can move or take it.
+    ``before`` is called once nothing speaks against it, before anybody else can move or take it:
+    whatever it waits for, on SQLite the beats of all jobs wait with it.
 
     Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
@@ -86,6 +87,19 @@ def resume(
 
     with db.write() as connection:
         return Status(once(connection, idempotency, act))
+
+
+def unless_resumed(db: Database, run_id: str, act: Callable[[], None]) -> None:
+    """Call ``act``, before anybody can resume the run, if it is still to be resumed.
+
+    After a ``resume`` whose outcome is not known: this waits for one that is being committed. A run
+    that has been resumed and held back once more meanwhile looks like one that was not. Raises
+    Unavailable.
+    """
+    statement = select(JobRow.id).where(*_named(run_id), _is_resumable()).with_for_update()
+    with db.write() as connection:
+        if connection.scalar(statement) is not None:
+            act()
 
 
 def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> None:
