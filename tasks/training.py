@@ -72,7 +72,7 @@ def work(job: Job) -> Done | StopReason:
         if isinstance(outcome, Stopped):
             return outcome.reason
         sealed = _publish(job, outcome, final)
-    done = _sealed(job, final, sealed)
+    done = _recorded(job, final, sealed)
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
@@ -211,11 +211,11 @@ def _copy_log(log: Path, target: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def _sealed(job: Job, final: Path, sealed: str | None) -> Done:
+def _recorded(job: Job, final: Path, sealed: str | None) -> Done:
     """What has become of the run, by its manifest, while its model is here alone.
 
-    ``sealed``: the manifest's digest, where this attempt has published it and knows.
     Written down before all that takes its time: who dies from now on leaves a completed run.
+    ``sealed``: the manifest's digest, where this attempt has published it and knows.
     """
     model = artifacts.pointer(final, sealed=sealed)
     manifest = artifacts.read_manifest(final, sealed=model.sha256)
@@ -231,8 +231,10 @@ def _sealed(job: Job, final: Path, sealed: str | None) -> Done:
         problem=not_sent(process.settings()),
         final_metrics=figures.final_metrics,
     )
-    seal = partial(lease.seal, process.database(), job.claim, result=result, sha256=model.sha256)
-    insist(seal)
+    record = partial(
+        lease.record_published, process.database(), job.claim, result=result, sha256=model.sha256
+    )
+    insist(record)
     return job.published
 
 

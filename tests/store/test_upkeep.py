@@ -320,7 +320,7 @@ def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_o
 def test_a_run_that_has_published_its_model_has_completed_when_its_worker_is_lost(
     database: Database, claim: Claim, elapse: Elapse, not_sent: str | None
 ) -> None:
-    lease.seal(database, claim, result='{"steps": 3}', sha256="a" * 64)
+    lease.record_published(database, claim, result='{"steps": 3}', sha256="a" * 64)
     lease.request_cancel(database, claim.job_id)
     elapse(61)
 
@@ -358,7 +358,7 @@ def test_what_an_earlier_attempt_has_published_does_not_complete_a_later_one(
     elapse: Elapse,
     claim_again: Callable[[Database, str], None],
 ) -> None:
-    lease.seal(database, claim, result="{}", sha256="a" * 64)
+    lease.record_published(database, claim, result="{}", sha256="a" * 64)
     lease.hand_back(database, claim, message="as the version before does")
     claim_again(database, claim.job_id)
     elapse(61)
@@ -375,7 +375,7 @@ def test_who_has_lost_the_lease_has_published_nothing_that_counts(
     lease.reap(database, max_crashes=3)
 
     with pytest.raises(LeaseLost):
-        lease.seal(database, claim, result="{}", sha256="a" * 64)
+        lease.record_published(database, claim, result="{}", sha256="a" * 64)
 
     run = runs.get(database, claim.job_id)
     assert (run.result, run.artifact_sha256) == (None, None)

@@ -154,7 +154,7 @@ def test_an_interrupt_while_the_working_state_is_removed_comes_too_late(
 
     if published_before:  # by an attempt that died before it could say so
         with monkeypatch.context() as patch:
-            patch.setattr(training, "_sealed", killed)
+            patch.setattr(training, "_recorded", killed)
             with pytest.raises(Killed):
                 train(run_id, interrupt)
         lease.expire(process.database(), run_id, owner_prefix="train-0@here")

@@ -302,7 +302,7 @@ def test_a_run_whose_attempt_died_after_it_had_published_says_why_there_is_anoth
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_sealed", killed)
+        patch.setattr(training, "_recorded", killed)
         with pytest.raises(Killed):
             train(run_id)
     lease.expire(process.database(), run_id, owner_prefix="train-0@here")

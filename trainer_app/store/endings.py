@@ -16,7 +16,7 @@ from trainer_app.store.uploads import LOCAL, Archive, columns
 
 _CANCELLED: Final = "cancelled"  # the message of a job that was to be queued again, and is not
 
-_SEALED_BY: Final = "attempt"  # in the result of a run that has published, and not ended yet
+_PUBLISHED_BY: Final = "attempt"  # in the result of a run that has published, and not ended yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +36,27 @@ class Artifact:
     archive: Archive | None = None  # in the data bank
 
 
-def seal(db: Database, claim: Claim, *, result: str, sha256: str) -> None:
+def record_published(db: Database, claim: Claim, *, result: str, sha256: str) -> None:
     """Write down that a run has published its model, before it ends.
 
     From now on it has completed, also where its worker is lost: see ``upkeep.reap``. ``result`` is
     a JSON object, which gets the attempt until it ends; ``sha256`` is that of the manifest. Raises
     LeaseLost.
     """
-    sealed = json.dumps(json.loads(result) | {_SEALED_BY: claim.attempt})
+    marked = json.dumps(json.loads(result) | {_PUBLISHED_BY: claim.attempt})
     with db.write() as connection:
-        hold(connection, claim, {"result": sealed})
+        hold(connection, claim, {"result": marked})
         values = {"artifact_storage": LOCAL, "artifact_sha256": sha256}
         connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
 
 
-def is_sealed(result: str | None, attempt: int) -> bool:
+def has_published(result: str | None, attempt: int) -> bool:
     """Whether it is this attempt at a run that has published its model, by the row's result.
 
     Workers of the version before leave there, when they claim a run, what an attempt before theirs
-    has sealed.
+    has left.
     """
-    return result is not None and bool(json.loads(result).get(_SEALED_BY) == attempt)
+    return result is not None and bool(json.loads(result).get(_PUBLISHED_BY) == attempt)
 
 
 def finish(

@@ -29,9 +29,9 @@ from trainer_app.store.endings import (
     Ended,
     finish,
     hand_back,
+    record_published,
     retries,
     retry_later,
-    seal,
     stands,
 )
 from trainer_app.store.idempotency import IdempotencyKey, once
@@ -65,10 +65,10 @@ __all__ = [
     "owned",
     "progress",
     "reap",
+    "record_published",
     "request_cancel",
     "retries",
     "retry_later",
-    "seal",
     "stands",
 ]
 
@@ -139,7 +139,7 @@ def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Cla
             heartbeat_at=NOW,
             started_at=func.coalesce(JobRow.started_at, NOW),
             message="",
-            result=null(),  # see ``seal``: this attempt has published nothing yet
+            result=null(),  # see ``record_published``: this attempt has published nothing yet
             not_before=0.0,
             dispatched_at=None,  # should it be queued again, it is due at once
             dispatches=0,

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select, update
 from trainer_app.errors import ArtifactUploadFailed, WorkerLost
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.endings import is_sealed
+from trainer_app.store.endings import has_published
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
@@ -111,8 +111,9 @@ def reap(
 
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
     fails with WORKER_LOST; any other is queued again, later each time. A run that had published its
-    model (``endings.seal``) has completed, whatever was asked of it since, and is charged nothing;
-    ``not_sent``: what is said of its upload, which is then waited for; None: there is no data bank.
+    model (``endings.record_published``) has completed, whatever was asked of it since, and is
+    charged nothing; ``not_sent``: what is said of its upload, which is then waited for; None: there
+    is no data bank.
 
     The step that the run had come to is kept: a checkpoint beyond it forgives the crash, see
     ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
@@ -157,7 +158,7 @@ def reap(
                 step=step,
                 max_crashes=max_crashes,
             )
-            published = row.kind == JobKind.TRAIN and is_sealed(row.result, row.attempt)
+            published = row.kind == JobKind.TRAIN and has_published(row.result, row.attempt)
             if published:
                 fate = _completed(row.attempt, not_sent)
             fence(row.id, row.attempt)
