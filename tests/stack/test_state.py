@@ -146,7 +146,7 @@ def test_what_a_stack_of_the_version_before_left_is_ended(
     link.symlink_to(root)
 
     assert not is_of_another_root(link)
-    assert end_leftovers(link, grace_seconds=5) == ["worker"]
+    assert end_leftovers(link, grace_seconds=1) == ["worker"]
     assert left_worker.wait(5) == -signal.SIGTERM
 
 
@@ -158,7 +158,7 @@ def test_the_broker_that_a_stack_of_the_version_before_left_is_ended(tmp_path: P
             write(tmp_path, [(process("broker", Role.BROKER), left.pid)])
             as_the_version_before_wrote_it(tmp_path)
 
-            assert end_leftovers(tmp_path, grace_seconds=5) == ["broker"]
+            assert end_leftovers(tmp_path, grace_seconds=1) == ["broker"]
             assert left.wait(5) == 0
         finally:
             left.kill()
@@ -184,7 +184,7 @@ def test_what_was_left_on_a_data_root_that_was_copied_away_and_back_is_ended(
     away.rename(root)
 
     assert not is_of_another_root(root)
-    assert end_leftovers(root, grace_seconds=5) == ["worker"]
+    assert end_leftovers(root, grace_seconds=1) == ["worker"]
     assert left_worker.wait(5) == -signal.SIGTERM
 
 

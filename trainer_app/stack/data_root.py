@@ -5,6 +5,7 @@ Copies of one have all its files, and its path, too, where each is mounted at th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,13 +24,32 @@ def is_served_by(pid: int, data_root: Path) -> bool:
     """
     try:
         process = psutil.Process(pid)
-        # A Redis server goes into its folder, and writes its title over its environment.
-        if _is_same(_as_seen_by(pid, process.cwd()), data_root / "broker"):
+        # A Redis server writes its title over its environment.
+        if _works_in(process, data_root / "broker"):
             return True
         named = process.environ().get("APP__DATA_ROOT")
         return named is not None and _is_same(_as_seen_by(pid, named), data_root)
     except psutil.Error:
         return False
+
+
+def servers_on(folder: Path) -> list[int]:
+    """The pids of the Redis servers whose files these are: they listen, and went into the folder.
+
+    Of those alone that this user may look at.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if _works_in(process, folder) and any(
+                one.status == psutil.CONN_LISTEN for one in process.net_connections()
+            ):
+                found.append(process.pid)
+    return found
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    return _is_same(_as_seen_by(process.pid, process.cwd()), folder)
 
 
 def _as_seen_by(pid: int, path: str) -> Path:
