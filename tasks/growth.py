@@ -67,6 +67,8 @@ class Growth:
 
     def is_too_much(self) -> bool:
         """Whether it is more than MOST_BYTES on a device; to be asked after each job."""
+        if not self._first:
+            self._release()  # what only waits to be given back is not what it began with
         if not self._exceeding():
             return False
         self._release()  # takes a tenth of a second, and has been done where a run was trained
