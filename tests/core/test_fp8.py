@@ -15,6 +15,7 @@ from backends.models.gpt2 import gpt2_shape
 from backends.models.transformer import Block, Design, Transformer
 from trainer_app.core import fp8_loss, loss
 from trainer_app.core.fp8 import WIDEST, Float8Block, Float8Linear, in_fp8, use_fp8
+from trainer_app.core.padding import EIGHT_BITS, padded
 
 CONFIG = ModelConfig(family="gpt2", size="tiny", vocab_size=32, max_seq_len=8)
 
@@ -110,3 +111,8 @@ def test_on_a_gpu_that_has_no_kernels_the_head_has_none_either(
 ) -> None:
     monkeypatch.setattr(fp8_loss, "why_unfused", lambda: "no GPU")
     assert fp8_loss.why_not(64) == "no GPU"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 16), (16, 16), (17, 32)])
+def test_a_size_is_padded_to_the_next_multiple(count: int, expected: int) -> None:
+    assert padded(count, EIGHT_BITS) == expected
