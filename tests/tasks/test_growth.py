@@ -168,7 +168,7 @@ def test_a_process_whose_memory_has_grown_is_spent_though_no_job_has_failed(
     leaked: list[bytearray] = []
 
     def work(_job: Job) -> Done:
-        leaked.append(bytearray(b"x") * (len(leaked) * (MOST_BYTES + 2**27)))
+        leaked.append(bytearray(b"x") * (len(leaked) * (MOST_BYTES + 2**29)))
         return Done(result="{}", result_id="run-a")
 
     spent = []
