@@ -2,7 +2,8 @@
 
 The database says it, and Redis where that is away: see tasks/news.py. Where neither answers, and
 the lease is over by this process's own clock, another attempt may have begun that nobody can tell
-it of. It waits from a little before that on: what is under way has to end first.
+it of. It waits from a little before that on: what is under way has to end first, which may take as
+long as lately.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-_STEP_SHARE: Final = 1 / 6  # of a lease, before its end: the time for a step to end
+_STEP_SHARE: Final = 1 / 6  # of a lease, before its end: the least time for a step to end
+_KEPT: Final = 0.9  # of the longest step, for each one after it that is shorter
 
 
 class Contact:
@@ -24,6 +26,7 @@ class Contact:
         self._lease_seconds = lease_seconds
         self._say = say
         self._lost_at: float | None = None
+        self._step_seconds = _STEP_SHARE * lease_seconds
 
     @property
     def is_lost(self) -> bool:
@@ -34,9 +37,16 @@ class Contact:
         """Whether the lease is, as far as this process knows."""
         return now - self.beaten_at > self._lease_seconds
 
+    def stepped(self, seconds: float) -> None:
+        """A step has taken so long, or whatever is not left before it has ended."""
+        lease = self._lease_seconds
+        self._step_seconds = min(
+            max(seconds, _KEPT * self._step_seconds, _STEP_SHARE * lease), lease
+        )
+
     def look(self, now: float, *, silent: bool) -> None:
         """Draw the conclusion; ``silent``: the job's log may be another attempt's by now."""
-        ends_soon = self.may_be_over(now + _STEP_SHARE * self._lease_seconds)
+        ends_soon = self.may_be_over(now + self._step_seconds)
         lost = ends_soon and not (self.database_answers or self.redis_answers)
         if lost and self._lost_at is None:
             self._lost_at = now

@@ -1,4 +1,4 @@
-"""The figures that a finished run ends with, for whoever tells of its end. Imports no torch."""
+"""What a finished run ends with, for whoever tells of its end. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trainer_app import artifacts
 from trainer_app.core.perplexity import perplexity
+from trainer_app.errors import ModelIncompatible, NotReady
+from trainer_app.restore import is_whole
+from trainer_app.store.lease import Published
 
+# Of its manifest.
+FIGURES: Final = (
+    "final_loss",
+    "final_perplexity",
+    "best_val_loss",
+    "test_loss",
+    "test_perplexity",
+    "bits_per_byte",
+    "early_stopped",
+    "steps",
+)
 LOSSES: Final = ("test_loss", "best_val_loss", "final_loss")  # the first that there is counts
 
 
@@ -18,6 +33,33 @@ class Figures:
 
     result_bytes: int  # of the model's files
     final_metrics: dict[str, object]
+
+
+def published(final: Path, *, sealed: str | None = None) -> Published:
+    """What a run has come to, by the manifest of its model; raises as ``read_manifest`` does.
+
+    ``sealed``: the manifest's digest, where whoever asks has published it and knows.
+    """
+    model = artifacts.pointer(final, sealed=sealed)
+    manifest = artifacts.read_manifest(final, sealed=model.sha256)
+    measured = {name: manifest.get(name) for name in FIGURES}
+    size = sum(file.bytes for file in model.files)
+    return Published(result=json.dumps(measured | {"bytes": size}), sha256=model.sha256)
+
+
+def left_in_place(final: Path, run_id: str) -> Published | None:
+    """The same of a run of which nothing was written down, where its model is in place.
+
+    It is where an attempt died just after it had renamed it. None also where nobody can tell.
+    """
+    try:
+        if not is_whole(final):
+            return None
+        manifest = artifacts.read_manifest(final)
+        measured = any(manifest.get(name) is not None for name in LOSSES)
+        return published(final) if measured and manifest.get("run_id") == run_id else None
+    except (NotReady, ModelIncompatible, OSError):
+        return None
 
 
 def figures_of(result: str, final: Path) -> Figures:

@@ -173,6 +173,7 @@ class Held:
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is; waits while nobody can tell whose the job is."""
+        self._contact.stepped(self._clock() - self._asked_at)
         while self._contact.is_lost and self._reason is None:
             self._look_at_the_worker(self._clock())  # the other thread waits for answers
             time.sleep(_TICK_SECONDS)

@@ -22,7 +22,7 @@ import redis
 import structlog
 
 from tasks import by_hand, process, staging
-from tasks.figures import figures_of
+from tasks.figures import figures_of, left_in_place
 from tasks.slow_duties import SlowDuties
 from tasks.unserved import Unserved
 from tasks.upload import not_sent
@@ -62,6 +62,9 @@ def reap(*, as_of: float | None = None) -> None:
         max_crashes=settings.jobs.max_crashes,
         as_of=as_of,
         fence=lambda job_id, attempt: taken.extend(staging.take_away(settings, job_id, attempt)),
+        left_in_place=lambda run_id: left_in_place(
+            artifacts.model_directory(settings, run_id), run_id
+        ),
         not_sent=None if problem is None else problem.message,
     )
     for one in map(_explained, reaped):

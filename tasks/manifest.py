@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tasks.figures import FIGURES
 from trainer_app.core.fit import Finished
 from trainer_app.core.perplexity import perplexity
 from trainer_app.core.spec import TokenizerSpec
@@ -18,16 +19,6 @@ from trainer_app.settings import load_settings
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 # Of a finished run, in its manifest and in its result.
-FIGURES: Final = (
-    "final_loss",
-    "final_perplexity",
-    "best_val_loss",
-    "test_loss",
-    "test_perplexity",
-    "bits_per_byte",
-    "early_stopped",
-    "steps",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ class Job:
     log: JobLog
     events: JobEvents
     published: Done | None = None  # its end from then on, whatever stops or fails afterwards
+    renames: bool = False  # what it has made into its place, or has done so
 
     def renew_lease(self) -> None:
         """Make sure, before a result is published, that it is still this attempt's to publish.
@@ -215,10 +216,20 @@ def _end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:
 
 
 def _end_stuck(job: Job, reason: StopReason) -> None:
-    """Write down the end of a job whose process is about to end because it does not stop."""
+    """Write down the end of a job whose process is about to end because it does not stop.
+
+    A run whose model may be in its place by then is left to the housekeeping, which looks.
+    """
     if reason is not StopReason.FENCED:
         job.log.error("it did not stop when it was asked to: its process ends", reason=reason)
-    _end_held(job, reason)
+    claim = job.claim
+    if job.renames and job.published is None and claim.kind is JobKind.TRAIN:
+        with suppress(Unavailable):
+            lease.expire(
+                process.database(), claim.job_id, owner_prefix=claim.owner, attempt=claim.attempt
+            )
+    else:
+        _end_held(job, reason)
     process.publisher().close()
 
 

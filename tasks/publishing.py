@@ -24,6 +24,7 @@ def publish(
     ``is_in_place``, comes too late: None then.
     """
     job.renew_lease()
+    job.renames = True
     try:
         with job.held.interruptible():
             return rename()
@@ -31,6 +32,7 @@ def publish(
         job.renew_lease()
         raise
     except StopRequested as stop:
-        if stop.reason is StopReason.FENCED or not is_in_place():
+        job.renames = stop.reason is not StopReason.FENCED and is_in_place()
+        if not job.renames:
             raise
         return None

@@ -15,9 +15,9 @@ from typing import Final
 from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
-from tasks.figures import LOSSES, figures_of
+from tasks.figures import LOSSES, figures_of, published
 from tasks.journal import Journal
-from tasks.manifest import FIGURES, Times, metrics_file, model_card, model_manifest
+from tasks.manifest import Times, metrics_file, model_card, model_manifest
 from tasks.perform import Done, Job, insist
 from tasks.publishing import publish
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
@@ -217,24 +217,19 @@ def _recorded(job: Job, final: Path, sealed: str | None) -> Done:
     Written down before all that takes its time: who dies from now on leaves a completed run.
     ``sealed``: the manifest's digest, where this attempt has published it and knows.
     """
-    model = artifacts.pointer(final, sealed=sealed)
-    manifest = artifacts.read_manifest(final, sealed=model.sha256)
-    measured = {name: manifest[name] for name in FIGURES}
+    model = published(final, sealed=sealed)
+    measured = json.loads(model.result)
     job.log.info("final figures", **{name: measured[name] for name in LOSSES})
-    result = json.dumps(measured | {"bytes": sum(file.bytes for file in model.files)})
-    figures = figures_of(result, final)
+    figures = figures_of(model.result, final)
     job.published = Done(
-        result=result,
+        result=model.result,
         result_id=job.claim.job_id,
         result_bytes=figures.result_bytes,
         artifact=Artifact(storage=LOCAL, sha256=model.sha256),
         problem=not_sent(process.settings()),
         final_metrics=figures.final_metrics,
     )
-    record = partial(
-        lease.record_published, process.database(), job.claim, result=result, sha256=model.sha256
-    )
-    insist(record)
+    insist(partial(lease.record_published, process.database(), job.claim, model))
     return job.published
 
 

@@ -15,7 +15,7 @@ from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import LeaseLost
 from trainer_app.store import lease, pauses, runs, tokenizers, upkeep
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.lease import Claim, JobKind, Progress, Reaped, Status, Wakeup
+from trainer_app.store.lease import Claim, JobKind, Progress, Published, Reaped, Status, Wakeup
 from trainer_app.store.tables import JobRow
 
 Elapse = Callable[[float], None]
@@ -320,7 +320,7 @@ def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_o
 def test_a_run_that_has_published_its_model_has_completed_when_its_worker_is_lost(
     database: Database, claim: Claim, elapse: Elapse, not_sent: str | None
 ) -> None:
-    lease.record_published(database, claim, result='{"steps": 3}', sha256="a" * 64)
+    lease.record_published(database, claim, Published(result='{"steps": 3}', sha256="a" * 64))
     lease.request_cancel(database, claim.job_id)
     elapse(61)
 
@@ -358,7 +358,7 @@ def test_what_an_earlier_attempt_has_published_does_not_complete_a_later_one(
     elapse: Elapse,
     claim_again: Callable[[Database, str], None],
 ) -> None:
-    lease.record_published(database, claim, result="{}", sha256="a" * 64)
+    lease.record_published(database, claim, Published(result="{}", sha256="a" * 64))
     lease.hand_back(database, claim, message="as the version before does")
     claim_again(database, claim.job_id)
     elapse(61)
@@ -368,6 +368,34 @@ def test_what_an_earlier_attempt_has_published_does_not_complete_a_later_one(
     assert (reaped.status, reaped.result) == (Status.QUEUED, None)
 
 
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_run_whose_model_is_found_in_its_place_has_completed_when_its_worker_is_lost(
+    database: Database, claim: Claim, elapse: Elapse, cancelled: bool
+) -> None:
+    if cancelled:
+        lease.request_cancel(database, claim.job_id)
+    elapse(61)
+    looked: list[str] = []
+
+    def fence(job_id: str, attempt: int) -> None:
+        assert (job_id, attempt) == (claim.job_id, claim.attempt)
+        looked.append("fenced")
+
+    def find(run_id: str) -> Published:
+        assert run_id == claim.job_id
+        looked.append("found")
+        return Published(result='{"steps": 3}', sha256="a" * 64)
+
+    (reaped,) = lease.reap(database, max_crashes=1, fence=fence, left_in_place=find)
+
+    assert looked == ["fenced", "found"]
+    assert (reaped.status, reaped.result) == (Status.COMPLETED, '{"steps": 3}')
+    run = runs.get(database, claim.job_id)
+    assert (run.status, run.crashes, run.progress) == ("completed", 0, 100)
+    assert (run.artifact_storage, run.artifact_sha256) == ("local", "a" * 64)
+    assert run.result == '{"steps": 3}'
+
+
 def test_who_has_lost_the_lease_has_published_nothing_that_counts(
     database: Database, claim: Claim, elapse: Elapse
 ) -> None:
@@ -375,7 +403,7 @@ def test_who_has_lost_the_lease_has_published_nothing_that_counts(
     lease.reap(database, max_crashes=3)
 
     with pytest.raises(LeaseLost):
-        lease.record_published(database, claim, result="{}", sha256="a" * 64)
+        lease.record_published(database, claim, Published(result="{}", sha256="a" * 64))
 
     run = runs.get(database, claim.job_id)
     assert (run.result, run.artifact_sha256) == (None, None)

@@ -177,6 +177,35 @@ def test_who_is_cut_off_from_both_at_once_has_ended_its_step_before_another_atte
             assert 4 < worker.stepped_at - worker.held._contact.beaten_at < 6
 
 
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([], 10),
+        ([3.0], 10),
+        ([25.0], 25),
+        ([25.0, 1.0, 1.0], 25 * 0.9**2),
+        ([25.0, *[1.0] * 60], 10),
+        ([3_600.0], 60),
+    ],
+)
+def test_as_much_of_the_lease_is_left_for_a_step_as_steps_took_lately(
+    steps: list[float], left: float
+) -> None:
+    said: list[str] = []
+    contact = Contact(since=0.0, lease_seconds=60, say=said.append)
+    contact.database_answers = contact.redis_answers = False
+    for seconds in steps:
+        contact.stepped(seconds)
+
+    lost = []
+    for now in (60 - left - 0.01, 60 - left + 0.01):
+        contact.look(now, silent=False)
+        lost.append(contact.is_lost)
+
+    assert lost == [False, True]
+    assert said == [WAITS]
+
+
 def test_what_fails_for_no_known_reason_ends_not_the_thread_that_concludes(
     claim: Claim, way: SlowProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tasks import housekeeping, process, training
+from tasks.figures import LOSSES, left_in_place
 from tasks.perform import perform
 from tasks.slow_duties import SlowDuties
 from tests.databank_server import DataBankServer
@@ -80,6 +83,66 @@ def test_a_run_whose_worker_dies_after_it_had_published_has_completed(
     assert (job["result_id"], job["result_bytes"]) == (run_id, size)
     assert figures["artifact_path"] == str(final)
     assert isinstance(figures["test_loss"], float)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_run_whose_worker_dies_as_soon_as_its_model_is_in_place_has_completed(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, sent_events: Sent, cancelled: bool
+) -> None:
+    """Before anything of it was written down."""
+    monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
+    process.settings.cache_clear()
+
+    def die(*_: object) -> None:
+        if cancelled:
+            lease.request_cancel(process.database(), run_id)
+        raise Killed
+
+    monkeypatch.setattr(training, "_recorded", die)
+    with pytest.raises(Killed):
+        train(run_id)
+    lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+
+    housekeeping.reap()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes, run.progress) == ("completed", 0, 100)
+    final = artifacts.model_directory(process.settings(), run_id)
+    assert is_whole(final, sealed=run.artifact_sha256)
+    assert json.loads(run.result or "{}")["steps"] == run.step
+    assert told(sent_events()) == ["trainer.job.completed.v1", "trainer.metrics.completed.v1"]
+
+
+def break_the_manifest(final: Path) -> None:
+    (final / "manifest.json").write_text("{")
+
+
+def lose_the_weights(final: Path) -> None:
+    (final / "model.safetensors").unlink()
+
+
+def name_another_run(final: Path) -> None:
+    manifest = artifacts.read_manifest(final)
+    (final / "manifest.json").write_text(json.dumps(manifest | {"run_id": "another"}))
+
+
+def measure_nothing(final: Path) -> None:
+    manifest = artifacts.read_manifest(final)
+    (final / "manifest.json").write_text(json.dumps(manifest | dict.fromkeys(LOSSES)))
+
+
+@pytest.mark.parametrize(
+    "harm", [break_the_manifest, lose_the_weights, name_another_run, measure_nothing]
+)
+def test_what_is_no_model_of_the_run_completes_it_not(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    lose_the_worker_while_it_uploads(run_id, monkeypatch)
+    final = artifacts.model_directory(process.settings(), run_id)
+    assert left_in_place(final, run_id) is not None
+    harm(final)
+
+    assert left_in_place(final, run_id) is None
 
 
 def test_housekeeping_sends_the_model_of_a_worker_that_died_while_it_uploaded(

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tasks import process, training
+from tasks import housekeeping, process, training
 from tasks.held import Held
 from tasks.perform import Done, Job, perform
 from tasks.watchdog import KILL_SECONDS, Watchdog
 from tests.tasks.tiny_runs import QueueRun
+from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import Unavailable
 from trainer_app.pids import is_stopped
+from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.database import Database
@@ -171,6 +173,50 @@ def test_a_checkpoint_that_a_drain_does_not_wait_for_leaves_the_one_before_to_go
     log = (worker.paths.logs / f"{run_id}.jsonl").read_text()
     assert "did not stop when it was asked to" in log
     assert "attempt 2: its worker shut down, resumed from 1" in log
+
+
+LATE_DISK = """
+import signal, sys, time
+from tasks import held, perform, process, training
+from trainer_app import artifacts
+from trainer_app.store import lease
+
+held.STUCK_SECONDS = 1.0
+publish = artifacts.publish
+
+def rename_and_wait(*arguments, **named):
+    if sys.argv[2] == "in place":
+        publish(*arguments, **named)
+    lease.request_cancel(process.database(), sys.argv[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
+    time.sleep(60)  # a disk that does not answer
+
+artifacts.publish = rename_and_wait
+perform.perform(sys.argv[1], hostname="train-0@here", work=training.work)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "status"), [("in place", "completed"), ("beside it", "cancelled")]
+)
+def test_a_run_whose_disk_hangs_while_its_model_is_renamed_ends_as_the_disk_says(
+    worker: Settings, queue_run: QueueRun, where: str, status: str
+) -> None:
+    run_id = queue_run(max_steps=3)
+
+    done = subprocess.run(
+        [sys.executable, "-c", LATE_DISK, run_id, where],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert runs.get(process.database(), run_id).status == "running"
+    housekeeping.reap()
+
+    assert runs.get(process.database(), run_id).status == status
+    final = artifacts.model_directory(worker, run_id)
+    assert is_whole(final) == (status == "completed")
 
 
 def test_a_job_that_is_paused_has_time_until_somebody_is_in_a_hurry(

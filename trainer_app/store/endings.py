@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import case, func, literal, null, select, true, update
+from sqlalchemy import Connection, case, func, literal, null, select, true, update
 
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
@@ -36,18 +36,32 @@ class Artifact:
     archive: Archive | None = None  # in the data bank
 
 
-def record_published(db: Database, claim: Claim, *, result: str, sha256: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A run's model in its place."""
+
+    result: str  # JSON object: what the run has come to
+    sha256: str  # of manifest.json
+
+
+def record_published(db: Database, claim: Claim, model: Published) -> None:
     """Write down that a run has published its model, before it ends.
 
-    From now on it has completed, also where its worker is lost: see ``upkeep.reap``. ``result`` is
-    a JSON object, which gets the attempt until it ends; ``sha256`` is that of the manifest. Raises
-    LeaseLost.
+    From now on it has completed, also where its worker is lost: see ``upkeep.reap``. The result
+    gets the attempt until it ends. Raises LeaseLost.
     """
-    marked = json.dumps(json.loads(result) | {_PUBLISHED_BY: claim.attempt})
+    marked = json.dumps(json.loads(model.result) | {_PUBLISHED_BY: claim.attempt})
     with db.write() as connection:
         hold(connection, claim, {"result": marked})
-        values = {"artifact_storage": LOCAL, "artifact_sha256": sha256}
-        connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(values))
+        record_artifact(connection, claim.job_id, model)
+
+
+def record_artifact(
+    connection: Connection, run_id: str, model: Published, **values: object
+) -> None:
+    """Where the model of a run is, with other ``values`` of its row."""
+    artifact = {"artifact_storage": LOCAL, "artifact_sha256": model.sha256}
+    connection.execute(update(RunRow).where(RunRow.id == run_id).values(artifact | values))
 
 
 def has_published(result: str | None, attempt: int) -> bool:

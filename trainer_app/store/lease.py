@@ -27,6 +27,7 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.endings import (
     Artifact,
     Ended,
+    Published,
     finish,
     hand_back,
     record_published,
@@ -49,6 +50,7 @@ __all__ = [
     "MetricPoint",
     "Owned",
     "Progress",
+    "Published",
     "Reaped",
     "Status",
     "Wakeup",

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select, update
 from trainer_app.errors import ArtifactUploadFailed, WorkerLost
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
-from trainer_app.store.endings import has_published
+from trainer_app.store.endings import Published, has_published, record_artifact
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 
 _CRASH_BACK_OFF: Final = (0.0, 5.0, 30.0, 120.0)  # seconds before the next attempt, by crashes
@@ -99,6 +99,7 @@ def reap(
     max_crashes: int,
     as_of: float | None = None,
     fence: Callable[[str, int], object] = lambda _job_id, _attempt: None,
+    left_in_place: Callable[[str], Published | None] = lambda _run_id: None,
     not_sent: str | None = None,
 ) -> list[Reaped]:
     """End the attempts whose lease is over; charge each a crash.
@@ -111,9 +112,10 @@ def reap(
 
     A job whose cancellation was asked for is cancelled; one that has lost ``max_crashes`` workers
     fails with WORKER_LOST; any other is queued again, later each time. A run that had published its
-    model (``endings.record_published``) has completed, whatever was asked of it since, and is
-    charged nothing; ``not_sent``: what is said of its upload, which is then waited for; None: there
-    is no data bank.
+    model has completed, whatever was asked of it since, and is charged nothing: that was written
+    down (``endings.record_published``), or ``left_in_place`` finds it, for the attempt may have
+    died before. ``not_sent``: what is said of its upload, which is then waited for; None: there is
+    no data bank.
 
     The step that the run had come to is kept: a checkpoint beyond it forgives the crash, see
     ``lease.progress``. So a run of weeks outlives any number of machines, and one that takes its
@@ -158,10 +160,13 @@ def reap(
                 step=step,
                 max_crashes=max_crashes,
             )
-            published = row.kind == JobKind.TRAIN and has_published(row.result, row.attempt)
+            fence(row.id, row.attempt)
+            result = None
+            if row.kind == JobKind.TRAIN:  # what is not in place by now never will be
+                result = _published(connection, row.id, row.attempt, row.result, left_in_place)
+            published = result is not None
             if published:
                 fate = _completed(row.attempt, not_sent)
-            fence(row.id, row.attempt)
             connection.execute(
                 update(JobRow)
                 .where(JobRow.id == row.id, JobRow.attempt == row.attempt, *over)
@@ -171,6 +176,7 @@ def reap(
                     crashes=row.crashes if published else row.crashes + 1,
                     setback_step=max(row.setback_step or 0, step or 0),
                     status=fate.status,
+                    result=result or row.result,
                     error_code=fate.error_code,
                     message=fate.message,
                     cause=fate.cause,
@@ -180,9 +186,6 @@ def reap(
                     heartbeat_at=NOW,  # by the clock that the back-off was given by
                 )
             )
-            if published:
-                ended = update(RunRow).where(RunRow.id == row.id)
-                connection.execute(ended.values(progress=100, eta_sec=None))
             reaped.append(
                 Reaped(
                     job_id=row.id,
@@ -194,10 +197,29 @@ def reap(
                     status=fate.status,
                     attempt=row.attempt,
                     message=fate.told or fate.message,
-                    result=row.result if published else None,
+                    result=result,
                 )
             )
     return reaped
+
+
+def _published(
+    connection: Connection,
+    run_id: str,
+    attempt: int,
+    recorded: str | None,
+    left_in_place: Callable[[str], Published | None],
+) -> str | None:
+    """The result of a run that has published its model, of which its row tells the rest then."""
+    ended: dict[str, object] = {"progress": 100, "eta_sec": None}
+    if has_published(recorded, attempt):
+        connection.execute(update(RunRow).where(RunRow.id == run_id).values(ended))
+        return recorded
+    model = left_in_place(run_id)
+    if model is None:
+        return None
+    record_artifact(connection, run_id, model, **ended)
+    return model.result
 
 
 def run_out(db: Database, *, as_of: float) -> list[str]:
