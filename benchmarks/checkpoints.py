@@ -23,8 +23,9 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from backends.loading import tokenizer_kind
-from trainer_app.core.fit import Inputs, Workspace, fit
+from trainer_app.core.fit import fit
 from trainer_app.core.observer import CheckpointReport, Silent, StepReport, StopReason
+from trainer_app.core.run_files import Inputs, Workspace
 from trainer_app.core.spec import TrainSpec
 
 _DEFAULT_INTERVAL: Final = 60.0  # seconds

@@ -44,8 +44,9 @@ from tasks.held import Held
 from tasks.journal import Journal
 from tasks.reporting import EventReporter, LogReporter, RowReporter
 from trainer_app import events
-from trainer_app.core.fit import Finished, Inputs, Workspace, fit
+from trainer_app.core.fit import fit
 from trainer_app.core.observer import Observer, Observers, Silent, StepReport, StopReason
+from trainer_app.core.run_files import Finished, Inputs, Workspace
 from trainer_app.core.spec import TrainSpec
 from trainer_app.events import JobEvents, Publisher
 from trainer_app.log import JobLog, job_log_path

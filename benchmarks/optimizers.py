@@ -30,8 +30,9 @@ from typing import Final, TypeVar
 from backends.loading import tokenizer_kind
 from trainer_app.cli.demo_corpus import write_corpus
 from trainer_app.core.device import resolve_device
-from trainer_app.core.fit import Finished, Inputs, Workspace, fit
+from trainer_app.core.fit import fit
 from trainer_app.core.observer import EvaluationReport, Silent, StepReport
+from trainer_app.core.run_files import Finished, Inputs, Workspace
 from trainer_app.core.spec import DEVICES, OPTIMIZERS, OptimizerName, RequestedDevice, TrainSpec
 
 VOCAB_SIZE: Final = 4_096

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from tasks import process
+from tasks.job import Done, Job
 from tasks.models import finished_model
-from tasks.perform import Done, Job
 from trainer_app.chat_sessions import ChatSessions, Turn
 from trainer_app.core.chat import reply
 from trainer_app.core.chat_spec import ChatSpec

@@ -8,8 +8,8 @@ from pathlib import Path
 from tasks import process, staging
 from tasks.corpora import corpus_file
 from tasks.fetched import corpus_of
+from tasks.job import Done, Job
 from tasks.models import published_model
-from tasks.perform import Done, Job
 from tasks.publishing import publish
 from trainer_app import artifacts
 from trainer_app.core.evaluate import Evaluation

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from tasks import process
 from tasks.corpora import corpus_file
-from tasks.perform import Job, insist
+from tasks.job import Job
+from tasks.patience import insist
 from trainer_app import artifacts
 from trainer_app.core.json_spec import DIGEST_PENDING
 from trainer_app.core.spec import TokenizerSpec, TrainSpec

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tasks.job import Done, Job
 from tasks.models import finished_model
-from tasks.perform import Done, Job
 from trainer_app.core.generate import generate
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason

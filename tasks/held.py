@@ -26,6 +26,7 @@ import structlog
 
 from tasks.contact import Contact
 from tasks.news import News
+from tasks.sleep import Sleep, lasting_clock
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -56,16 +57,6 @@ _LAST_WORDS_SECONDS: Final = 3.0  # to write down why, before that
 _INTERRUPT: Final = signal.SIGALRM
 
 _log = structlog.get_logger(__name__)
-
-
-def lasting_clock() -> float:
-    """In seconds, also those that the machine sleeps: Linux's monotonic clock leaves them out."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def now_by_both_clocks() -> tuple[float, float]:
-    """The time that a Held measures from: seconds, without and with those of a machine's sleep."""
-    return (time.monotonic(), lasting_clock())
 
 
 class Held:
@@ -118,9 +109,7 @@ class Held:
         self._look_at = started
         self._news_at = started
         self._asked_at = started
-        # the last sign of life of this process, by both clocks
-        self._awake_at = (started, started_lasting)
-        self._slept = False  # for longer than the lease, and does not know yet who has it
+        self._sleep = Sleep((started, started_lasting), longest=jobs.lease_seconds)
         self._renewed_at = started  # the lease; that the database is away is no reason to doubt it
         self._contact = Contact(since=started, lease_seconds=jobs.lease_seconds, say=say)
         self._away_since: float | None = None  # the database
@@ -184,8 +173,8 @@ class Held:
         now = self._clock()
         # A lease is renewed long before it has only half of its time left: whoever was away for
         # less still has it. Whoever slept for longer asks before it does anything more.
-        self._notice_sleep(now)
-        if self._slept or now - self._asked_at > self._jobs.lease_seconds / 2:
+        self._sleep.notice(now, self._lasting_clock())
+        if self._sleep.unsettled or now - self._asked_at > self._jobs.lease_seconds / 2:
             self._look_after_sleep()
         self._asked_at = now
         return self._reason
@@ -257,7 +246,7 @@ class Held:
     def _doubt_the_lease(self) -> None:
         """For a reason that nobody knows the lease is not renewed: once it is over, ask."""
         if self._clock() - self._renewed_at > self._jobs.lease_seconds:
-            self._slept = True
+            self._sleep.unsettled = True
 
     def _end_stuck(self) -> None:
         _log.error("the job did not stop: its process ends", job_id=self.claim.job_id)
@@ -284,21 +273,14 @@ class Held:
     def _stay_awake(self) -> None:
         """Give signs of life, however long a step takes and a database does not answer."""
         while not self._left.wait(_TICK_SECONDS):
-            self._notice_sleep(self._clock())
+            self._sleep.notice(self._clock(), self._lasting_clock())
             try:
                 # Who slept is silent: see _look_at_the_row. Who is to stop does not go on.
-                self._contact.look(self._clock(), silent=self._slept or self._reason is not None)
+                self._contact.look(
+                    self._clock(), silent=self._sleep.unsettled or self._reason is not None
+                )
             except Exception:  # as in _watch
                 _log.exception("no conclusion was drawn", job_id=self.claim.job_id)
-
-    def _notice_sleep(self, now: float) -> None:
-        """Notice, in whichever thread runs first, that none did for longer than the lease."""
-        lasting = self._lasting_clock()
-        awake, awake_lasting = self._awake_at
-        # without a loop: the job asks between any two steps
-        if max(now - awake, lasting - awake_lasting) > self._jobs.lease_seconds:
-            self._slept = True
-        self._awake_at = (now, lasting)
 
     def _look_after_sleep(self) -> None:
         """Ask whether the lease still stands.
@@ -314,8 +296,8 @@ class Held:
             except Unavailable as error:
                 _log.warning("the database is away", job_id=self.claim.job_id, error=str(error))
             else:
-                self._slept = False
-            if not self._slept:
+                self._sleep.unsettled = False
+            if not self._sleep.unsettled:
                 return
             if self._reason is not None:
                 self.stop(StopReason.FENCED)
@@ -343,7 +325,7 @@ class Held:
             self._renewed_at = now
             self._contact.database_answers = False
             # Who slept is silent: the job's log may be another attempt's by now.
-            if self._away_since is None and not self._slept:
+            if self._away_since is None and not self._sleep.unsettled:
                 self._away_since = now
                 self._say("the database is away: the work goes on")
         else:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from tasks.figures import FIGURES
-from trainer_app.core.fit import Finished
 from trainer_app.core.perplexity import perplexity
+from trainer_app.core.run_files import Finished
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.settings import load_settings

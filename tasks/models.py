@@ -12,8 +12,8 @@ from typing import Final
 from tasks import process
 from tasks.fetched import Published, whole_model
 from tasks.growth import own_bytes
+from tasks.job import Job
 from tasks.memory import device_bytes
-from tasks.perform import Job
 from trainer_app import artifacts
 from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model

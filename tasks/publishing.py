@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tasks.perform import Job
+from tasks.job import Job
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tasks.job import Done, Job
 from tasks.models import finished_model
-from tasks.perform import Done, Job
 from trainer_app.core.score import score
 from trainer_app.core.score_spec import ScoreSpec
 

@@ -13,7 +13,8 @@ from typing import Final
 from celery import Task
 
 from tasks.app import app
-from tasks.perform import Work, perform
+from tasks.job import Work
+from tasks.perform import perform
 from trainer_app.queue import TASK_NAMES
 from trainer_app.store.lease import JobKind
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tasks import process, staging
 from tasks.fetched import corpus_of, with_digest
+from tasks.job import Done, Job
 from tasks.manifest import Times, tokenizer_manifest
-from tasks.perform import Done, Job
 from tasks.publishing import publish
 from trainer_app import artifacts
 from trainer_app.core.files import end_replacements

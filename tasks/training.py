@@ -16,16 +16,18 @@ from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
 from tasks.figures import LOSSES, figures_of, published
+from tasks.job import Done, Job
 from tasks.journal import Journal
 from tasks.manifest import Times, metrics_file, model_card, model_manifest
-from tasks.perform import Done, Job, insist
+from tasks.patience import insist
 from tasks.publishing import publish
 from tasks.reporting import EventReporter, LogReporter, RowReporter, why
 from tasks.upload import keep, not_sent
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, end_replacements, write_atomically
-from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
+from trainer_app.core.fit import fit
 from trainer_app.core.observer import Observers, StopReason
+from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.sums import SHA256, quickest
 from trainer_app.errors import Unavailable

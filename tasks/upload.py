@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from tasks import process
-from tasks.perform import Job
+from tasks.job import Job
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested, raise_if_stopped

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
+from trainer_app.core.fit import fit
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -17,6 +17,7 @@ from trainer_app.core.observer import (
     StepReport,
     StopReason,
 )
+from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.spec import TrainSpec
 
 

@@ -17,8 +17,8 @@ from tests.training_bench import Recorder
 from trainer_app.core import checkpoint, loop
 from trainer_app.core.checkpoint import Snapshot
 from trainer_app.core.checkpoint_writer import CheckpointWriter, fits_beside
-from trainer_app.core.fit import Stopped
 from trainer_app.core.observer import StepReport, StopReason
+from trainer_app.core.run_files import Stopped
 from trainer_app.core.tensors import Tensors, save_tensors
 from trainer_app.errors import DiskFull, LossNotFinite
 

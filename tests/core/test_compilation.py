@@ -28,9 +28,9 @@ from trainer_app.core.compilation import (
     resolve_compile,
 )
 from trainer_app.core.evaluate import evaluate
-from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.generate import generate
 from trainer_app.core.observer import StopReason
+from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import CompileChoice
 from trainer_app.core.stopping import StopRequested
 

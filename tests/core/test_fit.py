@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from backends.loading import load_model, load_tokenizer, tokenizer_kind
 from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
 from tests.reports import START
-from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
+from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.errors import (
     CorpusChanged,

@@ -15,7 +15,7 @@ from backends.registry import MODEL_FAMILIES
 from trainer_app.core.data import prepare_data
 from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.evaluate_run import evaluate_run
-from trainer_app.core.fit import Finished
+from trainer_app.core.run_files import Finished
 from trainer_app.core.splits import Split
 from trainer_app.core.stopping import never
 

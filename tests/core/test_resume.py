@@ -17,8 +17,8 @@ from backends.registry import MODEL_FAMILIES
 from tests.training_bench import Recorder
 from trainer_app.core import checkpoint
 from trainer_app.core.data import tokenizer_digest
-from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import StopReason
+from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.stopping import StopRequested
@@ -318,7 +318,8 @@ armed = False
 sys.addaudithook(refuse)
 
 from pathlib import Path
-from trainer_app.core.fit import Finished, Inputs, Stopped, Workspace, fit
+from trainer_app.core.fit import fit
+from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.observer import Silent, StopReason
 from trainer_app.core.spec import TrainSpec
 

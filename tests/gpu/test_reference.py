@@ -15,7 +15,7 @@ import torch
 from backends.loading import tokenizer_kind
 from backends.models import char_lstm
 from tests.plain_training import plain_losses
-from trainer_app.core.fit import Finished
+from trainer_app.core.run_files import Finished
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,8 +26,8 @@ from trainer_app.core.device import (
     resolve_precision,
 )
 from trainer_app.core.evaluate import evaluate
-from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.loss import LanguageModelLoss, fused_loss
+from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, RequestedPrecision
 from trainer_app.core.step import StepResult, TrainingStep
 from trainer_app.core.stopping import never

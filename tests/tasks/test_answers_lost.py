@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from tasks import process
 from tasks.held import draining
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import CorpusEmpty, DiskFull, Unavailable

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tasks import process
-from tasks.held import Held, lasting_clock
+from tasks.held import Held
+from tasks.sleep import lasting_clock
 from tests.reports import evaluation, step
 from trainer_app.core.observer import (
     CheckpointReport,
@@ -76,7 +77,7 @@ class Sleeper:
         return answer
 
     def is_seen_awake(self) -> bool:
-        return self.held._awake_at[0] == self.now
+        return self.held._sleep._awake_at[0] == self.now
 
     def _ask(self) -> None:
         self.answers.append(self.held.should_stop())

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tasks import process, training
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tests.disk_faults import failing_disk
 from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts

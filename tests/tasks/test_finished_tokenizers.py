@@ -14,7 +14,8 @@ from sqlalchemy import delete
 
 from backends.loading import tokenizer_kind
 from tasks import process, training
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec

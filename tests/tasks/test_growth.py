@@ -15,7 +15,8 @@ import structlog
 
 from tasks import growth, models, process
 from tasks.growth import MOST_BYTES, Growth, own_bytes, used_bytes
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tests.tasks.test_models import published
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings

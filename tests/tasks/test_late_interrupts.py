@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tasks import evaluation, housekeeping, process, tokenizers, training
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tests.tasks.tiny_runs import TINY, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from tasks import by_hand, process
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tasks import process
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from trainer_app import events
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec

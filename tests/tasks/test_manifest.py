@@ -10,7 +10,7 @@ import pytest
 
 from tasks.manifest import Times, git_commit, model_card, model_manifest
 from trainer_app.core.device import Fingerprint
-from trainer_app.core.fit import Finished
+from trainer_app.core.run_files import Finished
 from trainer_app.core.spec import TrainSpec
 
 SPEC = TrainSpec(corpus_path="a.txt", corpus_sha256="0" * 64, model_size="tiny")

@@ -13,8 +13,10 @@ import pytest
 import structlog
 
 from tasks import process
+from tasks.ending import run_code
 from tasks.held import draining
-from tasks.perform import Done, Job, perform, run_code
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tasks.publishing import publish
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
@@ -449,7 +451,7 @@ def test_a_database_that_stays_away_for_too_long_when_a_job_ends_is_not_waited_f
     run_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tasks.perform._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("tasks.patience._PATIENCE_SECONDS", 0.2)
     is_over = threading.Event()
 
     def work(job: Job) -> Done:

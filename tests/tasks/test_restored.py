@@ -12,7 +12,8 @@ import pytest
 
 from tasks import process, restored
 from tasks.held import draining
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tests.tasks.claims import claimed
 from tests.tasks.test_resumed import logged, run_id, train, train_until_stopped
 from trainer_app.core import checkpoint_name

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select, update
 
 from tasks import process
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tests.store.kinds import make_later
 from trainer_app.core.spec import TrainSpec
 from trainer_app.settings import Settings

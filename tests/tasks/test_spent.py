@@ -10,7 +10,8 @@ import pytest
 
 from tasks import process
 from tasks.held import draining
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tasks.worker import _Termination
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec

@@ -13,7 +13,8 @@ import pytest
 
 from tasks import housekeeping, process, training
 from tasks.held import Held
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tasks.watchdog import KILL_SECONDS, Watchdog
 from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts

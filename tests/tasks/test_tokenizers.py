@@ -8,7 +8,8 @@ import pytest
 
 from tasks import process
 from tasks import tokenizers as tokenizer_training
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec

@@ -14,7 +14,8 @@ import structlog
 
 from tasks import process
 from tasks.held import draining
-from tasks.perform import Done, Job, perform
+from tasks.job import Done, Job
+from tasks.perform import perform
 from tasks.slow_duties import SlowDuties
 from tasks.upload import keep
 from tests.databank_server import (

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tasks import housekeeping, process, staging, tokenizers, training
-from tasks.held import Held, now_by_both_clocks
-from tasks.perform import Done, Job, perform
+from tasks.held import Held
+from tasks.job import Done, Job
+from tasks.perform import perform
+from tasks.sleep import now_by_both_clocks
 from tests.tasks.claims import claimed
 from tests.tasks.tiny_runs import TINY, QueueRun
 from trainer_app import artifacts

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.reports import step
-from trainer_app.core.fit import Finished
 from trainer_app.core.performance import Performance
+from trainer_app.core.run_files import Finished
 from trainer_app.core.spec import TrainSpec
 from trainer_app.log import JobLog
 from trainer_app.settings import Tracking

@@ -28,8 +28,8 @@ from tests.tracking.attempts import (
     tracker,
     warnings,
 )
-from trainer_app.core.fit import Stopped
 from trainer_app.core.observer import StopReason
+from trainer_app.core.run_files import Stopped
 from trainer_app.log import JobLog
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from backends.loading import model_family
 from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.checkpoint_name import FOLDER
-from trainer_app.core.compilation import Compilation, Execution, resolve_compile
+from trainer_app.core.compilation import Compilation, resolve_compile
 from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
 from trainer_app.core.device import (
     DataLoading,
@@ -44,87 +43,14 @@ from trainer_app.core.loss import LanguageModelLoss
 from trainer_app.core.model import initial_model
 from trainer_app.core.observer import Observer, StartReport, StopReason
 from trainer_app.core.optim import make_optimizer
-from trainer_app.core.performance import Performance
 from trainer_app.core.perplexity import perplexity
+from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.stopping import StopRequested, heed
-from trainer_app.core.sums import quickest
 from trainer_app.errors import DiskFull
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
     from trainer_app.core.spec import TrainSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """Files that a run reads."""
-
-    corpus: Path
-    tokenizer: Path | None = None  # directory of a finished one; None: the base model's, or char
-    base_model: Path | None = None  # directory of a finished model to start from
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workspace:
-    """Places that a run writes."""
-
-    run: Path  # private to this run: checkpoints, staging
-    tokens: Path  # cache shared by all runs: token ids by digest
-    attempt: int  # fencing token: names of everything written under run carry it
-    checkpoint_seconds: float  # between checkpoints
-    run_id: str | None = None  # that checkpoints are bound to; None: to their folder alone
-    compiled: Path | None = None  # cache shared by all runs: code for GPUs; None: not kept
-    max_threads: int = 0  # CPU threads of a fresh run; 0: all cores. A resumed one keeps its own
-    confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
-    is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
-    is_cut_off: Callable[[], bool] = lambda: False  # should_stop may take hours to answer now
-    summed_by: Callable[[], str] = quickest  # asked before each checkpoint: see core/sums.py
-
-    @property
-    def staging(self) -> Path:
-        """Where this attempt prepares what is to be published."""
-        return self.run / f"staging-{self.attempt}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """A model, ready to be published, and the figures of its manifest. Losses are in nats."""
-
-    directory: Path
-    spec: TrainSpec  # as the last attempt has resolved it
-    steps: int
-    batch_size: int  # sequences of a forward pass; both as trained with, see Batches
-    accumulation: int  # forward passes of a step
-    epochs: int  # begun
-    early_stopped: bool
-    final_loss: float  # of the last training step
-    final_perplexity: float
-    loss_chain: str | None  # of the reported training losses; None: begun without one
-    best_val_loss: float | None  # of the weights in directory; None: no validation split
-    test_loss: float | None  # of the weights in directory; None: no test split
-    test_perplexity: float | None
-    bits_per_byte: float | None  # on the test split
-    training_seconds: float  # of all attempts
-    device: str
-    device_name: str
-    precision: str
-    threads: int
-    tokenizer_sha256: str
-    weights_sha256: str
-    versions: dict[str, str]
-    loads_in_transformers: bool  # AutoModelForCausalLM reads the directory
-    fingerprints: tuple[Fingerprint, ...] = ()  # that the run was trained on, in that order
-    execution: Execution = field(default_factory=Execution)  # of the last attempt's steps
-    performance: Performance | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
-    """The run was asked to stop before its end."""
-
-    reason: StopReason
-    step: int  # optimizer steps done
-    checkpoint: Path | None  # None: nothing was written, the one before is the newest
 
 
 def fit(

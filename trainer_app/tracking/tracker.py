@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Self
 
-from trainer_app.core.fit import Finished, Stopped
 from trainer_app.core.observer import EvaluationReport, Silent, StartReport, StepReport, StopReason
 from trainer_app.core.perplexity import perplexity
+from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.tracking.wire import Begin, End, Resolved, Step, Steps, encode
 
 if TYPE_CHECKING:

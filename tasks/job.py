@@ -1,0 +1,51 @@
+"""What the work of a job is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tasks import process
+from tasks.held import Held
+from tasks.patience import insist
+from trainer_app.core.observer import StopReason
+from trainer_app.errors import TrainerError
+from trainer_app.events import JobEvents
+from trainer_app.log import JobLog
+from trainer_app.store import lease
+from trainer_app.store.lease import Artifact, Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A job's work is finished and its result is in place."""
+
+    result: str  # JSON
+    result_id: str
+    result_bytes: int = 0
+    artifact: Artifact | None = None
+    final_metrics: Mapping[str, object] = field(default_factory=dict)  # empty: no such event
+    problem: TrainerError | None = None  # what went wrong beside the work, which is done
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """What the work of a job is given."""
+
+    claim: Claim
+    held: Held
+    log: JobLog
+    events: JobEvents
+    published: Done | None = None  # its end from then on, whatever stops or fails afterwards
+    renames: bool = False  # what it has made into its place, or has done so
+
+    def renew_lease(self) -> None:
+        """Make sure, before a result is published, that it is still this attempt's to publish.
+
+        However long the database is away: the work is done. Raises LeaseLost.
+        """
+        seconds = process.settings().jobs.lease_seconds
+        insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
+
+
+Work = Callable[[Job], Done | StopReason]
