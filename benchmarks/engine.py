@@ -85,5 +85,6 @@ def engine_step(
             tell=tell,
             should_stop=lambda: None,
         )
-        step.compile_if_due(0, None, lambda: None)
+        if step.is_to_compile(0, None):
+            step.compile(0, lambda: None)
         yield step

@@ -387,8 +387,10 @@ def our_whole_run(work: Work, setting: Setting, steps: int) -> None:
         )
         log.restart_clock()
         for number in range(steps):
-            if step.compile_if_due(number, log.steady_step_seconds, lambda: None):
-                log.restart_clock()
+            if step.is_to_compile(number, log.steady_step_seconds):
+                log.flush()
+                step.compile(number, lambda: None)
+                log.time_anew()
             result = step(number)
             assert result is not None  # nobody asks it to stop
             log.add(number + 1, result, notable=False)

@@ -22,6 +22,7 @@ from backends.loading import model_family
 from trainer_app.core import fit, loop, samples, step_log
 from trainer_app.core.compilation import (
     COLD_SECONDS,
+    LEAST_GAIN,
     TOO_SHORT,
     Compilation,
     Execution,
@@ -209,11 +210,11 @@ def test_what_compiling_cost_is_what_the_next_run_expects(tmp_path: Path) -> Non
 
 
 def test_what_compiling_has_cost_is_read_once_not_before_each_step(tmp_path: Path) -> None:
-    noted = tmp_path / "seconds.json"
-    noted.write_text('{"a model": 1.0}')
+    noted = tmp_path / "compiling.json"
+    noted.write_text('{"a model": {"seconds": 1.0}}')
     auto = compilation("auto", cache=tmp_path)
     assert not auto.is_due(step_seconds=0.1, steps_left=100)
-    noted.write_text('{"a model": 0.1}')
+    noted.write_text('{"a model": {"seconds": 0.1}}')
     assert not auto.is_due(step_seconds=0.1, steps_left=99)
 
 
@@ -232,13 +233,70 @@ def test_a_stop_is_heeded_while_it_compiles() -> None:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a model": "long"}'])
+def test_what_compiling_won_is_what_the_next_run_expects(tmp_path: Path) -> None:
+    first = compilation("auto", cache=tmp_path)
+    assert first.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
+    assert first.gained(0.1) is None  # it is not compiled yet
+    first = compilation("auto", cache=tmp_path)
+    assert first.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
+    first.compile(lambda: None, never)
+    assert first.gained(0.06) == "a compiled step takes 60 ms, 100 ms before"
+    assert first.gained(0.05) is None
+    noted = tmp_path / "compiling.json"
+    figures = json.loads(noted.read_text())
+    assert figures["a model"]["gain"] == pytest.approx(0.4)
+    figures["a model"]["seconds"] = 10.0
+    noted.write_text(json.dumps(figures))
+
+    due = [
+        compilation("auto", cache=tmp_path).is_due(step_seconds=0.1, steps_left=steps)
+        for steps in (374, 376)  # of 0.04 s each that are won
+    ]
+
+    assert due == [False, True]
+
+
+def test_a_compiler_that_has_won_nothing_is_not_given_up_for_good(tmp_path: Path) -> None:
+    first = compilation("auto", cache=tmp_path)
+    assert first.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
+    first.compile(lambda: None, never)
+    first.gained(0.2)  # other work had come
+
+    noted = json.loads((tmp_path / "compiling.json").read_text())
+    assert noted["a model"]["gain"] == LEAST_GAIN
+
+
+def test_by_request_nothing_is_said_of_what_compiling_wins(tmp_path: Path) -> None:
+    made = compilation("on", cache=tmp_path)
+    assert made.is_due(step_seconds=None, steps_left=1)
+    made.compile(lambda: None, never)
+    assert made.gained(0.1) is None
+
+
+def test_a_run_that_compiles_by_itself_says_what_that_won(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer_app.core.compilation.COLD_SECONDS", 0.0)
+    monkeypatch.setattr("trainer_app.core.fit.resolve_compile", lambda *_, **__: ("auto", None))
+    monkeypatch.setattr("trainer_app.core.step_log.READ_SECONDS", 0.0)
+    observer = recorder()
+    spec = replace(bench.spec, torch_compile="auto", max_steps=40)
+
+    outcome = bench.fit(spec, observer, run="compiled")
+
+    assert isinstance(outcome, Finished)
+    assert outcome.execution == Execution(compiled=True)
+    said = [text.split(" ")[0:3] for text in observer.messages if "compiled" in text]
+    assert said == [["compiled", "the", "model"], ["a", "compiled", "step"]]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a model": "long"}', '{"a model": {"gain": []}}'])
 def test_a_damaged_note_of_costs_counts_as_none(tmp_path: Path, content: str) -> None:
-    (tmp_path / "seconds.json").write_text(content)
+    (tmp_path / "compiling.json").write_text(content)
     auto = compilation("auto", cache=tmp_path)
     assert not auto.is_due(step_seconds=0.1, steps_left=int(20 * COLD_SECONDS))
     auto.compile(lambda: None, never)
-    assert json.loads((tmp_path / "seconds.json").read_text())["a model"] >= 0.0
+    assert json.loads((tmp_path / "compiling.json").read_text())["a model"]["seconds"] >= 0.0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler here\nat all"), KeyError()])

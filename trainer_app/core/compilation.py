@@ -30,15 +30,19 @@ if TYPE_CHECKING:
     from trainer_app.core.device import ResolvedDevice, ResolvedPrecision
     from trainer_app.core.spec import CompileChoice
 
-# Of a step's time, what to expect: docs/performance.md has what was measured.
+# Of a step's time, what to expect where that was never measured on this machine: what it was
+# elsewhere, see docs/performance.md.
 GAIN: Final = 0.03
 SHORT_STEP_SECONDS: Final = 0.006  # where more of the time goes into small kernels
 GAIN_OF_SHORT_STEPS: Final = 0.15
+LEAST_GAIN: Final = 0.01  # whatever was measured: other work on the machine may have had a part
 MARGIN: Final = 1.5  # times its cost that compiling must win
 COLD_SECONDS: Final = 30.0  # expected of a model that was never compiled on this machine
 STOP_POLL_SECONDS: Final = 0.25
-COSTS_FILE: Final = "seconds.json"
+NOTES_FILE: Final = "compiling.json"
 TOO_SHORT: Final = "the run is over before its steps are timed"
+_SECONDS: Final = "seconds"  # that compiling took
+_GAIN: Final = "gain"  # of a step's time, from 0 to 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,7 +137,8 @@ class Compilation:
         self._model = model
         self._choice = choice
         self._name = name
-        self._costs = None if cache is None else cache / COSTS_FILE
+        self._notes = None if cache is None else cache / NOTES_FILE
+        self._uncompiled_seconds: float | None = None  # a step's, until its gain is known
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self.decided = False  # whether nothing will change that it is not compiled
         self.why_not: str | None = TOO_SHORT  # None: it was compiled
@@ -159,10 +164,12 @@ class Compilation:
             if steps_left == 1:
                 self.drop(TOO_SHORT)
             return False
-        gain = GAIN_OF_SHORT_STEPS if step_seconds <= SHORT_STEP_SECONDS else GAIN
-        wins = steps_left * step_seconds * gain
-        costs = self._seen().get(self._name, COLD_SECONDS)
+        noted = self._noted().get(self._name, {})
+        rule = GAIN_OF_SHORT_STEPS if step_seconds <= SHORT_STEP_SECONDS else GAIN
+        wins = steps_left * step_seconds * noted.get(_GAIN, rule)
+        costs = noted.get(_SECONDS, COLD_SECONDS)
         if wins > MARGIN * costs:
+            self._uncompiled_seconds = step_seconds
             return True
         self.drop(f"it would take {costs:.0f} s, and win {wins:.0f} s of what is left")
         return False
@@ -187,9 +194,20 @@ class Compilation:
         except Exception as error:  # whatever a compiler may raise
             return self.drop((str(error).strip() or type(error).__name__).splitlines()[0])
         seconds = time.monotonic() - began
-        self._remember(seconds)
+        self._note(_SECONDS, seconds)
         self.why_not = None
         return f"compiled the model in {seconds:.1f} s"
+
+    def gained(self, step_seconds: float) -> str | None:
+        """Note what compiling has won, for runs to come; said in a sentence, once.
+
+        ``step_seconds``: of a compiled step. None: that is known, or not what it was before.
+        """
+        before, self._uncompiled_seconds = self._uncompiled_seconds, None
+        if before is None or not self.done:
+            return None
+        self._note(_GAIN, max(1 - step_seconds / before, LEAST_GAIN))
+        return f"a compiled step takes {1e3 * step_seconds:.3g} ms, {1e3 * before:.3g} ms before"
 
     def drop(self, why: str) -> str:
         """Go on with the model as it is, for good; returns that in a sentence."""
@@ -215,22 +233,27 @@ class Compilation:
         finally:
             del self._model.hidden
 
-    def _seen(self) -> dict[str, float]:
-        """Seconds by name, as they were the last time; compiled code is kept, so that is less."""
-        if self._costs is None:
+    def _noted(self) -> dict[str, dict[str, float]]:
+        """Figures by name, as they were the last time; compiled code is kept, so that is less."""
+        if self._notes is None:
             return {}
         try:
-            seen = json.loads(self._costs.read_bytes())
+            noted = json.loads(self._notes.read_bytes())
         except (OSError, ValueError):
             return {}
-        if not isinstance(seen, dict):
+        if not isinstance(noted, dict):
             return {}
-        return {str(k): float(v) for k, v in seen.items() if isinstance(v, int | float)}
+        return {
+            str(name): {str(k): float(v) for k, v in figures.items() if isinstance(v, int | float)}
+            for name, figures in noted.items()
+            if isinstance(figures, dict)
+        }
 
-    def _remember(self, seconds: float) -> None:
-        if self._costs is None:
+    def _note(self, figure: str, value: float) -> None:
+        if self._notes is None:
             return
-        costs = json.dumps(self._seen() | {self._name: round(seconds, 1)}, indent=2).encode()
+        noted = self._noted()
+        noted.setdefault(self._name, {})[figure] = round(value, 3)
         with suppress(OSError):  # it is a guess for the next run, no more
-            self._costs.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._costs, costs)
+            self._notes.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._notes, json.dumps(noted, indent=2).encode())

@@ -162,12 +162,11 @@ class Loop:
             if time.monotonic() >= next_checkpoint and self.state.step:
                 self._checkpoint_beside()
                 next_checkpoint = time.monotonic() + self._checkpoint_seconds
-            with self._in_one_piece():  # it draws random numbers, and takes them back
-                compiled = self._step.compile_if_due(
-                    self.state.step, self._log.steady_step_seconds, self._observer.should_stop
-                )
-            if compiled:
-                self._log.restart_clock()
+            if self._step.is_to_compile(self.state.step, self._log.steady_step_seconds):
+                self._read_losses()
+                with self._in_one_piece():  # it draws random numbers, and takes them back
+                    self._step.compile(self.state.step, self._observer.should_stop)
+                self._log.time_anew()
             with self._in_one_piece():
                 if (result := self._step(self.state.step)) is not None:
                     self.state.step += 1

@@ -120,14 +120,16 @@ class TrainingStep:
         one_launch = self._recorded is not None and self._execution.why_no_graph is None
         return self._feed.batches.accumulation > 1 and not one_launch
 
-    def compile_if_due(
-        self, step: int, step_seconds: float | None, should_stop: Callable[[], object | None]
-    ) -> bool:
-        """Compile the layers before step number ``step`` where that pays; whether time was spent.
+    def is_to_compile(self, step: int, step_seconds: float | None) -> bool:
+        """Whether it pays to compile the layers before step number ``step``.
 
-        ``step_seconds``: what a step takes; None: not measured yet. A reason of ``should_stop``
-        breaks it off.
+        ``step_seconds``: what a step takes as they are; None: not measured yet.
         """
+        if self._compilation.done:
+            gained = None if step_seconds is None else self._compilation.gained(step_seconds)
+            if gained is not None:
+                self._tell(gained)
+            return False
         left = self._total_steps - step
         before = self._compilation.decided
         if not self._compilation.is_due(step_seconds=step_seconds, steps_left=left):
@@ -135,12 +137,15 @@ class TrainingStep:
                 self._note_compiling()
                 self._tell(f"goes uncompiled: {self._compilation.why_not}")
             return False
+        return True
+
+    def compile(self, step: int, should_stop: Callable[[], object | None]) -> None:
+        """Compile the layers before that step; a reason of ``should_stop`` breaks it off."""
         self._feed.load(step)
         if self._recorded is not None:
             self._recorded.forget()  # pragma: needs cuda
         self._tell(self._compilation.compile(self._rehearse, should_stop))
         self._note_compiling()
-        return True
 
     def _note_compiling(self) -> None:
         self._execution.compiled = self._compilation.done

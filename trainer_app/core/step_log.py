@@ -154,6 +154,12 @@ class StepLog:
         """Leave what went on since the last read out of the speed of the steps to come."""
         self._since = time.monotonic()
 
+    def time_anew(self) -> None:
+        """Steps take another time from now on, the first ones longer."""
+        self.steady_step_seconds = None
+        self._reported = 0
+        self.restart_clock()
+
     def mean_step_seconds(self) -> float:
         """What a step took in this attempt; 0 where it took none."""
         if self.steps_timed:
