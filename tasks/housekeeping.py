@@ -37,7 +37,7 @@ from trainer_app.store.lease import Reaped
 
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
-_AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2
+_AWAY_SECONDS: Final = 10.0  # between two passes, where the next comes after 2; at the least
 _JUMP_SECONDS: Final = 1.0  # that the database's clock goes on by, and this machine's does not
 # For a worker to give up a database that did not answer, and to ask it once more.
 _RETURN_SECONDS: Final = 5.0
@@ -122,8 +122,11 @@ class Reaper:
             # No reading before this one. What has just been heard of is not dead.
             return _is_heard_of(upkeep.run_out(process.database(), as_of=now))
         passed = now - self._last
+        # Whoever was away for half a lease alone has not lost it. Not less where leases are long:
+        # a pass over a slow network takes more than ten seconds, and each would be due then.
+        away = max(_AWAY_SECONDS, process.settings().jobs.lease_seconds / 2)
         # The most that the answers' ways can account for.
-        return passed > min(_AWAY_SECONDS, self._clock() - self._asked_at + _JUMP_SECONDS)
+        return passed > min(away, self._clock() - self._asked_at + _JUMP_SECONDS)
 
     def _grace_from(self, now: float) -> float:
         """When the workers' next beat was due, and had the time to be written."""

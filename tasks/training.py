@@ -180,8 +180,9 @@ def _watch(job: Job, spec: TrainSpec, corpus: Path) -> list[CorpusWatch]:
 def _publish(job: Job, finished: Finished, final: Path) -> str | None:
     """Complete the folder, make sure that the lease still stands, and rename it into place.
 
-    Returns the digest of its manifest; None where an interrupt came just then. It is too late for
-    a cancellation, which the engine has looked for when all was written.
+    Returns the digest of its manifest; None where an interrupt came just then. A cancellation was
+    last looked for by the engine, when all was written: one that comes now is heard only where this
+    takes so long that it is interrupted.
     """
     settings = process.settings()
     run_id = job.claim.job_id

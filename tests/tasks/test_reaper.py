@@ -111,6 +111,16 @@ def test_after_a_time_without_writing_workers_may_renew_their_leases_before_anyt
     assert waited == ["running"] * 8 + ["queued"]  # a beat every 10 s
 
 
+@pytest.mark.parametrize("every", [11.0, 25.0])
+def test_passes_that_a_slow_database_makes_long_miss_no_dead_worker(
+    passes: Passes, every: float
+) -> None:
+    assert passes.at(0) == "running"
+    passes.end_lease()
+
+    assert passes.at(every) == "queued"
+
+
 def test_a_moment_without_an_answer_puts_no_lost_worker_off(
     passes: Passes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
