@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import structlog
 
-from tasks import process
+from tasks import process, staging
+from tasks.figures import left_in_place
 from tasks.job import Done, Job
 from tasks.patience import insist
 from tasks.spent import USERS
+from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.errors import RUN_CODES, LeaseLost, TrainerError, Unavailable
 from trainer_app.events import ErrorKind
@@ -49,18 +53,27 @@ def end_held(job: Job, outcome: Done | StopReason | TrainerError) -> None:
 def end_stuck(job: Job, reason: StopReason) -> None:
     """Write down the end of a job whose process is about to end because it does not stop.
 
-    A run whose model may be in its place by then is left to the housekeeping, which looks.
+    Where it was about to put a run's model into its place, that is made impossible first: one that
+    is there by then is left to the housekeeping, which completes the run.
     """
     if reason is not StopReason.FENCED:
         job.log.error("it did not stop when it was asked to: its process ends", reason=reason)
-    claim = job.claim
+    claim, settings = job.claim, process.settings()
+    taken: list[Path] = []
+    in_place = None
     if job.renames and job.published is None and claim.kind is JobKind.TRAIN:
+        taken = staging.take_away(settings, claim.job_id, claim.attempt)
+        final = artifacts.model_directory(settings, claim.job_id)
+        in_place = left_in_place(final, claim.job_id)
+    if in_place is None:
+        end_held(job, reason)
+    else:
         with suppress(Unavailable):
             lease.expire(
                 process.database(), claim.job_id, owner_prefix=claim.owner, attempt=claim.attempt
             )
-    else:
-        end_held(job, reason)
+    for path in taken:
+        shutil.rmtree(path, ignore_errors=True)
     process.publisher().close()
 
 

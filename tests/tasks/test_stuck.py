@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tasks import housekeeping, process, training
+from tasks import housekeeping, process, staging, training
 from tasks.held import Held
 from tasks.job import Done, Job
 from tasks.perform import perform
@@ -182,13 +182,16 @@ from tasks import held, perform, process, training
 from trainer_app import artifacts
 from trainer_app.store import lease
 
-held.STUCK_SECONDS = 1.0
+held.STUCK_SECONDS = held.DRAIN_SECONDS = 1.0
 publish = artifacts.publish
 
 def rename_and_wait(*arguments, **named):
     if sys.argv[2] == "in place":
         publish(*arguments, **named)
-    lease.request_cancel(process.database(), sys.argv[1])
+    if sys.argv[3] == "cancel":
+        lease.request_cancel(process.database(), sys.argv[1])
+    else:
+        held.draining.set()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
     time.sleep(60)  # a disk that does not answer
 
@@ -198,24 +201,33 @@ perform.perform(sys.argv[1], hostname="train-0@here", work=training.work)
 
 
 @pytest.mark.parametrize(
-    ("where", "status"), [("in place", "completed"), ("beside it", "cancelled")]
+    ("where", "ask", "status"),
+    [
+        ("in place", "cancel", "completed"),
+        ("in place", "drain", "completed"),
+        ("beside it", "cancel", "cancelled"),
+        ("beside it", "drain", "queued"),
+    ],
 )
 def test_a_run_whose_disk_hangs_while_its_model_is_renamed_ends_as_the_disk_says(
-    worker: Settings, queue_run: QueueRun, where: str, status: str
+    worker: Settings, queue_run: QueueRun, where: str, ask: str, status: str
 ) -> None:
     run_id = queue_run(max_steps=3)
 
     done = subprocess.run(
-        [sys.executable, "-c", LATE_DISK, run_id, where],
+        [sys.executable, "-c", LATE_DISK, run_id, where, ask],
         capture_output=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 1
-    assert runs.get(process.database(), run_id).status == "running"
+    before = runs.get(process.database(), run_id).status
+    assert before == ("running" if where == "in place" else status)
     housekeeping.reap()
 
-    assert runs.get(process.database(), run_id).status == status
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.crashes) == (status, 0)
+    assert staging.attempts(worker, run_id) == []
     final = artifacts.model_directory(worker, run_id)
     assert is_whole(final) == (status == "completed")
 
