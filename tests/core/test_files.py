@@ -16,6 +16,7 @@ from trainer_app.core.files import (
     disk_full_named,
     end_replacements,
     fsync_tree,
+    make_own_folder,
     put_back,
     remove_directory,
     rename_directory,
@@ -23,7 +24,7 @@ from trainer_app.core.files import (
     sha256_file,
     write_atomically,
 )
-from trainer_app.errors import DiskFull
+from trainer_app.errors import DiskFull, TrainerError
 
 
 def test_a_file_is_written_in_place_of_the_old_one(tmp_path: Path) -> None:
@@ -32,6 +33,33 @@ def test_a_file_is_written_in_place_of_the_old_one(tmp_path: Path) -> None:
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["state.json"]  # noqa: PTH208 - hidden names count
+
+
+def test_a_folder_of_ours_is_made_with_those_above_it_and_in_place_of_a_file(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "runs" / "run-a"
+    assert not make_own_folder(folder)
+    assert not make_own_folder(folder)
+    folder.rmdir()
+    folder.write_text("no folder")
+
+    assert make_own_folder(folder)
+    assert folder.is_dir()
+
+
+def test_a_link_that_leads_nowhere_stays_in_the_place_of_a_folder_and_is_named(
+    tmp_path: Path,
+) -> None:
+    link = tmp_path / "run-a"
+    link.symlink_to(tmp_path / "away")
+
+    with pytest.raises(TrainerError) as error:
+        make_own_folder(link)
+
+    where = f"{link} leads to {tmp_path}/away"
+    assert str(error.value) == f"{where}, which is no folder or is not there"
+    assert link.is_symlink()
 
 
 def test_a_file_that_grows_as_fast_as_it_is_read_has_an_end(tmp_path: Path) -> None:

@@ -151,6 +151,19 @@ def assert_healed(cache: Cache, rule: SplitRule, expected: Ids, folder: str) -> 
     assert not list(cache.root.rglob(".*"))
 
 
+def test_a_file_in_the_place_of_all_token_ids_is_removed_and_they_are_made_anew(
+    cache: Cache,
+) -> None:
+    expected = cache.read()
+    shutil.rmtree(cache.root)
+    cache.root.write_text("no folder")
+
+    assert cache.read() == expected
+    assert cache.messages[0] == f"{cache.root} was no folder: it is made anew"
+    assert cache.read() == expected
+    assert cache.messages == []
+
+
 @pytest.mark.parametrize("name", ["ids", "hashes", "sizes", "counts"])
 @pytest.mark.parametrize("damage", OF_A_FILE.values(), ids=OF_A_FILE)
 def test_damaged_ids_are_made_anew_before_a_split_is_made_of_them(

@@ -30,6 +30,7 @@ from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core.corpus import read_units
 from trainer_app.core.files import (
     disk_full_named,
+    make_own_folder,
     move_away,
     rename_directory,
     temporary_beside,
@@ -137,7 +138,8 @@ def encode_corpus(
         with suppress(OSError):
             os.utime(directory)  # clean-up goes by the last use
     else:
-        root.mkdir(parents=True, exist_ok=True)
+        if make_own_folder(root):
+            on_message(f"{root} was no folder: it is made anew")
         sweep(root)
         temporary = temporary_beside(directory)
         temporary.mkdir()

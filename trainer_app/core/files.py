@@ -71,6 +71,26 @@ def fault_of_the_disk(error: OSError, root: Path) -> TrainerError | None:
     return None
 
 
+def make_own_folder(path: Path) -> bool:
+    """Make a folder that nobody else writes, with those above it; whether a file had to go.
+
+    One that stands in its place is removed: what the folder held can be made anew, or was lost when
+    the file was put there. A link stays: what it leads to may be away for now. Raises TrainerError
+    then.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if path.is_symlink():
+            raise TrainerError(
+                f"{path} leads to {path.readlink()}, which is no folder or is not there"
+            ) from error
+        path.unlink()
+        path.mkdir(parents=True, exist_ok=True)
+        return True
+    return False
+
+
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Put ``data`` at ``path`` durably, in place of what was there; the folder must exist.
 
