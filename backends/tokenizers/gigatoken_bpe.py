@@ -54,7 +54,10 @@ class GigatokenEncoder:
         self, load: Callable[[str], gigatoken.Tokenizer], tokenizer: Tokenizer, plain: PieceByPiece
     ) -> None:
         """``load`` reads a tokenizer.json, ``plain`` encodes by ``tokenizer`` itself."""
+        from gigatoken import BytesSource  # noqa: PLC0415  # optional
+
         self._load = load
+        self._source = BytesSource
         self._json = with_gpt4_pattern(tokenizer)
         self._plain = plain
         self._backend: gigatoken.Tokenizer | None = None
@@ -97,10 +100,11 @@ class GigatokenEncoder:
                 raise EncodersDisagree(f"gigatoken cannot load the tokenizer: {error}") from error
             self._left = RENEW_BYTES
         self._left -= len(text)
-        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile, though
-        # its first call in a process imports awkward, for 0.2 s.
+        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile. A
+        # source, not a list: to tell a list from an array it would import awkward, for 0.15 s.
         # Not parallel: the library's own threads would not survive the fork of a worker's process.
-        rows, _ = self._backend.encode_batch_padded([text], PAD_ID, parallel=False)
+        source = self._source(text)
+        rows, _ = self._backend.encode_batch_padded(source, PAD_ID, parallel=False)
         row: NDArray[np.uint32] = rows[0]
         return row
 

@@ -25,6 +25,7 @@ from backends.tokenizers.gigatoken_bpe import (
 )
 
 pytest.importorskip("gigatoken")
+from gigatoken import BytesSource
 from gigatoken import Tokenizer as Gigatoken
 
 PIECES = [
@@ -104,7 +105,8 @@ def test_every_character_gives_the_ids_of_tokenizers(huggingface: HuggingFaceTok
         lines = [f"a{c}b {c}1'{c}\n" for c in characters if c != "\r"]
         encoded = huggingface.encode_batch_fast(lines, add_special_tokens=False)
         expected = [token_id for encoding in encoded for token_id in encoding.ids]
-        row, _ = fast.encode_batch_padded(["".join(lines).encode()], 0, parallel=False)
+        source = BytesSource("".join(lines).encode())
+        row, _ = fast.encode_batch_padded(source, 0, parallel=False)
         assert np.array_equal(row[0], expected)
 
 
