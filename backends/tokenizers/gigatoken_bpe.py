@@ -65,7 +65,7 @@ class GigatokenEncoder:
         self._blocks = 0
         self._proven = np.zeros(CODE_POINTS, dtype=np.bool_)
         # bytes of each token: a letter of its name stands for one
-        self._lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+        self._lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.uint32)
         for token, token_id in tokenizer.get_vocab().items():
             self._lengths[token_id] = len(token)
 
@@ -73,7 +73,7 @@ class GigatokenEncoder:
         self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
     ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """See BlockEncoder."""
-        ends = np.cumsum(sizes, dtype=np.int64)
+        ends = np.cumsum(sizes, dtype=np.uint32)
         borders = [0, *ends[:-1][apart[:-1]].tolist(), len(data)]
         parts = [data[start:end] for start, end in pairwise(borders)]
         if any(_lone_returns(part) for part in parts):
@@ -81,7 +81,7 @@ class GigatokenEncoder:
         self._try_characters(data)
         self._try_sample(data)
         ids = np.concatenate([self._ids(part) for part in parts])
-        token_ends = np.cumsum(self._lengths[ids])
+        token_ends = np.cumsum(self._lengths.take(ids), dtype=np.uint32)
         last = np.searchsorted(token_ends, ends)  # token of each piece
         if len(ids) == 0 or token_ends[-1] != len(data) or (token_ends[last] != ends).any():
             raise EncodersDisagree("gigatoken's tokens do not end where the text's pieces end")
