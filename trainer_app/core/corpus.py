@@ -144,23 +144,23 @@ def _ink() -> bytes:
 
 
 _INK: Final = _ink()
-_INK_OF: Final = np.frombuffer(_INK, dtype=np.uint8)
 
 
-def _blank(
-    data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _inked(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data.translate(_INK), dtype=np.uint8)
+
+
+def _blank(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which lines are blank; each ends behind its "\n"."""
     text = np.frombuffer(data, dtype=np.uint8)
-    blank = np.zeros(len(starts), dtype=np.bool_)
     # nearly every line that is not blank has ink at its start or before its "\n"
-    left = np.flatnonzero(_INK_OF.take(text.take(starts)) < 2)
-    left = left[_INK_OF.take(text.take(np.maximum(ends[left] - 2, starts[left]))) < 2]
-    blank[left] = True
-    unsure = left[ends[left] - starts[left] > 1]
+    first = text.take(starts)
+    blank = _inked(first.tobytes()) < 2
+    longer = np.flatnonzero(blank & (first != ord("\n")))
+    blank[longer] = _inked(text.take(ends[longer] - 2).tobytes()) < 2
+    unsure = longer[blank[longer]]
     if len(unsure) > FEW_LINES:
-        every = np.frombuffer(data.translate(_INK), dtype=np.uint8)[: int(ends[-1])]
-        most = np.maximum.reduceat(every, starts)[unsure]
+        most = np.maximum.reduceat(_inked(data)[: int(ends[-1])], starts)[unsure]
         blank[unsure] = most == 0
         unsure = unsure[most == 1]
     for line in unsure.tolist():
