@@ -128,7 +128,10 @@ class GigatokenEncoder:
         every = np.frombuffer(some, dtype=np.uint8)
         beyond = every[every >= 0x80].tobytes().decode()
         codes = np.frombuffer(beyond.encode("utf-32-le"), dtype="<u4")
-        new = np.unique(codes[~self._proven[codes]])
+        new = np.sort(codes[~self._proven[codes]])
+        first = np.ones(len(new), dtype=np.bool_)
+        first[1:] = new[1:] != new[:-1]
+        new = new[first]  # np.unique would import numpy.ma, for 6 ms
         self._compare([PROBE.format(chr(code)) for code in new.tolist()])
         self._proven[new] = True
 
