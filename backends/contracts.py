@@ -6,10 +6,10 @@ Shapes in names: B sequences, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from torch import nn
 
@@ -105,19 +105,23 @@ class ModelFamily(Protocol):
         ...
 
 
+Counts: TypeAlias = "Callable[[], NDArray[np.uint32]]"  # of the ids of each piece
+
+
 class BlockEncoder(Protocol):
-    """Turns much text into ids, block by block; for one thread at a time."""
+    """Turns much text into ids, block by block; ``encode`` is for one thread at a time."""
 
     name: str  # of the library that does it
 
     def encode(
         self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray[np.uint32], Counts]:
         """The ids of consecutive pieces of text, and how many of them each piece has.
 
         ``data`` is the UTF-8 of at least one piece, ``sizes`` their bytes, none 0. Where a piece
         ends that is ``apart`` the text is cut; where another ends, pre-tokenization has a border
-        anyway. Raises EncodersDisagree, see backends.tokenizers.blocks.
+        anyway. They are counted when asked for, by any thread, while this one may encode the next
+        block. Both raise EncodersDisagree, see backends.tokenizers.blocks.
         """
         ...
 

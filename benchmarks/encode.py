@@ -5,15 +5,14 @@
 The corpus is Python's own standard library unless a file is named. Each measurement has a process
 of its own, and the sides take turns, so that whatever else the machine does hits both. Prints a
 JSON line for each figure, then a table; figures are medians of the rounds. Megabytes are of UTF-8;
-encoding is timed from the file of text to the memory-mapped file of ids, memory is what the peak
-of the resident set lies above that of the process with all modules loaded.
+encoding is timed from the file of text to the memory-mapped file of ids, with what a process loads
+for its first; memory is what the peak of the resident set lies above that of the process before.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
 import statistics
@@ -157,9 +156,6 @@ KINDS: Final = ["encode", "train"]
 
 def measure(job: Job) -> Figure:
     """Do the work, in a process of its own."""
-    for module in ("gigatoken", "awkward"):  # once in a process: 0.25 s
-        with suppress(ImportError):
-            importlib.import_module(module)
     before = memory_mb("VmRSS")
     with suppress(OSError):  # forget the peak of what went before
         Path("/proc/self/clear_refs").write_text("5")

@@ -3,9 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+class BytesSource:
+    def __init__(self, data: bytes) -> None: ...
+
 class Tokenizer:
     @classmethod
     def from_json(cls, data: str) -> Tokenizer: ...
     def encode_batch_padded(
-        self, inputs: list[bytes], pad_id: int, *, parallel: bool
+        self, inputs: BytesSource, pad_id: int, *, parallel: bool
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]: ...

@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from backends.contracts import Counts
+
 
 class EncodersDisagree(Exception):
     """A fast encoder does not give the ids of the tokenizer that it stands in for."""
@@ -26,12 +28,12 @@ class PieceByPiece:
 
     def encode(
         self, data: bytes, sizes: NDArray[np.uint32], _apart: NDArray[np.bool_], /
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray[np.uint32], Counts]:
         """See BlockEncoder. Every piece is encoded apart."""
         encoded = self._encode_batch([piece.decode() for piece in cut(data, sizes)])
         counts = np.fromiter(map(len, encoded), dtype=np.uint32, count=len(encoded))
         ids = np.fromiter(chain.from_iterable(encoded), dtype=np.uint32, count=int(counts.sum()))
-        return ids, counts
+        return ids, lambda: counts
 
 
 def cut(data: bytes, sizes: NDArray[np.uint32]) -> Iterator[bytes]:

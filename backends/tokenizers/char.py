@@ -17,6 +17,8 @@ from trainer_app.errors import ModelIncompatible, TokenizerTrainFailed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from backends.contracts import Counts
+
 CODE_POINTS: Final = 0x110000
 BATCH_CHARS: Final = 1 << 20  # counted at once: the table of counts is as long as Unicode
 
@@ -82,12 +84,12 @@ class CharBlocks:
 
     def encode(
         self, data: bytes, sizes: NDArray[np.uint32], _apart: NDArray[np.bool_], /
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray[np.uint32], Counts]:
         """See BlockEncoder. Every character is on its own, so nothing need be cut."""
         begins = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80  # the others continue one
         starts = np.cumsum(sizes, dtype=np.int64) - sizes
-        counts = np.add.reduceat(begins, starts, dtype=np.uint32)
-        return self._ids[_code_points(data.decode())], counts
+        ids = self._ids[_code_points(data.decode())]
+        return ids, lambda: np.add.reduceat(begins, starts, dtype=np.uint32)
 
 
 def _code_points(text: str) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:

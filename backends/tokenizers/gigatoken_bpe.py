@@ -6,6 +6,7 @@ context by both, and of every block a sample; the first difference raises Encode
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers.pre_tokenizers import PreTokenizer
 
+    from backends.contracts import Counts
+
 # GPT-4's own pattern, which gigatoken has by hand. It differs from the BPE's pattern (bpe.PATTERN)
 # only where a "\r" stands without a "\n" behind it: there "[\r\n]" could stop at a "\r".
 GPT4_PATTERN: Final = (
@@ -35,6 +38,7 @@ SAMPLE_BYTES: Final = 1 << 10  # of each block
 # Each character of the text in every position that the pattern distinguishes.
 PROBE: Final = "a{0}b {0}{0}1{0}\n{0}'{0} .{0}\r\n {0}  '{0}\t\n{0}"
 CODE_POINTS: Final = 0x110000
+_HIGH_BITS: Final = np.uint64(0x8080808080808080)
 _MODEL_OPTIONS: Final = (
     "dropout",
     "unk_token",
@@ -54,7 +58,10 @@ class GigatokenEncoder:
         self, load: Callable[[str], gigatoken.Tokenizer], tokenizer: Tokenizer, plain: PieceByPiece
     ) -> None:
         """``load`` reads a tokenizer.json, ``plain`` encodes by ``tokenizer`` itself."""
+        from gigatoken import BytesSource  # noqa: PLC0415  # optional
+
         self._load = load
+        self._source = BytesSource
         self._json = with_gpt4_pattern(tokenizer)
         self._plain = plain
         self._backend: gigatoken.Tokenizer | None = None
@@ -62,15 +69,15 @@ class GigatokenEncoder:
         self._blocks = 0
         self._proven = np.zeros(CODE_POINTS, dtype=np.bool_)
         # bytes of each token: a letter of its name stands for one
-        self._lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+        self._lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.uint32)
         for token, token_id in tokenizer.get_vocab().items():
             self._lengths[token_id] = len(token)
 
     def encode(
         self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray[np.uint32], Counts]:
         """See BlockEncoder."""
-        ends = np.cumsum(sizes, dtype=np.int64)
+        ends = np.cumsum(sizes, dtype=np.uint32)
         borders = [0, *ends[:-1][apart[:-1]].tolist(), len(data)]
         parts = [data[start:end] for start, end in pairwise(borders)]
         if any(_lone_returns(part) for part in parts):
@@ -78,11 +85,17 @@ class GigatokenEncoder:
         self._try_characters(data)
         self._try_sample(data)
         ids = np.concatenate([self._ids(part) for part in parts])
-        token_ends = np.cumsum(self._lengths[ids])
+        return ids, partial(self._counts, ids, ends, len(data))
+
+    def _counts(
+        self, ids: NDArray[np.uint32], ends: NDArray[np.uint32], size: int
+    ) -> NDArray[np.uint32]:
+        """How many of the ids each piece has; ``ends`` and ``size`` in bytes."""
+        token_ends = np.cumsum(self._lengths.take(ids), dtype=np.uint32)
         last = np.searchsorted(token_ends, ends)  # token of each piece
-        if len(ids) == 0 or token_ends[-1] != len(data) or (token_ends[last] != ends).any():
+        if len(ids) == 0 or token_ends[-1] != size or (token_ends[last] != ends).any():
             raise EncodersDisagree("gigatoken's tokens do not end where the text's pieces end")
-        return ids, np.diff(last, prepend=-1).astype(np.uint32)
+        return np.diff(last, prepend=-1).astype(np.uint32)
 
     def _ids(self, text: bytes) -> NDArray[np.uint32]:
         if self._backend is None or self._left < len(text):
@@ -97,10 +110,11 @@ class GigatokenEncoder:
                 raise EncodersDisagree(f"gigatoken cannot load the tokenizer: {error}") from error
             self._left = RENEW_BYTES
         self._left -= len(text)
-        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile, though
-        # its first call in a process imports awkward, for 0.2 s.
+        # One row of a padded batch: unlike ``encode`` this lets other threads run meanwhile. A
+        # source, not a list: to tell a list from an array it would import awkward, for 0.15 s.
         # Not parallel: the library's own threads would not survive the fork of a worker's process.
-        rows, _ = self._backend.encode_batch_padded([text], PAD_ID, parallel=False)
+        source = self._source(text)
+        rows, _ = self._backend.encode_batch_padded(source, PAD_ID, parallel=False)
         row: NDArray[np.uint32] = rows[0]
         return row
 
@@ -108,10 +122,16 @@ class GigatokenEncoder:
         """Raise EncodersDisagree for a character that the two take for something different."""
         if data.isascii():
             return
-        every = np.frombuffer(data, dtype=np.uint8)
-        beyond = every[every >= 0x80].tobytes().decode()  # ASCII: by the tests, and the samples
+        # ASCII: by the tests, and the samples. Eight bytes at once, as most texts are most of it
+        eights = np.frombuffer(data, dtype=np.uint64, count=len(data) // 8)
+        some = eights[eights & _HIGH_BITS != 0].tobytes() + data[8 * len(eights) :]
+        every = np.frombuffer(some, dtype=np.uint8)
+        beyond = every[every >= 0x80].tobytes().decode()
         codes = np.frombuffer(beyond.encode("utf-32-le"), dtype="<u4")
-        new = np.unique(codes[~self._proven[codes]])
+        new = np.sort(codes[~self._proven[codes]])
+        first = np.ones(len(new), dtype=np.bool_)
+        first[1:] = new[1:] != new[:-1]
+        new = new[first]  # np.unique would import numpy.ma, for 6 ms
         self._compare([PROBE.format(chr(code)) for code in new.tolist()])
         self._proven[new] = True
 
@@ -127,7 +147,7 @@ class GigatokenEncoder:
         sizes = np.fromiter(map(len, raw), dtype=np.uint32, count=len(raw))
         expected, counts = self._plain.encode(b"".join(raw), sizes, np.ones(len(raw), np.bool_))
         end = 0
-        for text, data, count in zip(texts, raw, counts.tolist(), strict=True):
+        for text, data, count in zip(texts, raw, counts().tolist(), strict=True):
             start, end = end, end + count
             if not np.array_equal(self._ids(data), expected[start:end]):
                 raise EncodersDisagree(f"gigatoken gives other ids for {text!a}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,10 @@ from backends.tokenizers.gigatoken_bpe import (
 )
 
 pytest.importorskip("gigatoken")
+from gigatoken import BytesSource
 from gigatoken import Tokenizer as Gigatoken
 
+ROOT = Path(__file__).parents[2]
 PIECES = [
     *" \t\n\n\r\x0b\x0c\x1c\x85\u00a0\u2028\u3000'.}1aZ\u00e9\u0301\u017f\u0130\u65e5\ufeff\0",
     *("\r\n", "'s", "'LL", "'\u017f", "def ", "    ", "1234567", "\U0001f468\u200d\U0001f469"),
@@ -60,7 +63,7 @@ def ids(encoder: BlockEncoder, *texts: str, apart: bool = True) -> list[list[int
     raw = [text.encode() for text in texts]
     sizes = np.array([len(data) for data in raw], dtype=np.uint32)
     found, counts = encoder.encode(b"".join(raw), sizes, np.full(len(raw), apart))
-    return [part.tolist() for part in np.split(found, np.cumsum(counts)[:-1])]
+    return [part.tolist() for part in np.split(found, np.cumsum(counts())[:-1])]
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +107,8 @@ def test_every_character_gives_the_ids_of_tokenizers(huggingface: HuggingFaceTok
         lines = [f"a{c}b {c}1'{c}\n" for c in characters if c != "\r"]
         encoded = huggingface.encode_batch_fast(lines, add_special_tokens=False)
         expected = [token_id for encoding in encoded for token_id in encoding.ids]
-        row, _ = fast.encode_batch_padded(["".join(lines).encode()], 0, parallel=False)
+        source = BytesSource("".join(lines).encode())
+        row, _ = fast.encode_batch_padded(source, 0, parallel=False)
         assert np.array_equal(row[0], expected)
 
 
@@ -221,6 +225,26 @@ def test_a_tokenizer_of_another_form_is_left_to_tokenizers(
     assert gigatoken_encoder(huggingface, plain, pre_tokenizer()) is not None
     change(huggingface)
     assert gigatoken_encoder(huggingface, plain, pre_tokenizer()) is None
+
+
+def test_a_first_text_is_encoded_without_waiting_for_awkward(plain: Path) -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from backends.loading import load_tokenizer
+        encoder = load_tokenizer(Path(sys.argv[1])).block_encoder()
+        encoder.encode(b"text", np.array([4], np.uint32), np.array([True]))
+        print(encoder.name, "awkward" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(plain)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "gigatoken False\n"
 
 
 def test_without_the_library_tokenizers_encodes(

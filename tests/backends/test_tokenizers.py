@@ -284,5 +284,5 @@ def test_blocks_give_the_ids_of_their_pieces(
     sizes = np.array([len(data) for data in raw], dtype=np.uint32)
     ids, counts = encoders[kind].encode(b"".join(raw), sizes, np.ones(len(raw), dtype=np.bool_))
     encoded = tokenizers[kind].encode_batch(texts)
-    assert counts.tolist() == [len(found) for found in encoded]
+    assert counts().tolist() == [len(found) for found in encoded]
     assert ids.tolist() == [token_id for found in encoded for token_id in found]

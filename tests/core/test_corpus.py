@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from trainer_app.core import corpus
 from trainer_app.core.corpus import BLOCK_BYTES, read_units
 from trainer_app.core.corpus_size import LONGEST_UNIT
 from trainer_app.errors import CorpusChanged, CorpusEmpty, CorpusNotFound, CorpusNotText
 
 Write = Callable[[bytes], tuple[Path, str]]
+
+# blanks of all kinds, what begins as one does, and what is none: U+001B, U+200B
+PIECES = [*"\n\n\n \t\r\v\f\x1b\x1c\x85\u00a0\u1680\u2028\u3000", *"\u00c2\u200b\u3042\u65e5xy"]
+LINES = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
 
 
 def units(written: tuple[Path, str]) -> list[str]:
@@ -32,6 +40,27 @@ def test_few_blank_lines_make_units_of_lines_with_the_blanks_that_follow(
 ) -> None:
     text = "one\ntwo\n\n \nthree\nfour"
     assert units(write_corpus(text.encode())) == ["one\n", "two\n\n \n", "three\n", "four"]
+
+
+@pytest.mark.parametrize("few", [0, 1_000])
+@pytest.mark.parametrize("paragraphs", [False, True])
+@given(LINES)
+def test_a_unit_begins_at_a_line_that_is_not_blank_for_str(
+    tmp_path_factory: pytest.TempPathFactory, few: int, paragraphs: bool, text: str
+) -> None:
+    text = ("x\n\n" * 16 if paragraphs else "x\n") + text
+    expected: list[str] = []
+    before = ""
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        if not expected or (line.strip() and not (paragraphs and before.strip())):
+            expected.append("")
+        expected[-1] += line
+        before = line
+    path = tmp_path_factory.getbasetemp() / "corpus.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "FEW_LINES", few)
+        assert units((path, hashlib.sha256(text.encode()).hexdigest())) == expected
 
 
 def test_units_together_are_the_text_whatever_the_block_borders(write_corpus: Write) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backends.contracts import EOS_ID, BlockEncoder, Tokenizer
+from backends.contracts import EOS_ID, BlockEncoder, Counts, Tokenizer
 from backends.loading import load_tokenizer
 from backends.tokenizers.blocks import EncodersDisagree, PieceByPiece
 from trainer_app.core import encode, streams
@@ -191,7 +191,7 @@ class Wrong:
 
     def encode(
         self, data: bytes, sizes: NDArray[np.uint32], apart: NDArray[np.bool_], /
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray[np.uint32], Counts]:
         self.blocks += 1
         if self.blocks == 2:
             raise EncodersDisagree("wrong gives other ids for 'x'")

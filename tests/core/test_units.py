@@ -48,6 +48,18 @@ def test_texts_that_differ_in_a_byte_a_place_or_their_length_have_other_hashes()
     assert len(set(found.tolist())) == len(texts)
 
 
+def test_a_text_has_the_hash_that_it_always_had() -> None:
+    texts = ["a\n", " \n", "eight by\n", "\tnine byte\r\n", "\u00e9\u65e5\u672c\n", "x" * 8_000]
+    assert hashes(*texts).tolist() == [  # else a split would hold out others than it did
+        0x008DBFB7F6A331DE,
+        0x238275BC38FCBE91,
+        0x951ABF3B37EC7EB1,
+        0xEB9103F19B5CAF1F,
+        0xA9CAE23BF16C8EE0,
+        0x7660B5FBB17B8CE6,
+    ]
+
+
 def test_each_bit_of_a_hash_is_set_half_of_the_time() -> None:
     found = hashes(*(f"line {number}\n" for number in range(4_000)))
     shares = [

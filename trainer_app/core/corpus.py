@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES: Final = 1 << 20  # read at once; what is sniffed to choose between the two modes
 PARAGRAPH_BYTES: Final = 4_096  # paragraphs longer than this on average: units are lines
 FEWEST_PARAGRAPHS: Final = 16  # fewer cannot be split well: units are lines
+FEW_LINES: Final = 1_000  # of a block: looked at one by one sooner than all at once
 NOT_TEXT: Final = "the corpus must be UTF-8 text"
 BYTE_ORDER_MARK: Final = "\ufeff".encode()
 
@@ -112,15 +113,8 @@ class _Lines:
         ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + 1
         if not len(ends):
             return cls(ends, np.zeros(0, dtype=np.bool_), not _is_blank(data))
-        last = int(ends[-1])
         starts = np.concatenate([[0], ends[:-1]])
-        most = np.maximum.reduceat(
-            np.frombuffer(data.translate(_INK), dtype=np.uint8)[:last], starts
-        )
-        blank = most == 0
-        for line in np.flatnonzero(most == 1).tolist():
-            blank[line] = _is_blank(data[starts[line] : ends[line]])
-        return cls(ends, blank, not _is_blank(data[last:]))
+        return cls(ends, _blank(data, starts, ends), not _is_blank(data[int(ends[-1]) :]))
 
     def unit_ends(self, *, paragraphs: bool) -> NDArray[np.int64]:
         """Behind what lines a unit ends for certain."""
@@ -150,6 +144,28 @@ def _ink() -> bytes:
 
 
 _INK: Final = _ink()
+
+
+def _inked(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data.translate(_INK), dtype=np.uint8)
+
+
+def _blank(data: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines are blank; each ends behind its "\n"."""
+    text = np.frombuffer(data, dtype=np.uint8)
+    # nearly every line that is not blank has ink at its start or before its "\n"
+    first = text.take(starts)
+    blank = _inked(first.tobytes()) < 2
+    longer = np.flatnonzero(blank & (first != ord("\n")))
+    blank[longer] = _inked(text.take(ends[longer] - 2).tobytes()) < 2
+    unsure = longer[blank[longer]]
+    if len(unsure) > FEW_LINES:
+        most = np.maximum.reduceat(_inked(data)[: int(ends[-1])], starts)[unsure]
+        blank[unsure] = most == 0
+        unsure = unsure[most == 1]
+    for line in unsure.tolist():
+        blank[line] = _is_blank(data[starts[line] : ends[line]])
+    return blank
 
 
 def _is_blank(data: bytes) -> bool:

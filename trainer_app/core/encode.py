@@ -51,7 +51,7 @@ from trainer_app.core.token_files import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from backends.contracts import BlockEncoder, Tokenizer
+    from backends.contracts import BlockEncoder, Counts, Tokenizer
     from trainer_app.core.units import Units
 
 NEWS_SECONDS: Final = 2.0  # between two messages about progress
@@ -61,7 +61,7 @@ READS: Final = 4  # of token ids; clean-up, a damaged split and damaged ids each
 
 OnMessage = Callable[[str], None]
 Read = TypeVar("Read")
-_Encoding: TypeAlias = "tuple[Units, Future[tuple[NDArray[np.uint32], NDArray[np.uint32]]]]"
+_Encoding: TypeAlias = "tuple[Units, Future[tuple[NDArray[np.uint32], Counts]]]"
 Number = TypeVar("Number", np.uint16, np.uint32, np.uint64)
 TokenIds: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
 
@@ -291,6 +291,8 @@ def _encoded(
             waiting.append((block, done))
             if len(waiting) > BLOCKS_AHEAD:
                 first, encoding = waiting.popleft()
-                yield first, *encoding.result()
+                ids, counts = encoding.result()
+                yield first, ids, counts()
         for block, encoding in waiting:
-            yield block, *encoding.result()
+            ids, counts = encoding.result()
+            yield block, ids, counts()

@@ -125,6 +125,10 @@ def _buckets(hashes: NDArray[np.uint64], seed: int) -> NDArray[np.int64]:
 def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014), the finalizer."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    shifted = mixed >> np.uint64(30)
+    mixed ^= shifted  # in place: the hashes of a corpus go through here
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    return mixed

@@ -54,17 +54,19 @@ def hash_pieces(
     counts = np.maximum((lengths + WORD - 1) // WORD, 1)  # words of each piece
     last = np.cumsum(counts) - 1
     first = last - counts + 1
-    place = np.arange(int(last[-1]) + 1) - np.repeat(first, counts)
+    place = np.arange(int(last[-1]) + 1)
+    place -= np.repeat(first, counts)
+    begins = WORD * place
+    begins += np.repeat(starts, counts)
     # every run of eight bytes as a number, also of those that begin between the words
-    words = np.ndarray((len(data) + 1,), dtype="<u8", buffer=data + bytes(WORD), strides=(1,))[
-        np.repeat(starts, counts) + WORD * place
-    ].astype(np.uint64)
+    runs = np.ndarray((len(data) + 1,), dtype="<u8", buffer=data + bytes(WORD), strides=(1,))
+    words = runs[begins].astype(np.uint64, copy=False)
     kept = (lengths - WORD * (counts - 1)).astype(np.uint64)  # bytes of the last word: 0 to 8
     words[last] &= np.where(
         kept < WORD, (np.uint64(1) << (8 * kept) % 64) - np.uint64(1), ~np.uint64(0)
     )
-    mixed = splitmix64(words ^ splitmix64(place.astype(np.uint64)))
-    return splitmix64(np.add.reduceat(mixed, first) + lengths.astype(np.uint64))
+    words ^= splitmix64(np.arange(int(counts.max()), dtype=np.uint64)).take(place)
+    return splitmix64(np.add.reduceat(splitmix64(words), first) + lengths.astype(np.uint64))
 
 
 def _stripped(
