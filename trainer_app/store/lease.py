@@ -37,6 +37,7 @@ from trainer_app.store.endings import (
 )
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
+from trainer_app.store.moves import move
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, reap
 from trainer_app.store.wakeups import Wakeup, due, mark_dispatched
@@ -307,7 +308,7 @@ def _request_cancel(
     connection: Connection, job_id: str, kind: JobKind | None
 ) -> tuple[Status, int | None]:
     """Where the job stands now, and its last attempt; None: there was nothing to end."""
-    named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
+    named = (JobRow.id == job_id, true() if kind is None else JobRow.kind == kind)
     queued = JobRow.status == Status.QUEUED
     statement = (
         update(JobRow)
@@ -325,7 +326,7 @@ def _request_cancel(
         )
         .returning(JobRow.status, JobRow.attempt)
     )
-    moved = connection.execute(statement).one_or_none()
+    moved = move(connection, statement, named)
     if moved is not None:
         return Status(moved.status), moved.attempt
     status = connection.scalar(select(JobRow.status).where(*named))
