@@ -230,8 +230,9 @@ def test_a_lease_ended_by_a_clock_that_was_ahead_stays_ended(
 
 
 def test_a_queued_run_is_due_until_it_is_announced(database: Database, run_id: str) -> None:
-    wakeup = Wakeup(job_id=run_id, kind=JobKind.TRAIN, queue="trainer", priority=0)
-    assert lease.due(database) == [wakeup]
+    [wakeup] = lease.due(database)
+    told = (wakeup.job_id, wakeup.kind, wakeup.queue, wakeup.priority)
+    assert told == (run_id, JobKind.TRAIN, "trainer", 0)
     assert lease.due(database) == []
 
 
