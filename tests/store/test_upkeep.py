@@ -236,11 +236,6 @@ def test_a_queued_run_is_due_until_it_is_announced(database: Database, run_id: s
     assert lease.due(database) == []
 
 
-def test_what_was_announced_by_other_means_is_not_due(database: Database, run_id: str) -> None:
-    lease.mark_dispatched(database, run_id)
-    assert lease.due(database) == []
-
-
 def test_an_unanswered_announcement_is_repeated_later_each_time(
     database: Database, run_id: str, elapse: Elapse
 ) -> None:

@@ -22,12 +22,9 @@ class Claim:
     attempt: int  # the fencing token
     owner: str
     spec: str  # JSON
-    checkpoint: str | None  # what an earlier attempt left
     user_id: int
     queue: str
     run_id: str | None  # the run that a request is about
-    crashes: int
-    retries: int
     created_at: float  # unix seconds
     request_id: str | None  # X-Request-ID of the POST
     cause: str | None = None  # why the attempt before this one has ended

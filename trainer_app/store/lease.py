@@ -40,7 +40,7 @@ from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.moves import move
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, reap
-from trainer_app.store.wakeups import Wakeup, due, mark_dispatched
+from trainer_app.store.wakeups import Wakeup, due
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -64,7 +64,6 @@ __all__ = [
     "finish",
     "hand_back",
     "lift",
-    "mark_dispatched",
     "owned",
     "progress",
     "reap",
@@ -86,12 +85,9 @@ _CLAIMED = (
     JobRow.kind,
     JobRow.attempt,
     JobRow.spec,
-    JobRow.checkpoint,
     JobRow.user_id,
     JobRow.queue,
     JobRow.run_id,
-    JobRow.crashes,
-    JobRow.retries,
     JobRow.created_at,
     JobRow.request_id,
     JobRow.cause,

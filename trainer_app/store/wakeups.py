@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, case, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, or_, select, update
 
 from trainer_app.store.claims import clean
 from trainer_app.store.database import NOW, Database
@@ -112,7 +112,7 @@ def due(
         ]
         if wakeups:
             connection.execute(
-                _dispatched(bindparam("at")).where(JobRow.id == bindparam("named")),
+                _DISPATCHED,
                 [{"named": wakeup.job_id, "at": wakeup.dispatched_at} for wakeup in wakeups],
             )
     return wakeups
@@ -162,12 +162,6 @@ def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) ->
         )
 
 
-def mark_dispatched(db: Database, job_id: str) -> None:
-    """Count a wake-up call that was sent by other means than ``due``."""
-    with db.write() as connection:
-        connection.execute(_dispatched(NOW).where(JobRow.id == job_id))
-
-
 def _is_unanswered(waiting: Mapping[Line, float]) -> ColumnElement[bool]:
     # dispatches counts the one that is waited for: 60 s after the first, 120 s after the second.
     doublings = range(math.ceil(math.log2(_LONGEST_WAIT / _FIRST_WAIT)))
@@ -190,9 +184,8 @@ def _is_unanswered(waiting: Mapping[Line, float]) -> ColumnElement[bool]:
     )
 
 
-def _dispatched(at: ColumnElement[float]) -> Update:
-    return (
-        update(JobRow)
-        .where(JobRow.status == Status.QUEUED)
-        .values(dispatched_at=at, dispatches=JobRow.dispatches + 1)
-    )
+_DISPATCHED: Final = (
+    update(JobRow)
+    .where(JobRow.id == bindparam("named"), JobRow.status == Status.QUEUED)
+    .values(dispatched_at=bindparam("at"), dispatches=JobRow.dispatches + 1)
+)
