@@ -299,6 +299,13 @@ def test_of_many_dispatchers_at_once_one_announces(database: Database, run_id: s
         assert sum(len(wakeups) for wakeups in pool.map(race, range(6))) == 1
 
 
+def test_a_job_of_a_kind_that_a_later_version_has_is_not_claimed(
+    database: Database, run_id: str
+) -> None:
+    make_later(database, run_id)
+    assert lease.claim(database, run_id, "worker:1", lease_seconds=60) is None
+
+
 def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_others(
     database: Database, another_run: AnotherRun, elapse: Elapse
 ) -> None:

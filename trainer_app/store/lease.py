@@ -22,7 +22,7 @@ from trainer_app.errors import (
     TokenizerNotFound,
 )
 from trainer_app.store import metrics
-from trainer_app.store.claims import Claim, clean, held, hold, lost
+from trainer_app.store.claims import CLAIMABLE, Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.endings import (
     Artifact,
@@ -120,16 +120,13 @@ class Progress:
 
 
 def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Claim | None:
-    """Start an attempt. None: the message was a duplicate, stale, early, or of a cancelled job."""
+    """Start an attempt. None: the message was a duplicate, stale, early, or of a cancelled job.
+
+    Or of a kind that only a later version has.
+    """
     statement = (
         update(JobRow)
-        .where(
-            JobRow.id == job_id,
-            JobRow.status == Status.QUEUED,
-            ~JobRow.cancel_requested,
-            ~JobRow.paused,
-            JobRow.not_before <= NOW,
-        )
+        .where(JobRow.id == job_id, *CLAIMABLE)
         .values(
             status=Status.RUNNING,
             owner=owner,

@@ -19,6 +19,7 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.idempotency import IdempotencyKey, claim_key
 from trainer_app.store.jobs import enqueue
 from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, Status
+from trainer_app.store.upkeep import CHUNK
 
 _PREFIXES: Final = {
     JobKind.GENERATE: ids.GENERATE,
@@ -26,7 +27,6 @@ _PREFIXES: Final = {
     JobKind.EVALUATE: ids.EVALUATE,
     JobKind.CHAT: ids.CHAT,
 }
-_CHUNK: Final = 500  # rows at a time, so that others can write in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,8 @@ def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> i
         ),
     )
     with db.read() as connection:
-        gone = connection.scalars(old.limit(_CHUNK)).all()
+        # so many at a time that others can write in between
+        gone = connection.scalars(old.limit(CHUNK)).all()
     if gone:  # what has ended never changes again
         with db.write() as connection:
             connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))

@@ -24,10 +24,10 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, or_, select, update
 
-from trainer_app.store.claims import clean
+from trainer_app.store.claims import CLAIMABLE, clean
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import JobKind, JobRow, Status
-from trainer_app.store.upkeep import CHUNK, CLOCK_TOLERANCE, KNOWN_KIND
+from trainer_app.store.upkeep import CHUNK, CLOCK_TOLERANCE
 
 _FIRST_WAIT: Final = 60.0  # seconds for a wake-up call to be answered; doubles each time
 _LONGEST_WAIT: Final = 900.0
@@ -54,17 +54,9 @@ class Wakeup:
 
 def unanswered(db: Database) -> frozenset[Line]:
     """The lines of the jobs that are due unless their call waits in the broker's lists."""
-    statement = select(JobRow.queue, JobRow.priority).where(
-        JobRow.status == Status.QUEUED,
-        ~JobRow.paused,
-        JobRow.not_before <= NOW,
-        KNOWN_KIND,
-        _is_unanswered({}),
-    )
+    lines = select(JobRow.queue, JobRow.priority).where(*CLAIMABLE, _is_unanswered({})).distinct()
     with db.read() as connection:
-        return frozenset(
-            Line(row.queue, row.priority) for row in connection.execute(statement.distinct())
-        )
+        return frozenset(Line(row.queue, row.priority) for row in connection.execute(lines))
 
 
 def due(
@@ -82,12 +74,7 @@ def due(
     dispatched that no worker has taken yet, in unix seconds; jobs of the line that were dispatched
     then or later are not due.
     """
-    conditions = [
-        JobRow.status == Status.QUEUED,
-        ~JobRow.paused,
-        JobRow.not_before <= NOW,
-        KNOWN_KIND,
-    ]
+    conditions = [*CLAIMABLE]
     if not all_queued:
         conditions.append(_is_unanswered(waiting or {}))
     if job_id is not None:
