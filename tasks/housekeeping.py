@@ -31,9 +31,9 @@ from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.folders import check_folders
 from trainer_app.log import JobLog, job_log_path, last_events
-from trainer_app.queue import heartbeat_key
+from trainer_app.queue import heartbeat_key, waiting_since
 from trainer_app.store import idempotency, lease, requests, upkeep, wakeups
-from trainer_app.store.lease import Reaped
+from trainer_app.store.lease import Reaped, Wakeup
 
 _PASS_SECONDS: Final = 2.0
 _SLOW_SECONDS: Final = 5.0  # for an upload to notice the end
@@ -181,7 +181,8 @@ def _tell(reaped: Reaped) -> None:
 
 
 def dispatch() -> bool:
-    """Publish the queued jobs that are due: all of them once Redis has lost its data.
+    """Publish the queued jobs that are due: all of them once Redis has lost its data, else those
+    that were published too long ago for nothing to have come of it, and do not wait in its lists.
 
     Returns whether Redis took them all. Ends at the first that cannot be sent, for each waits for a
     Redis that hangs, and nothing is reaped meanwhile; it and those after it are as due as before.
@@ -192,7 +193,7 @@ def dispatch() -> bool:
         if wiped:
             # Whoever is killed half-way leaves the rest to the next pass.
             client.set(_SENTINEL, _SENDING)
-        due = lease.due(process.database(), all_queued=wiped)
+        due = lease.due(process.database(), all_queued=True) if wiped else _lost(client)
         for number, wakeup in enumerate(due):
             if not process.queue().publish(wakeup):
                 wakeups.take_back(process.database(), [one.job_id for one in due[number:]])
@@ -204,6 +205,14 @@ def dispatch() -> bool:
         _log.debug("nothing can be published while Redis is away")
         return False
     return True
+
+
+def _lost(client: redis.Redis) -> list[Wakeup]:
+    """The jobs to publish while Redis has its data: those whose call does not wait there."""
+    lines = wakeups.unanswered(process.database())
+    if not lines:  # nearly always: nobody is to wait for the right to write
+        return []
+    return lease.due(process.database(), waiting=waiting_since(client, lines))
 
 
 def purge() -> None:

@@ -16,7 +16,7 @@ from trainer_app.queue import WORKER_KEY, Queue
 from trainer_app.settings import Settings
 from trainer_app.store.lease import JobKind, Wakeup
 
-WAKEUP = Wakeup(job_id="run-1", kind=JobKind.TRAIN, queue="trainer", priority=5)
+WAKEUP = Wakeup(job_id="run-1", kind=JobKind.TRAIN, queue="trainer", priority=5, dispatched_at=1.5)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from bisect import bisect
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.transport.redis import PRIORITY_STEPS, Channel
 
 from trainer_app import wishes
 from trainer_app.core.sums import SHA256
@@ -23,6 +25,7 @@ from trainer_app.errors import Unavailable
 from trainer_app.events import connect
 from trainer_app.settings import Settings
 from trainer_app.store.lease import JobKind, Wakeup
+from trainer_app.store.wakeups import Line
 from trainer_app.wishes import Wish
 
 TASK_NAMES: Final[Mapping[JobKind, str]] = {
@@ -36,6 +39,7 @@ TASK_NAMES: Final[Mapping[JobKind, str]] = {
 WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
 WORKER_TTL_SECONDS: Final = 20
 _HIGHEST_PRIORITY: Final = 9
+_DISPATCHED_AT: Final = "dispatched_at"  # the header of a wake-up call that says when
 
 _log = structlog.get_logger(__name__)
 
@@ -86,6 +90,38 @@ class LiveWorker:
     reads_sums: tuple[str, ...] = (SHA256,)  # of checkpoints: core/sums.py
 
 
+def waiting_since(client: redis.Redis, lines: Collection[Line]) -> dict[Line, float]:
+    """When the oldest wake-up call of each line was dispatched that no worker has taken yet.
+
+    In unix seconds, by the database's clock. Without the lines where none waits, and those whose
+    oldest one does not say, as those of the version before. Raises redis.RedisError, OSError.
+    """
+    with client.pipeline(transaction=False) as pipe:
+        for line in lines:
+            pipe.lindex(_list_of(line), -1)  # kombu puts them in at the head, and takes the last
+        oldest = pipe.execute()
+    dispatched = ((line, _dispatched_at(call)) for line, call in zip(lines, oldest, strict=True))
+    return {line: at for line, at in dispatched if at is not None}
+
+
+def _dispatched_at(call: str | None) -> float | None:
+    try:
+        return None if call is None else float(json.loads(call)["headers"][_DISPATCHED_AT])
+    except (ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _list_of(line: Line) -> str:
+    """Where kombu keeps the messages of a queue that have this priority: in one of four lists."""
+    step = PRIORITY_STEPS[bisect(PRIORITY_STEPS, _sent_priority(line.priority)) - 1]
+    return f"{line.queue}{Channel.sep}{step}" if step else line.queue
+
+
+def _sent_priority(priority: int) -> int:
+    """As kombu's Redis transport takes it: 0 for the most urgent."""
+    return _HIGHEST_PRIORITY - priority
+
+
 class Queue:
     """Publishes wake-up calls and knows the live workers."""
 
@@ -114,8 +150,8 @@ class Queue:
                 TASK_NAMES[wakeup.kind],
                 args=[wakeup.job_id],
                 queue=wakeup.queue,
-                # kombu's Redis transport takes 0 for the most urgent
-                priority=_HIGHEST_PRIORITY - wakeup.priority,
+                priority=_sent_priority(wakeup.priority),
+                headers={_DISPATCHED_AT: wakeup.dispatched_at},
                 task_id=str(uuid.uuid4()),
                 retry=False,
                 ignore_result=True,

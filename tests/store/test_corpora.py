@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import pytest
+from sqlalchemy import insert
 
 from trainer_app.core.spec import TokenizerSpec
 from trainer_app.errors import Conflict, CorpusNotFound
 from trainer_app.store import corpora, lease, requests, runs, tokenizers
 from trainer_app.store.database import Database
+from trainer_app.store.tables import CorpusRow
 
 _ID = "a" * 64
 
@@ -32,6 +34,29 @@ def test_the_same_text_many_times_at_once_is_one_corpus(database: Database) -> N
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: corpora.add(database, _ID, 10, 2), range(8)))
     assert len(corpora.list_(database).items) == 1
+
+
+def test_a_corpus_that_is_being_committed_counts_as_recorded(database: Database) -> None:
+    called = list[str]()
+
+    def ask() -> None:
+        corpora.unless_recorded(database, _ID, lambda: called.append(_ID))
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as connection:
+            row = {"file_id": _ID, "bytes": 10, "lines": 2, "created_at": 1.0}
+            connection.execute(insert(CorpusRow).values(row))
+            asked = pool.submit(ask)
+            time.sleep(0.2)
+            assert not asked.done()
+        asked.result()
+    assert called == []
+
+
+def test_what_is_done_unless_a_corpus_is_recorded_leaves_no_row(database: Database) -> None:
+    called = list[str]()
+    corpora.unless_recorded(database, _ID, lambda: called.append(_ID))
+    assert (called, corpora.list_(database).items) == ([_ID], [])
 
 
 def test_an_unknown_corpus_is_not_found(database: Database) -> None:

@@ -89,8 +89,9 @@ class Life(RuleBasedStateMachine):
             return multiple()
         assert claim is not None
         self.status, self.attempt, self.over = Status.RUNNING, self.attempt + 1, False
-        assert (claim.attempt, claim.crashes) == (self.attempt, self.crashes)
-        assert claim.retries == self.retries
+        assert claim.attempt == self.attempt
+        assert runs.get(self.database, self.run_id).crashes == self.crashes
+        assert lease.retries(self.database, claim) == self.retries
         return claim
 
     @rule(claim=claims)

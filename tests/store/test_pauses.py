@@ -113,8 +113,8 @@ def test_a_run_that_has_ended_goes_on_with_its_checkpoint_and_all_its_tries(
     assert (run.message, run.error_code, run.completed_at) == ("resumed", None, None)
     assert (run.cancel_requested, run.queue_position) == (False, 0)
     assert again is not None
-    assert (again.attempt, again.checkpoint, again.crashes) == (2, "step-7", 0)
-    assert again.cause == cause
+    assert (run.checkpoint, run.crashes) == ("step-7", 0)
+    assert (again.attempt, again.cause) == (2, cause)
 
 
 def test_what_was_not_stopped_is_not_resumed(database: Database, run_id: str) -> None:

@@ -130,7 +130,8 @@ def test_a_run_that_the_version_before_was_at_goes_on_with_this_one(
     claim = lease.claim(database, "run-1", "worker:2", lease_seconds=60)
 
     assert claim is not None
-    assert (claim.attempt, claim.checkpoint, claim.crashes) == (4, "step-7", 3)
+    run = runs.get(database, "run-1")
+    assert (claim.attempt, run.checkpoint, run.crashes) == (4, "step-7", 3)
 
 
 def test_workers_of_the_version_before_go_on_with_the_new_schema(
@@ -152,12 +153,9 @@ def test_workers_of_the_version_before_go_on_with_the_new_schema(
         attempt=claimed.attempt,
         owner=claimed.owner,
         spec=claimed.spec,
-        checkpoint=None,
         user_id=0,
         queue="trainer",
         run_id=None,
-        crashes=0,
-        retries=0,
         created_at=claimed.created_at,
         request_id=None,
     )

@@ -230,13 +230,9 @@ def test_a_lease_ended_by_a_clock_that_was_ahead_stays_ended(
 
 
 def test_a_queued_run_is_due_until_it_is_announced(database: Database, run_id: str) -> None:
-    wakeup = Wakeup(job_id=run_id, kind=JobKind.TRAIN, queue="trainer", priority=0)
-    assert lease.due(database) == [wakeup]
-    assert lease.due(database) == []
-
-
-def test_what_was_announced_by_other_means_is_not_due(database: Database, run_id: str) -> None:
-    lease.mark_dispatched(database, run_id)
+    [wakeup] = lease.due(database)
+    told = (wakeup.job_id, wakeup.kind, wakeup.queue, wakeup.priority)
+    assert told == (run_id, JobKind.TRAIN, "trainer", 0)
     assert lease.due(database) == []
 
 
@@ -301,6 +297,13 @@ def test_of_many_dispatchers_at_once_one_announces(database: Database, run_id: s
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(len(wakeups) for wakeups in pool.map(race, range(6))) == 1
+
+
+def test_a_job_of_a_kind_that_a_later_version_has_is_not_claimed(
+    database: Database, run_id: str
+) -> None:
+    make_later(database, run_id)
+    assert lease.claim(database, run_id, "worker:1", lease_seconds=60) is None
 
 
 def test_jobs_of_a_kind_that_a_later_version_has_are_left_to_it_and_keep_up_no_others(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Response, request
 
 from trainer_app.api import current, uploads
@@ -49,7 +51,11 @@ def upload_corpus() -> tuple[Corpus, dict[str, str]]:
     current.database().ping()
     settings = current.settings()
     corpus = uploads.store_upload(
-        request, settings.paths.uploads, settings.api.max_upload_bytes, _record
+        request,
+        settings.paths.uploads,
+        settings.api.max_upload_bytes,
+        _record,
+        partial(corpora.unless_recorded, current.database()),
     )
     return corpus, {"Location": f"/corpora/{corpus.file_id}"}
 

@@ -51,13 +51,18 @@ _ABANDONED_SECONDS: Final = 86_400.0
 
 
 def store_upload(
-    request: Request, folder: Path, limit: int, record: Callable[[Text], Corpus]
+    request: Request,
+    folder: Path,
+    limit: int,
+    record: Callable[[Text], Corpus],
+    unless_recorded: Callable[[str, Callable[[], None]], None],
 ) -> Corpus:
     """Write the corpus in the body to ``folder``/<sha256>.txt and record what it is.
 
     Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, Unavailable
     where the disk fills up or ``folder`` is no folder, OSError. Whatever it raises, no file stays
-    behind.
+    behind that is not recorded, unless the database is away, so that nobody can know.
+    ``unless_recorded`` calls what it is given where the digest is not.
     """
     check_framing(request)
     check_encoding(request)
@@ -70,7 +75,12 @@ def store_upload(
             _check_space(request, folder)
             text = _write(temporary, blocks)
             with exclusive(folder):
-                return _keep(temporary, folder / f"{text.sha256}.txt", lambda: record(text))
+                return _keep(
+                    temporary,
+                    folder / f"{text.sha256}.txt",
+                    lambda: record(text),
+                    lambda remove: unless_recorded(text.sha256, remove),
+                )
     except DiskFull as error:
         raise Unavailable("the disk has no space left for the corpus") from error
     finally:
@@ -98,7 +108,12 @@ def _check_space(request: Request, folder: Path) -> None:
         raise RequestEntityTooLarge(f"the body has {size} bytes, and the disk {free} left")
 
 
-def _keep(temporary: Path, final: Path, record: Callable[[], Corpus]) -> Corpus:
+def _keep(
+    temporary: Path,
+    final: Path,
+    record: Callable[[], Corpus],
+    unless_recorded: Callable[[Callable[[], None]], None],
+) -> Corpus:
     """The file in its place and recorded, or neither."""
     was_there = final.exists()
     temporary.rename(final)
@@ -107,7 +122,10 @@ def _keep(temporary: Path, final: Path, record: Callable[[], Corpus]) -> Corpus:
         return record()
     except BaseException:
         if not was_there:
-            final.unlink()
+            # It may be recorded though ``record`` failed: the commit's answer was lost. Without a
+            # database the file stays: a row without one would fail whatever reads it.
+            with suppress(Unavailable):
+                unless_recorded(final.unlink)
         raise
 
 

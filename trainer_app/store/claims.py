@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, update
 
 from trainer_app.errors import LeaseLost
+from trainer_app.store.database import NOW
 from trainer_app.store.tables import JobKind, JobRow, Status
 
 _LONGEST_MESSAGE = 4_000  # characters
+# While versions are changed, the kinds of job that only a later one has are left to its processes.
+KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
+# The jobs that a worker may take now.
+CLAIMABLE: Final = (
+    JobRow.status == Status.QUEUED,
+    ~JobRow.cancel_requested,
+    ~JobRow.paused,
+    JobRow.not_before <= NOW,
+    KNOWN_KIND,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +34,9 @@ class Claim:
     attempt: int  # the fencing token
     owner: str
     spec: str  # JSON
-    checkpoint: str | None  # what an earlier attempt left
     user_id: int
     queue: str
     run_id: str | None  # the run that a request is about
-    crashes: int
-    retries: int
     created_at: float  # unix seconds
     request_id: str | None  # X-Request-ID of the POST
     cause: str | None = None  # why the attempt before this one has ended

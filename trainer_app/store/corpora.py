@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 from sqlalchemy import delete as delete_rows
 
 from trainer_app.errors import Conflict, CorpusNotFound
@@ -45,13 +46,37 @@ def add(
             .values(file_id=file_id, bytes=bytes_, lines=lines, created_at=NOW)
             .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
         )
-    return get(db, file_id)
+        # Before the commit: behind it, nothing but its own answer is left to be lost.
+        return _get(connection, file_id)
+
+
+def unless_recorded(db: Database, file_id: str, act: Callable[[], None]) -> None:
+    """Call ``act``, before anybody can record the corpus, if it is not recorded.
+
+    After an ``add`` whose outcome is not known: this waits for one that is being committed. Raises
+    Unavailable.
+    """
+    with db.write() as connection:
+        # What waits for a row that is not committed yet is an INSERT alone.
+        is_new = connection.scalar(
+            insert(connection, CorpusRow)
+            .values(file_id=file_id, bytes=0, lines=0, created_at=NOW)
+            .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
+            .returning(CorpusRow.file_id)
+        )
+        if is_new is not None:
+            connection.execute(delete_rows(CorpusRow).where(CorpusRow.file_id == file_id))
+            act()
 
 
 def get(db: Database, file_id: str) -> Corpus:
     """The corpus of this id. Raises CorpusNotFound."""
     with db.read() as connection:
-        row = connection.execute(_CORPORA.where(CorpusRow.file_id == file_id)).one_or_none()
+        return _get(connection, file_id)
+
+
+def _get(connection: Connection, file_id: str) -> Corpus:
+    row = connection.execute(_CORPORA.where(CorpusRow.file_id == file_id)).one_or_none()
     if row is None:
         raise _missing(file_id)
     return _corpus(row)

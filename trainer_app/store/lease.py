@@ -22,7 +22,7 @@ from trainer_app.errors import (
     TokenizerNotFound,
 )
 from trainer_app.store import metrics
-from trainer_app.store.claims import Claim, clean, held, hold, lost
+from trainer_app.store.claims import CLAIMABLE, Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.endings import (
     Artifact,
@@ -37,9 +37,10 @@ from trainer_app.store.endings import (
 )
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
+from trainer_app.store.moves import move
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
 from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, reap
-from trainer_app.store.wakeups import Wakeup, due, mark_dispatched
+from trainer_app.store.wakeups import Wakeup, due
 
 # The whole life of a job is told here, whichever module holds the chapter.
 __all__ = [
@@ -63,7 +64,6 @@ __all__ = [
     "finish",
     "hand_back",
     "lift",
-    "mark_dispatched",
     "owned",
     "progress",
     "reap",
@@ -85,12 +85,9 @@ _CLAIMED = (
     JobRow.kind,
     JobRow.attempt,
     JobRow.spec,
-    JobRow.checkpoint,
     JobRow.user_id,
     JobRow.queue,
     JobRow.run_id,
-    JobRow.crashes,
-    JobRow.retries,
     JobRow.created_at,
     JobRow.request_id,
     JobRow.cause,
@@ -123,16 +120,13 @@ class Progress:
 
 
 def claim(db: Database, job_id: str, owner: str, *, lease_seconds: float) -> Claim | None:
-    """Start an attempt. None: the message was a duplicate, stale, early, or of a cancelled job."""
+    """Start an attempt. None: the message was a duplicate, stale, early, or of a cancelled job.
+
+    Or of a kind that only a later version has.
+    """
     statement = (
         update(JobRow)
-        .where(
-            JobRow.id == job_id,
-            JobRow.status == Status.QUEUED,
-            ~JobRow.cancel_requested,
-            ~JobRow.paused,
-            JobRow.not_before <= NOW,
-        )
+        .where(JobRow.id == job_id, *CLAIMABLE)
         .values(
             status=Status.RUNNING,
             owner=owner,
@@ -307,7 +301,7 @@ def _request_cancel(
     connection: Connection, job_id: str, kind: JobKind | None
 ) -> tuple[Status, int | None]:
     """Where the job stands now, and its last attempt; None: there was nothing to end."""
-    named = [JobRow.id == job_id] if kind is None else [JobRow.id == job_id, JobRow.kind == kind]
+    named = (JobRow.id == job_id, true() if kind is None else JobRow.kind == kind)
     queued = JobRow.status == Status.QUEUED
     statement = (
         update(JobRow)
@@ -325,7 +319,7 @@ def _request_cancel(
         )
         .returning(JobRow.status, JobRow.attempt)
     )
-    moved = connection.execute(statement).one_or_none()
+    moved = move(connection, statement, named)
     if moved is not None:
         return Status(moved.status), moved.attempt
     status = connection.scalar(select(JobRow.status).where(*named))

@@ -123,8 +123,8 @@ def lacking(db: Database, run_id: str, points: Sequence[MetricPoint]) -> list[Me
     names = ("train_loss", "val_loss", "chain")
     columns = [getattr(MetricRow, name) for name in ("step", "attempt", *names)]
     statement = select(*columns).where(MetricRow.run_id == run_id, MetricRow.step.in_(steps))
-    with db.read() as session:
-        known = {row.step: row for row in session.execute(statement)}
+    with db.read() as connection:
+        known = {row.step: row for row in connection.execute(statement)}
 
     def is_news(point: MetricPoint) -> bool:
         row = known.get(point.step)

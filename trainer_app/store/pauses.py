@@ -12,6 +12,7 @@ from trainer_app.store.claims import Claim, held, lost
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.jobs import keep_what_it_reads
+from trainer_app.store.moves import move
 from trainer_app.store.tables import FINAL, JobKind, JobRow, Status
 
 _RESUMABLE: Final = (Status.CANCELLED, Status.FAILED)
@@ -44,10 +45,10 @@ def _pause(connection: Connection, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    status = connection.scalar(statement)
-    if status is None:
+    moved = move(connection, statement, _named(run_id))
+    if moved is None:
         raise AlreadyFinished(f"{run_id} has already {_ended(_status(connection, run_id))}")
-    return Status(status)
+    return Status(moved.status)
 
 
 def pause_requested(db: Database, claim: Claim) -> bool:
@@ -80,8 +81,8 @@ def resume(
     """
 
     def act() -> str:
-        _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora)
         status = _resume(connection, run_id)
+        _keep_what_it_reads(connection, run_id, remote_corpora=remote_corpora)
         before()
         return status
 
@@ -105,15 +106,14 @@ def unless_resumed(db: Database, run_id: str, act: Callable[[], None]) -> None:
 def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> None:
     """Also of a run that has ended, which kept nothing from being deleted."""
     row = connection.execute(
-        select(JobRow.corpus_file_id, JobRow.tokenizer_id).where(*_named(run_id), _is_resumable())
-    ).one_or_none()
-    if row is not None:
-        keep_what_it_reads(
-            connection,
-            corpus_file_id=row.corpus_file_id,
-            tokenizer_id=row.tokenizer_id,
-            remote_corpora=remote_corpora,
-        )
+        select(JobRow.corpus_file_id, JobRow.tokenizer_id).where(*_named(run_id))
+    ).one()
+    keep_what_it_reads(
+        connection,
+        corpus_file_id=row.corpus_file_id,
+        tokenizer_id=row.tokenizer_id,
+        remote_corpora=remote_corpora,
+    )
 
 
 def _resume(connection: Connection, run_id: str) -> Status:
@@ -143,10 +143,10 @@ def _resume(connection: Connection, run_id: str) -> Status:
         )
         .returning(JobRow.status)
     )
-    status = connection.scalar(statement)
-    if status is None:
+    moved = move(connection, statement, _named(run_id))
+    if moved is None:
         raise _refusal(connection, run_id)
-    return Status(status)
+    return Status(moved.status)
 
 
 def _is_resumable() -> ColumnElement[bool]:

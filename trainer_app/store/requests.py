@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, and_, case, delete, null, or_, select, update
+from sqlalchemy import Connection, Select, and_, case, delete, null, or_, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
@@ -19,6 +19,7 @@ from trainer_app.store.database import NOW, Database
 from trainer_app.store.idempotency import IdempotencyKey, claim_key
 from trainer_app.store.jobs import enqueue
 from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, Status
+from trainer_app.store.upkeep import CHUNK
 
 _PREFIXES: Final = {
     JobKind.GENERATE: ids.GENERATE,
@@ -26,7 +27,6 @@ _PREFIXES: Final = {
     JobKind.EVALUATE: ids.EVALUATE,
     JobKind.CHAT: ids.CHAT,
 }
-_CHUNK: Final = 500  # rows at a time, so that others can write in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +86,21 @@ def create(
                     request_id=http_request_id,
                     remote_corpora=True,
                 )
+            # Before the commit: behind it, nothing but its own answer is left to be lost.
+            return _get(connection, kind, run_id, earlier or request_id)
     except IntegrityError as error:  # of the index of live turns: no other can be broken here
         raise Conflict(f"{topic}: its last message is not answered yet") from error
-    return get(db, kind, run_id, earlier or request_id)
 
 
 def get(db: Database, kind: JobKind, run_id: str, request_id: str) -> Request:
     """One request to this run. Raises DataNotFound, also for a request to another run."""
-    statement = _requests(kind, run_id).where(JobRow.id == request_id)
     with db.read() as connection:
-        row = connection.execute(statement).mappings().one_or_none()
+        return _get(connection, kind, run_id, request_id)
+
+
+def _get(connection: Connection, kind: JobKind, run_id: str, request_id: str) -> Request:
+    statement = _requests(kind, run_id).where(JobRow.id == request_id)
+    row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise DataNotFound(f"{request_id}: {run_id} has no such request")
     return _request(row)
@@ -158,7 +163,8 @@ def purge(db: Database, *, completed_seconds: float, failed_seconds: float) -> i
         ),
     )
     with db.read() as connection:
-        gone = connection.scalars(old.limit(_CHUNK)).all()
+        # so many at a time that others can write in between
+        gone = connection.scalars(old.limit(CHUNK)).all()
     if gone:  # what has ended never changes again
         with db.write() as connection:
             connection.execute(delete(IdempotencyRow).where(IdempotencyRow.created_id.in_(gone)))

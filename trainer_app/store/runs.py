@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, insert, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+)
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.orm import aliased
 
@@ -100,13 +111,18 @@ def create(
             tags = [{"run_id": run_id, "tag": tag} for tag in dict.fromkeys(spec.tags)]
             if tags:
                 connection.execute(insert(RunTagRow), tags)
-    return get(db, earlier or run_id)
+        # Before the commit: behind it, nothing but its own answer is left to be lost.
+        return _get(connection, earlier or run_id)
 
 
 def get(db: Database, run_id: str) -> Run:
     """The run of this id. Raises RunNotFound."""
     with db.read() as connection:
-        row = connection.execute(_ONE_RUN, {"run_id": run_id}).mappings().one_or_none()
+        return _get(connection, run_id)
+
+
+def _get(connection: Connection, run_id: str) -> Run:
+    row = connection.execute(_ONE_RUN, {"run_id": run_id}).mappings().one_or_none()
     if row is None:
         raise RunNotFound(f"{run_id}: there is no such run")
     return _run(row)

@@ -86,14 +86,19 @@ def create(
                 remote_corpora=remote_corpora,
             )
             _take_name(connection, tokenizer_id, job_id, spec.method)
-    return get(db, earlier or tokenizer_id)
+        # Before the commit: behind it, nothing but its own answer is left to be lost.
+        return _get(connection, earlier or tokenizer_id)
 
 
 def get(db: Database, tokenizer_id: str) -> Tokenizer:
     """The tokenizer of this id. Raises TokenizerNotFound."""
-    statement = _tokenizers().where(TokenizerRow.id == tokenizer_id)
     with db.read() as connection:
-        row = connection.execute(statement).mappings().one_or_none()
+        return _get(connection, tokenizer_id)
+
+
+def _get(connection: Connection, tokenizer_id: str) -> Tokenizer:
+    statement = _tokenizers().where(TokenizerRow.id == tokenizer_id)
+    row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer")
     return _tokenizer(row)

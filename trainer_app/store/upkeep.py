@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import Connection, func, select, update
 
 from trainer_app.errors import ArtifactUploadFailed, WorkerLost
-from trainer_app.store.claims import clean
+from trainer_app.store.claims import KNOWN_KIND, clean
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.endings import Published, has_published, record_artifact
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
@@ -23,8 +23,6 @@ CLOCK_TOLERANCE: Final = 1.0  # seconds: two readings of one clock differ by les
 CHUNK: Final = 500  # ids a statement
 # Of a lease that was ended, as that of a process known to be dead; one that ran out keeps its time.
 EXPIRED: Final = 0.0
-# While versions are changed, the kinds of job that only a later one has are left to its processes.
-KNOWN_KIND: Final = JobRow.kind.in_(tuple(JobKind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import IdempotencyRow, JobKind, JobRow, RunRow, Status, TokenizerRow
+from trainer_app.store.upkeep import CHUNK
 
-_CHUNK: Final = 500  # ids a statement
 _DAY: Final = 86_400.0  # seconds
 _LIVE = (Status.QUEUED, Status.RUNNING)
 
@@ -76,8 +76,10 @@ def texts_in_use(db: Database, *, failed_seconds: float) -> frozenset[str]:
         ),
     )
     evaluate = and_(JobRow.kind == JobKind.EVALUATE, JobRow.status.in_(_LIVE))
-    with db.read() as session:
-        rows = session.execute(select(JobRow.kind, JobRow.spec).where(or_(train, evaluate))).all()
+    with db.read() as connection:
+        rows = connection.execute(
+            select(JobRow.kind, JobRow.spec).where(or_(train, evaluate))
+        ).all()
     return frozenset(
         digest
         for row in rows
@@ -96,13 +98,13 @@ def spent_jobs(db: Database, job_ids: Sequence[str], *, failed_seconds: float) -
     Completed ones, and those that have failed or were cancelled ``failed_seconds`` ago.
     """
     found = {}
-    for start in range(0, len(job_ids), _CHUNK):
-        ids = job_ids[start : start + _CHUNK]
+    for start in range(0, len(job_ids), CHUNK):
+        ids = job_ids[start : start + CHUNK]
         statement = select(
             JobRow.id, JobRow.status, (NOW - JobRow.completed_at).label("seconds")
         ).where(JobRow.id.in_(ids), *_spent(failed_seconds))
-        with db.read() as session:
-            for row in session.execute(statement):
+        with db.read() as connection:
+            for row in connection.execute(statement):
                 found[row.id] = f"{row.status} {row.seconds / _DAY:.1f} days ago"
     return found
 
@@ -113,14 +115,14 @@ def spent_job(db: Database, job_id: str, *, failed_seconds: float) -> Iterator[b
 
     Its row then names no checkpoint any more: to be deleted within the block, and in a moment.
     """
-    with db.write() as session:
-        is_spent = session.scalar(
+    with db.write() as connection:
+        is_spent = connection.scalar(
             update(JobRow)
             .where(JobRow.id == job_id, *_spent(failed_seconds))
             .values(checkpoint=None)
             .returning(JobRow.id)
         )
-        session.execute(update(RunRow).where(RunRow.id == is_spent).values(checkpoint_step=None))
+        connection.execute(update(RunRow).where(RunRow.id == is_spent).values(checkpoint_step=None))
         yield is_spent is not None
 
 

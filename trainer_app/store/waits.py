@@ -7,25 +7,17 @@ from typing import Final
 
 from sqlalchemy import select, update
 
-from trainer_app.store.claims import clean
-from trainer_app.store.database import NOW, Database
+from trainer_app.store.claims import CLAIMABLE, KNOWN_KIND, clean
+from trainer_app.store.database import Database
 from trainer_app.store.tables import JobRow, Status
-from trainer_app.store.upkeep import KNOWN_KIND
 
 _WAITS: Final = "waits for a worker of queue "
-
-_DUE: Final = (
-    JobRow.status == Status.QUEUED,
-    ~JobRow.paused,
-    JobRow.not_before <= NOW,
-    KNOWN_KIND,
-)
 
 
 def queues(db: Database) -> frozenset[str]:
     """The queues of the jobs that a worker could take now."""
     with db.read() as connection:
-        return frozenset(connection.scalars(select(JobRow.queue).where(*_DUE).distinct()))
+        return frozenset(connection.scalars(select(JobRow.queue).where(*CLAIMABLE).distinct()))
 
 
 def tell(db: Database, queue: str) -> list[str]:
@@ -33,7 +25,7 @@ def tell(db: Database, queue: str) -> list[str]:
     message = clean(f"{_WAITS}{queue}, of which there is none")
     statement = (
         update(JobRow)
-        .where(*_DUE, JobRow.queue == queue, JobRow.message != message)
+        .where(*CLAIMABLE, JobRow.queue == queue, JobRow.message != message)
         .values(message=message)
         .returning(JobRow.id)
     )
