@@ -31,7 +31,7 @@ def published_model(job: Job) -> Published:
 
 
 def finished_model(job: Job) -> LoadedModel:
-    """The same, ready to be used. Raises ModelIncompatible, too."""
+    """The same, ready to be used. Raises ModelIncompatible and OutOfMemory, too."""
     model = published_model(job)
     stop = job.held.should_stop
     loaded = _kept().load(model.folder, sealed=model.sealed, should_stop=stop)
@@ -70,7 +70,8 @@ class KeptModels:
     ) -> LoadedModel:
         """The model, from memory unless its artifact was replaced.
 
-        ``sealed``: as ``artifacts.pointer`` has it. Raises ModelIncompatible and StopRequested.
+        ``sealed``: as ``artifacts.pointer`` has it. Raises ModelIncompatible, OutOfMemory
+        and StopRequested.
         """
         sha256 = artifacts.pointer(directory, sealed=sealed).sha256
         known = self._models.pop(directory, None)
