@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from tasks import process
-from tasks.fetched import Published, whole_model
+from tasks.fetched import Published, run_of, whole_model
 from tasks.growth import own_bytes
 from tasks.job import Job
 from tasks.memory import device_bytes
@@ -19,7 +18,6 @@ from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.stopping import ShouldStop, never
 from trainer_app.restore import check_digests
-from trainer_app.store import runs
 
 _KEPT_MODELS: Final = 4
 _SHARE: Final = 0.25  # of the device's memory: training may use the same
@@ -35,7 +33,7 @@ def finished_model(job: Job) -> LoadedModel:
     model = published_model(job)
     stop = job.held.should_stop
     loaded = _kept().load(model.folder, sealed=model.sealed, should_stop=stop)
-    loaded.check_trained_as(runs.get(process.database(), str(job.claim.run_id)).spec)
+    loaded.check_trained_as(run_of(job, str(job.claim.run_id)).spec)
     return loaded
 
 
