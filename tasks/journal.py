@@ -63,13 +63,13 @@ class Journal(Silent):
         self.is_behind = False  # what earlier attempts have measured could not be told
         self._unwritten = b""  # lines that the disk did not take
         self._torn = False  # the file may end within a line
-        path = folder / f"curve-{claim.attempt}.jsonl"
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # An object, not a number: once it is closed, its number is another file's.
+        self._file = (folder / f"curve-{claim.attempt}.jsonl").open("ab", buffering=0)
 
     def close(self) -> None:
         """Close the file, once it is on the disk."""
         self._sync()
-        os.close(self._file)
+        self._file.close()
 
     def on_start(self, start: StartReport) -> None:
         """Raises LeaseLost."""
@@ -95,7 +95,7 @@ class Journal(Silent):
         """Give the database the points up to a step that it does not have.
 
         One that cannot be written at all is left out, and the log says so: the model is worth more.
-        Raises LeaseLost and Unavailable.
+        Raises LeaseLost and Unavailable, and ValueError once the journal is closed.
         """
         self._write()
         # The newest attempt has the say about what more than one has measured.
@@ -136,7 +136,7 @@ class Journal(Silent):
         before = b"\n" if self._torn else b""
         self._torn = True  # an error says nothing of how much was taken
         with suppress(OSError):
-            taken = max(0, os.write(self._file, before + lines) - len(before))
+            taken = max(0, os.write(self._file.fileno(), before + lines) - len(before))
             whole = lines.rfind(b"\n", 0, taken) + 1  # a line that was cut is written again
             self._unwritten = lines[whole:]
             self._torn = taken < len(lines)
@@ -144,7 +144,7 @@ class Journal(Silent):
     def _sync(self) -> None:
         self._write()
         with suppress(OSError):
-            os.fsync(self._file)
+            os.fsync(self._file.fileno())
             fsync_directory(self._folder)
 
 

@@ -188,6 +188,21 @@ def test_what_waits_for_the_disk_is_written_before_a_checkpoint_counts(
         assert (len(cut), json.loads(line)["step"]) == (5, 1)
 
 
+def test_a_journal_that_is_closed_writes_into_no_file_that_has_its_number(
+    attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with closing(attempt(1)) as journal:
+        number = journal._file.fileno()
+        refusing(monkeypatch, [0, 0])
+        journal.on_steps([step(1)])
+    (other := tmp_path / "other").write_bytes(b"all of it")
+    with other.open("r+b") as file:
+        assert file.fileno() == number
+        with pytest.raises(ValueError, match="closed"):
+            journal.tell_missing(up_to=1)
+    assert other.read_bytes() == b"all of it"
+
+
 @pytest.fixture
 def held(database: Database, claim: Claim, settings: Settings) -> Iterator[Held]:
     """The lease, of which nobody looks after."""
