@@ -10,6 +10,7 @@ from tasks.models import finished_model
 from trainer_app.chat_sessions import ChatSessions, Turn
 from trainer_app.core.chat import reply
 from trainer_app.core.chat_spec import ChatSpec
+from trainer_app.core.device import out_of_memory_named
 from trainer_app.core.observer import StopReason
 from trainer_app.errors import DataNotFound
 
@@ -29,12 +30,11 @@ def work(job: Job) -> Done | StopReason:
         # An attempt before this one may have come as far as its answer.
         if turn.response is not None and turn.request_id != claim.job_id
     ]
-    response = reply(
-        finished_model(job),
-        spec,
-        history,
-        should_stop=lambda: job.held.should_stop() is not None,
-    )
+    loaded = finished_model(job)
+    with out_of_memory_named(f"a reply with max_new_tokens {spec.max_new_tokens}", loaded.device):
+        response = reply(
+            loaded, spec, history, should_stop=lambda: job.held.should_stop() is not None
+        )
     reason = job.held.should_stop()
     if reason is not None:
         return reason

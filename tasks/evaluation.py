@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks import process, staging
 from tasks.corpora import corpus_file
-from tasks.fetched import corpus_of
+from tasks.fetched import corpus_of, run_of
 from tasks.job import Done, Job
 from tasks.models import published_model
 from tasks.publishing import publish
@@ -25,7 +25,6 @@ from trainer_app.core.spec import TrainSpec
 from trainer_app.core.splits import Split
 from trainer_app.errors import CorpusNotFound
 from trainer_app.restore import check_digests
-from trainer_app.store import runs
 
 
 def work(job: Job) -> Done:
@@ -87,7 +86,7 @@ def _holds(file: Path, data: bytes) -> bool:
 
 def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     settings = process.settings()
-    run = runs.get(process.database(), str(job.claim.run_id)).spec
+    run = run_of(job, str(job.claim.run_id)).spec
     model = published_model(job)
     folder = model.folder
     check_digests(folder, job.held.should_stop, sealed=model.sealed)

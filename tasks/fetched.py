@@ -107,12 +107,17 @@ def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
     manifest is damaged, and StopRequested.
     """
     directory = artifacts.tokenizer_directory(process.settings(), tokenizer_id)
-    sealed = insist(lambda: tokenizers.get(process.database(), tokenizer_id)).artifact_sha256
+    sealed = job.ask(lambda: tokenizers.get(process.database(), tokenizer_id)).artifact_sha256
     try:
         check_digests(directory, job.held.should_stop, needed=TOKENIZER, sealed=sealed)
     except NotReady:
         raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more") from None
     return directory
+
+
+def run_of(job: Job, run_id: str) -> Run:
+    """The run that a job reads. Raises RunNotFound, and StopRequested."""
+    return job.ask(lambda: runs.get(process.database(), run_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
     """
     directory = artifacts.model_directory(process.settings(), run_id)
     with locked(lock_of(directory), should_stop=job.held.should_stop):
-        run = runs.get(process.database(), run_id)
+        run = run_of(job, run_id)
         if run.status is not Status.COMPLETED:
             raise NotReady(f"{run_id} is {run.status}: it has no finished model")
         damaged = damaged_file(directory, sealed=run.artifact_sha256)
@@ -144,7 +149,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
 def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMessage) -> None:
     settings = process.settings()
     run_id = run.run_id
-    archive = uploads.of_run(process.database(), run_id)
+    archive = job.ask(lambda: uploads.of_run(process.database(), run_id))
     if archive is None:
         raise ModelIncompatible(damage(run_id, damaged))
     if settings.data_bank.url is None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tasks import process
 from tasks.held import Held
 from tasks.patience import insist
+from tasks.spent import may_be_the_process
 from trainer_app.core.observer import StopReason
-from trainer_app.errors import TrainerError
+from trainer_app.core.stopping import raise_if_stopped
+from trainer_app.errors import TrainerError, Unavailable
 from trainer_app.events import JobEvents
 from trainer_app.log import JobLog
 from trainer_app.store import lease
 from trainer_app.store.lease import Artifact, Claim
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,24 @@ class Job:
         """
         seconds = process.settings().jobs.lease_seconds
         insist(lambda: lease.beat(process.database(), self.claim, lease_seconds=seconds))
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """What the database answers, however long it is away: no attempt is to be lost for that.
+
+        Raises StopRequested where the job is to stop meanwhile, TrainerError where it is this
+        process that cannot ask, and what the question raises.
+        """
+
+        def answer() -> Answer:
+            try:
+                return question()
+            except Unavailable as error:
+                if may_be_the_process(error):  # no patience helps it
+                    raise TrainerError(error.message) from error
+                raise_if_stopped(self.held.should_stop)
+                raise
+
+        return insist(answer)
 
 
 Work = Callable[[Job], Done | StopReason]

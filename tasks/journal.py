@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -18,6 +19,7 @@ from typing import Final
 import structlog
 
 from tasks.reporting import points_of
+from tasks.told import losses_told
 from trainer_app.core.files import fsync_directory
 from trainer_app.core.observer import (
     CheckpointReport,
@@ -45,7 +47,11 @@ _MEASURED: Final = (
     "mfu",
     "chain",
 )
-_AT_ONCE: Final = 500  # points in memory
+_STEP: Final = '{"step": '  # how a line begins
+_CHAIN_END: Final = '"}\n'  # how one ends that has a chain
+_BEGINNING: Final = re.compile(f"{re.escape(_STEP)}([0-9]{{1,18}}),")  # within 64 bits
+_BLOCK: Final = 1 << 20  # characters in memory
+_AT_ONCE: Final = 500  # points in one question
 _FILES: Final = "curve-*.jsonl"  # by attempt
 
 _log = structlog.get_logger(__name__)
@@ -63,13 +69,13 @@ class Journal(Silent):
         self.is_behind = False  # what earlier attempts have measured could not be told
         self._unwritten = b""  # lines that the disk did not take
         self._torn = False  # the file may end within a line
-        path = folder / f"curve-{claim.attempt}.jsonl"
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # An object, not a number: once it is closed, its number is another file's.
+        self._file = (folder / f"curve-{claim.attempt}.jsonl").open("ab", buffering=0)
 
     def close(self) -> None:
         """Close the file, once it is on the disk."""
         self._sync()
-        os.close(self._file)
+        self._file.close()
 
     def on_start(self, start: StartReport) -> None:
         """Raises LeaseLost."""
@@ -95,16 +101,35 @@ class Journal(Silent):
         """Give the database the points up to a step that it does not have.
 
         One that cannot be written at all is left out, and the log says so: the model is worth more.
-        Raises LeaseLost and Unavailable.
+        Raises LeaseLost and Unavailable, and ValueError once the journal is closed.
         """
         self._write()
         # The newest attempt has the say about what more than one has measured.
         for path in sorted(self._folder.glob(_FILES), key=_attempt, reverse=True):
-            points = (point for point in _points(path) if point.step <= up_to)
-            while some := list(islice(points, _AT_ONCE)):
-                lacking = metrics.lacking(self._database, self._claim.job_id, some)
-                if lacking:
-                    self._tell(lacking)
+            for lines in _blocks(path):
+                untold = _points(self._untold(lines, up_to), _attempt(path))
+                points = (point for point in untold if point.step <= up_to)
+                while some := list(islice(points, _AT_ONCE)):
+                    lacking = metrics.lacking(self._database, self._claim.job_id, some)
+                    if lacking:
+                        self._tell(lacking)
+
+    def _untold(self, lines: Sequence[str], up_to: int) -> Sequence[str]:
+        """All but those whose loss the database is found to have, which are not worth a look.
+
+        A long curve is nearly all there, and the run waits. No note of how far the database was
+        told is believed: it may have been restored since, or cut.
+        """
+        first, last = _BEGINNING.match(lines[0]), _BEGINNING.match(lines[-1])
+        if first is None or last is None or int(first[1]) > up_to:
+            return lines
+        told = losses_told(
+            self._database,
+            self._claim.job_id,
+            first=int(first[1]),
+            last=min(int(last[1]), up_to),
+        )
+        return [line for line in lines if _loss(line) not in told]
 
     def _tell(self, points: Sequence[MetricPoint]) -> None:
         try:
@@ -136,7 +161,7 @@ class Journal(Silent):
         before = b"\n" if self._torn else b""
         self._torn = True  # an error says nothing of how much was taken
         with suppress(OSError):
-            taken = max(0, os.write(self._file, before + lines) - len(before))
+            taken = max(0, os.write(self._file.fileno(), before + lines) - len(before))
             whole = lines.rfind(b"\n", 0, taken) + 1  # a line that was cut is written again
             self._unwritten = lines[whole:]
             self._torn = taken < len(lines)
@@ -144,7 +169,7 @@ class Journal(Silent):
     def _sync(self) -> None:
         self._write()
         with suppress(OSError):
-            os.fsync(self._file)
+            os.fsync(self._file.fileno())
             fsync_directory(self._folder)
 
 
@@ -162,11 +187,26 @@ def _number(path: Path) -> str:
     return path.stem.removeprefix("curve-")
 
 
-def _points(path: Path) -> Iterator[MetricPoint]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            with suppress(ValueError, TypeError):  # a line that a full disk has cut
-                measured = json.loads(line)
-                # a version after this one may have measured more
-                known = {name: measured[name] for name in _MEASURED if name in measured}
-                yield MetricPoint(**known, attempt=_attempt(path))
+def _blocks(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while lines := file.readlines(_BLOCK):
+            yield lines
+
+
+def _loss(line: str) -> str | None:
+    """What ``losses_told`` has of a line that a training loss was measured in, and no other.
+
+    Anything of a line of another form: no row has that. Many times as quick as to parse it.
+    """
+    if '"val_loss": null' not in line:
+        return None
+    return line[len(_STEP) : line.find(",")] + line[-len(_CHAIN_END) - 64 : -len(_CHAIN_END)]
+
+
+def _points(lines: Iterable[str], attempt: int) -> Iterator[MetricPoint]:
+    for line in lines:
+        with suppress(ValueError, TypeError):  # a line that a full disk has cut
+            measured = json.loads(line)
+            # a version after this one may have measured more
+            known = {name: measured[name] for name in _MEASURED if name in measured}
+            yield MetricPoint(**known, attempt=attempt)

@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from tasks import process
-from tasks.fetched import Published, whole_model
+from tasks.fetched import Published, run_of, whole_model
 from tasks.growth import own_bytes
 from tasks.job import Job
 from tasks.memory import device_bytes
@@ -19,7 +18,6 @@ from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.stopping import ShouldStop, never
 from trainer_app.restore import check_digests
-from trainer_app.store import runs
 
 _KEPT_MODELS: Final = 4
 _SHARE: Final = 0.25  # of the device's memory: training may use the same
@@ -31,11 +29,11 @@ def published_model(job: Job) -> Published:
 
 
 def finished_model(job: Job) -> LoadedModel:
-    """The same, ready to be used. Raises ModelIncompatible, too."""
+    """The same, ready to be used. Raises ModelIncompatible and OutOfMemory, too."""
     model = published_model(job)
     stop = job.held.should_stop
     loaded = _kept().load(model.folder, sealed=model.sealed, should_stop=stop)
-    loaded.check_trained_as(runs.get(process.database(), str(job.claim.run_id)).spec)
+    loaded.check_trained_as(run_of(job, str(job.claim.run_id)).spec)
     return loaded
 
 
@@ -70,7 +68,8 @@ class KeptModels:
     ) -> LoadedModel:
         """The model, from memory unless its artifact was replaced.
 
-        ``sealed``: as ``artifacts.pointer`` has it. Raises ModelIncompatible and StopRequested.
+        ``sealed``: as ``artifacts.pointer`` has it. Raises ModelIncompatible, OutOfMemory
+        and StopRequested.
         """
         sha256 = artifacts.pointer(directory, sealed=sealed).sha256
         known = self._models.pop(directory, None)

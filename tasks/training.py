@@ -94,33 +94,30 @@ def _fit(job: Job, spec: TrainSpec, workspace: Workspace) -> Finished | Stopped:
         memory=workspace.run / "tracked.json",
     )
     database = process.database()
-    with (
-        tracker,
-        closing(RowReporter(database, job.claim, job.held)) as rows,
-        closing(Journal(workspace.run, database, job.claim)) as journal,
-    ):
-        events = EventReporter(job.events)
-        told = Observers(
-            [job.held, LogReporter(job.log, job.claim), journal, rows, events, tracker]
-        )
-        inputs = _inputs(job, spec, told)
-        watch = _watch(job, spec, inputs.corpus)
-        outcome = fit(spec, inputs, workspace, Observers([told, *watch]))
+    with closing(Journal(workspace.run, database, job.claim)) as journal:
+        with tracker, closing(RowReporter(database, job.claim, job.held)) as rows:
+            events = EventReporter(job.events)
+            told = Observers(
+                [job.held, LogReporter(job.log, job.claim), journal, rows, events, tracker]
+            )
+            inputs = _inputs(job, spec, told)
+            watch = _watch(job, spec, inputs.corpus)
+            outcome = fit(spec, inputs, workspace, Observers([told, *watch]))
+            if isinstance(outcome, Finished):
+                for one in watch:
+                    one.check()
+            tracker.end(outcome)
+        if rows.behind and (reason := job.held.should_stop()) is not None:
+            # The database is away and lacks the end of the curve, which only the journal has: to
+            # publish would be to delete it. The next attempt comes to the same end.
+            return Stopped(reason=reason, step=0, checkpoint=None)
         if isinstance(outcome, Finished):
-            for one in watch:
-                one.check()
-        tracker.end(outcome)
-    if rows.behind and (reason := job.held.should_stop()) is not None:
-        # The database is away and lacks the end of the curve, which only the journal has: to
-        # publish would be to delete it. The next attempt comes to the same end.
-        return Stopped(reason=reason, step=0, checkpoint=None)
-    if isinstance(outcome, Finished):
-        steps = outcome.steps
-        if rows.has_dropped or journal.is_behind:
-            insist(lambda: journal.tell_missing(up_to=steps))
-        if job.claim.attempt > 1:
-            # An attempt before may have got further than an early stop of this one.
-            insist(lambda: metrics.cut(database, job.claim, after=steps))
+            steps = outcome.steps
+            if rows.has_dropped or journal.is_behind:
+                insist(lambda: journal.tell_missing(up_to=steps))
+            if job.claim.attempt > 1:
+                # An attempt before may have got further than an early stop of this one.
+                insist(lambda: metrics.cut(database, job.claim, after=steps))
     return outcome
 
 

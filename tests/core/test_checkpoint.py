@@ -197,6 +197,23 @@ def replace_with_a_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+@pytest.mark.parametrize(
+    "damage", [replace_with_a_fifo, replace_with_a_loop, replace_with_a_socket]
+)
+def test_best_weights_that_cannot_be_read_back_cost_no_checkpoint(
+    checkpoints: Checkpoints, damage: Callable[[Path], None]
+) -> None:
+    first = checkpoints.save(snapshot(1, best_step=1))
+    checkpoints.save(snapshot(2, best_step=1))
+    damage(first / "best.safetensors")
+    third = checkpoints.save(snapshot(3, best_step=1))
+    found = checkpoints.load_newest(fail)
+    assert found is not None
+    assert found[1] == third
+    assert found[0].best is not None
+    assert found[0].best["weight"].tolist() == [[1.0, 1.0]] * 3
+
+
 FILES = (
     "model.safetensors",
     "optimizer.safetensors",

@@ -139,6 +139,40 @@ def test_a_full_disk_is_told_by_the_run_also_when_training_has_gone_on(
         bench.fit(bench.spec, Recorder(), checkpoint_seconds=0.0)
 
 
+def test_a_stop_keeps_a_checkpoint_though_the_disk_did_not_take_the_one_that_was_being_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(Recorder):
+        """Asks to stop as soon as a checkpoint is being written."""
+
+        def should_stop(self) -> StopReason | None:
+            if any(one.name == "checkpoint" for one in threading.enumerate()):
+                stopping.set()
+            return StopReason.DRAIN if stopping.is_set() else None
+
+    stopping = threading.Event()
+    refused: list[Path] = []
+
+    def full_for_a_moment(path: Path, tensors: Tensors) -> None:
+        if not refused:
+            refused.append(path)
+            assert stopping.wait(30)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_tensors(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full_for_a_moment)
+    observer = Stopping()
+    stopped = bench.fit(bench.spec, observer, checkpoint_seconds=0.0)
+
+    assert isinstance(stopped, Stopped)
+    assert refused
+    assert stopped.checkpoint is not None
+    assert [(one.path, one.step) for one in observer.checkpoints] == [
+        (stopped.checkpoint, stopped.step)
+    ]
+    assert not [message for message in observer.messages if "could be written" in message]
+
+
 def test_no_writer_outlives_its_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Recorder):
         def on_steps(self, steps: Sequence[StepReport]) -> None:

@@ -99,6 +99,38 @@ def test_a_loss_that_is_not_finite_names_its_step(recorder: type[Recorder], valu
 
 
 @pytest.mark.parametrize(
+    ("failing", "scaled"),
+    [(result(math.nan), False), (result(1.0, math.inf), False), (result(math.inf), True)],
+)
+def test_the_steps_before_one_that_is_not_finite_are_told_with_the_chain_of_a_run_that_goes_on(
+    recorder: type[Recorder],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: StepResult,
+    *,
+    scaled: bool,
+) -> None:
+    monkeypatch.setattr(step_log, "READ_SECONDS", 3_600.0)
+    whole, observer = recorder(), recorder()
+    sound, lost = (log(one, scaled=scaled, logging_steps=2) for one in (whole, observer))
+    for step in range(1, 8):
+        sound.add(step, result(1 / step), notable=False)
+        lost.add(step, failing if step == 6 else result(1 / step), notable=False)
+    sound.flush()
+    with pytest.raises(LossNotFinite, match="at step 6"):
+        lost.flush()
+    assert [one.step for one in observer.steps] == [1, 2, 3, 4, 5]
+    assert [one.chain for one in observer.steps] == [one.chain for one in whole.steps[:5]]
+    assert lost.chain == observer.steps[-1].chain
+
+
+def test_of_a_first_step_that_is_not_finite_nothing_is_told(recorder: type[Recorder]) -> None:
+    observer = recorder()
+    with pytest.raises(LossNotFinite, match="at step 1"):
+        log(observer).add(1, result(math.nan), notable=False)
+    assert observer.steps == []
+
+
+@pytest.mark.parametrize(
     ("spec", "precision", "advice"),
     [
         ({}, "fp32", ": set a learning_rate below 0.0005"),

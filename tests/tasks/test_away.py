@@ -11,21 +11,32 @@ from pathlib import Path
 import pytest
 
 from tasks import process
-from tasks.held import Held
+from tasks.held import Held, draining
+from tasks.perform import perform
+from tasks.shells import work_of
 from tasks.sleep import lasting_clock
 from tests.reports import evaluation, step
+from tests.tasks.tiny_runs import QueueRun
+from trainer_app.chat_sessions import ChatSessions
+from trainer_app.core.chat_spec import ChatSpec
+from trainer_app.core.evaluate_spec import EvaluateSpec
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.json_spec import JsonSpec
 from trainer_app.core.observer import (
     CheckpointReport,
     Observers,
     Silent,
     StopReason,
 )
+from trainer_app.core.score_spec import ScoreSpec
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
-from trainer_app.store import lease, runs
+from trainer_app.store import lease, requests, runs
 from trainer_app.store.database import Database
-from trainer_app.store.lease import Claim
+from trainer_app.store.lease import Claim, JobKind
+from trainer_app.store.runs import Run
 
 SPEC = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
 LEASE_SECONDS = 0.2
@@ -226,3 +237,87 @@ def test_the_lasting_clock_goes_on() -> None:
     before = lasting_clock()
     time.sleep(0.05)
     assert 0.05 <= lasting_clock() - before < 5
+
+
+@pytest.fixture
+def base_id(queue_run: QueueRun) -> str:
+    """A finished model, which other jobs read."""
+    run_id = queue_run(holdout_fraction=0.1)
+    perform(run_id, hostname="train-0@here", work=work_of(JobKind.TRAIN))
+    return run_id
+
+
+def test_a_database_that_is_away_whenever_a_fine_tuning_asks_for_its_base_costs_no_attempt(
+    base_id: str, queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned_id = queue_run(pretrained_run_id=base_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "get", away_every_other_time())
+        perform(tuned_id, hostname="train-0@here", work=work_of(JobKind.TRAIN))
+    tuned = runs.get(process.database(), tuned_id)
+    assert (tuned.status, tuned.attempt) == ("completed", 1), tuned.message
+
+
+@pytest.mark.parametrize("kind", [JobKind.GENERATE, JobKind.SCORE, JobKind.CHAT, JobKind.EVALUATE])
+def test_a_database_that_is_away_whenever_a_request_asks_for_its_run_costs_it_no_attempt(
+    base_id: str, monkeypatch: pytest.MonkeyPatch, kind: JobKind
+) -> None:
+    session_id = ChatSessions(process.redis_client()).begin(base_id).session_id
+    specs: dict[JobKind, JsonSpec] = {
+        JobKind.GENERATE: GenerateSpec(prompt_text="line", max_new_tokens=2),
+        JobKind.SCORE: ScoreSpec(text="line 1"),
+        JobKind.CHAT: ChatSpec(session_id=session_id, message="line", max_new_tokens=2),
+        JobKind.EVALUATE: EvaluateSpec(),
+    }
+    spec = specs[kind].to_json()
+    asked = requests.create(process.database(), kind, base_id, spec, queue="q", user_id=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "get", away_every_other_time())
+        perform(asked.request_id, hostname="inference-0@here", work=work_of(kind))
+    done = requests.get(process.database(), kind, base_id, asked.request_id)
+    assert done.status == "completed", done.message
+
+
+def away_every_other_time() -> Callable[[Database, str], Run]:
+    """A database that is away when it is asked for a run, and back when it is asked again."""
+    get, away = runs.get, [False]
+
+    def ask(database: Database, run_id: str) -> Run:
+        away[0] = not away[0]
+        if away[0]:
+            raise Unavailable("the database is away or busy")
+        return get(database, run_id)
+
+    return ask
+
+
+def test_who_waits_for_a_database_and_is_to_stop_leaves_the_job_to_another(
+    base_id: str, queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stay_away(*_: object) -> None:
+        draining.set()
+        raise Unavailable("the database is away or busy")
+
+    tuned_id = queue_run(pretrained_run_id=base_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "get", stay_away)
+        perform(tuned_id, hostname="train-0@here", work=work_of(JobKind.TRAIN))
+    tuned = runs.get(process.database(), tuned_id)
+    assert (tuned.status, tuned.message) == ("queued", "handed back: its worker shuts down")
+
+
+def test_who_cannot_even_open_a_database_does_not_wait_for_it(
+    base_id: str, queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stay_away(*_: object) -> None:
+        patched.setattr("os.devnull", "/proc/self/fd/1000000")
+        raise Unavailable("the database cannot be opened")
+
+    tuned_id = queue_run(pretrained_run_id=base_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "get", stay_away)
+        perform(tuned_id, hostname="train-0@here", work=work_of(JobKind.TRAIN))
+        assert process.spent.is_set()
+    tuned = runs.get(process.database(), tuned_id)
+    assert tuned.status == "queued"
+    assert str(tuned.message).startswith("attempt 1 failed: the database cannot be opened")

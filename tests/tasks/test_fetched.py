@@ -28,9 +28,11 @@ from trainer_app.core.json_spec import DIGEST_PENDING
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.stopping import never
 from trainer_app.databank.client import DataBank
+from trainer_app.errors import Unavailable
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
-from trainer_app.store import lease, requests, runs, tokenizers
+from trainer_app.store import lease, requests, runs, tokenizers, uploads
+from trainer_app.store.database import Database
 from trainer_app.store.lease import JobKind
 from trainer_app.store.requests import Request as Asked
 from trainer_app.store.runs import Run
@@ -109,6 +111,25 @@ def test_a_model_is_trained_from_the_data_bank_into_it_and_comes_back_when_it_is
     delete_weights(first.run_id)
     tuned = train(post(pretrained_run_id=first.run_id))
     assert tuned.status == "completed", tuned.message
+    assert is_whole(folder)
+
+
+def test_a_database_that_is_away_when_it_is_asked_for_an_archive_is_waited_for(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.put(TEXT, "sheep")
+    run_id = train(post()).run_id
+    folder = delete_weights(run_id)
+    of_run, away = uploads.of_run, [Unavailable("the database is away or busy")] * 2
+
+    def answer_later(database: Database, run_id: str) -> uploads.Archive | None:
+        if away:
+            raise away.pop()
+        return of_run(database, run_id)
+
+    monkeypatch.setattr(uploads, "of_run", answer_later)
+    asked = generate(run_id)
+    assert asked.status == "completed", asked.message
     assert is_whole(folder)
 
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import NoReturn
 
 import pytest
+import torch
 from sqlalchemy import update
 
 from tasks import chat, process
@@ -285,6 +286,35 @@ def test_a_request_that_the_system_failed_is_tried_again_at_once_and_then_frees_
     assert (failed.status, failed.error_code) == ("failed", "INTERNAL_ERROR")
     done = answer(JobKind.CHAT, run_id, say(session), session.session_id)  # the next turn
     assert done.status == "completed"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ["trainer_app.core.loaded.load_weights"],
+        [f"backends.models.char_lstm.CharLSTM.{method}" for method in ("hidden", "decode")],
+    ],
+    ids=["load", "use"],
+)
+@pytest.mark.parametrize("kind", [JobKind.CHAT, JobKind.GENERATE, JobKind.SCORE, JobKind.EVALUATE])
+def test_a_request_for_which_memory_is_too_short_fails_with_the_code_and_is_not_tried_again(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, kind: JobKind, where: list[str]
+) -> None:
+    def allocate(*_: object, **__: object) -> NoReturn:
+        torch.empty(1 << 60, dtype=torch.uint8)
+        pytest.fail("there is more memory than there can be")
+
+    for name in where:
+        monkeypatch.setattr(name, allocate)
+    specs: dict[JobKind, JsonSpec] = {
+        JobKind.CHAT: say(session),
+        JobKind.GENERATE: GenerateSpec(prompt_text="line"),
+        JobKind.SCORE: ScoreSpec(text="line 1"),
+        JobKind.EVALUATE: EvaluateSpec(),
+    }
+    done = answer(kind, session.run_id, specs[kind], session.session_id)
+    assert (done.status, done.error_code) == ("failed", "OUT_OF_MEMORY"), done.message
+    assert "GiB of memory" in str(done.message)
 
 
 @pytest.mark.parametrize("kind", [JobKind.CHAT, JobKind.GENERATE, JobKind.SCORE])

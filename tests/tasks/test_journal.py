@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from sqlalchemy import update
 
+from tasks import journal as journals
 from tasks import reporting
 from tasks.held import Held
 from tasks.journal import Journal
@@ -28,6 +31,7 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, metrics, runs
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim, Progress
+from trainer_app.store.tables import MetricRow
 from trainer_app.verify import check_curve
 
 
@@ -186,6 +190,21 @@ def test_what_waits_for_the_disk_is_written_before_a_checkpoint_counts(
         journal.on_checkpoint(CheckpointReport(path=tmp_path, step=1, seconds=0.1))
         cut, line = (tmp_path / "curve-1.jsonl").read_text().splitlines()
         assert (len(cut), json.loads(line)["step"]) == (5, 1)
+
+
+def test_a_journal_that_is_closed_writes_into_no_file_that_has_its_number(
+    attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with closing(attempt(1)) as journal:
+        number = journal._file.fileno()
+        refusing(monkeypatch, [0, 0])
+        journal.on_steps([step(1)])
+    (other := tmp_path / "other").write_bytes(b"all of it")
+    with other.open("r+b") as file:
+        assert file.fileno() == number
+        with pytest.raises(ValueError, match="closed"):
+            journal.tell_missing(up_to=1)
+    assert other.read_bytes() == b"all of it"
 
 
 @pytest.fixture
@@ -347,3 +366,82 @@ def test_what_a_version_after_this_one_measures_costs_no_point(
     with closing(attempt(2)) as journal:
         journal.on_start(replace(START, first_step=100))
     assert losses(database, claim) == {1: 1.0}
+
+
+def test_of_a_long_curve_only_what_the_database_may_lack_is_asked_for_point_by_point(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journals, "_BLOCK", 10_000)
+    measured = [step(n) for n in range(1, 1_001)]
+    with closing(attempt(1)) as first:
+        first.on_steps(measured[:500])
+        first.on_evaluation(evaluation(500))
+        first.on_steps(measured[500:])
+    told = [one for one in measured if one.step not in (3, 700, 999)]
+    lease.progress(database, claim, lease.Progress(), reporting.points_of(told))
+    asked: list[int] = []
+    lacking = metrics.lacking
+
+    def ask(
+        db: Database, run_id: str, points: Sequence[lease.MetricPoint]
+    ) -> list[lease.MetricPoint]:
+        asked.extend(point.step for point in points)
+        return lacking(db, run_id, points)
+
+    monkeypatch.setattr(metrics, "lacking", ask)
+    with closing(attempt(2)) as second:
+        second.on_start(replace(START, first_step=999))
+    assert asked == [3, 500, 700, 999]  # and each evaluation
+    assert list(losses(database, claim)) == list(range(1, 1_001))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_point_is_missed_whatever_the_database_has_lost_and_says_of_itself(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seed: int,
+) -> None:
+    monkeypatch.setattr(journals, "_BLOCK", 2_000)
+    chance = random.Random(seed)
+    ends = {1: (1, 60), 2: (41, 100), 4: (81, 140)}  # each from a checkpoint of the one before
+    kept: list[lease.MetricPoint] = []
+    for number, (first, last) in ends.items():
+        with closing(attempt(number)) as journal:
+            for n in range(first, last + 1):
+                # each measures otherwise, as on another device
+                one = replace(step(n, loss=number / n), chain=f"{number:02x}{n:062x}")
+                points = reporting.points_of([one])
+                journal.on_steps([one])
+                if n % 20 == 0:
+                    journal.on_evaluation(evaluation(n, 1 / n))
+                    points.append(lease.MetricPoint(step=n, val_loss=1 / n))
+                if chance.random() < 0.8:
+                    some = points[: chance.randint(1, 2)]
+                    kept += [replace(point, attempt=number) for point in some]
+    lines = (tmp_path / "curve-2.jsonl").read_bytes().splitlines(keepends=True)
+    assert b'"step": 65,' in lines[25]
+    lines[25] = lines[25][: chance.randrange(200)] + b"\n"  # by a disk that was full
+    lines.insert(40, b'{"step": ' + b"9" * 5_000 + b', "chain": "' + b"0" * 64 + b'"}\n')
+    (tmp_path / "curve-2.jsonl").write_bytes(b"".join(lines))
+    says = lease.Progress(loss_chain=f"{140:064x}", loss_chain_step=140)  # though some are gone
+    lease.progress(database, claim, says, kept)
+    with database.write() as connection:  # as whoever edits a row by hand
+        emptied = chance.sample(range(1, 141), 5)
+        connection.execute(
+            update(MetricRow).where(MetricRow.step.in_(emptied)).values(train_loss=None)
+        )
+
+    with closing(attempt(5)) as journal:
+        journal.on_start(replace(START, first_step=130))
+
+    curve = {point.step: point for point in metrics.curve(database, claim.job_id)}
+    for n in sorted({*range(1, 131)} - {65}):
+        newest = max(number for number, (first, last) in ends.items() if first <= n <= last)
+        assert (curve[n].train_loss, curve[n].chain) == (newest / n, f"{newest:02x}{n:062x}")
+        assert curve[n].val_loss == (None if n % 20 else 1 / n)

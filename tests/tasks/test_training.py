@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -33,7 +35,7 @@ from tasks.perform import perform
 from tests.tasks.tiny_runs import ENDLESS, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files
-from trainer_app.core.observer import StepReport
+from trainer_app.core.observer import StartReport, StepReport
 from trainer_app.core.performance import FLOPS_SOURCE
 from trainer_app.errors import Unavailable
 from trainer_app.log import job_log_path
@@ -118,6 +120,38 @@ def test_a_curve_of_which_not_all_is_kept_in_memory_is_whole_in_the_end(
     trained = [point.step for point in curve if point.train_loss is not None]
     assert trained == [1, 2, 4, 6, 8, 10, 12]
     assert [point.step for point in curve if point.val_loss is not None] == [6, 12]
+
+
+def test_a_curve_of_which_the_disk_took_the_last_points_late_is_whole_and_in_no_other_file(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reporting._KEPT_POINTS", 0)
+    write = os.write
+    on_start, close = reporting.RowReporter.on_start, reporting.RowReporter.close
+    is_full = threading.Event()
+
+    def write_but_no_points(file: int, data: bytes) -> int:
+        if is_full.is_set() and b'"chain"' in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data)
+
+    def start_on_a_full_disk(rows: reporting.RowReporter, report: StartReport) -> None:
+        on_start(rows, report)
+        is_full.set()
+
+    def close_and_make_room(rows: reporting.RowReporter) -> None:
+        close(rows)
+        is_full.clear()
+
+    monkeypatch.setattr(os, "write", write_but_no_points)
+    monkeypatch.setattr(reporting.RowReporter, "on_start", start_on_a_full_disk)
+    monkeypatch.setattr(reporting.RowReporter, "close", close_and_make_room)
+    run_id = start()
+    perform(run_id, hostname="train-0@here", work=training.work)
+
+    curve = metrics.curve(process.database(), run_id)
+    trained = [point.step for point in curve if point.train_loss is not None]
+    assert trained == [1, 2, 4, 6, 8, 10, 12]
 
 
 @pytest.mark.parametrize("when", ["queued", "training"])

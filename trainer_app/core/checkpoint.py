@@ -200,10 +200,11 @@ class Checkpoints:
         link = directory / BEST
         try:
             os.link(going.path, link)
-        except OSError:  # the file is gone, or the file system has no hard links
-            return None
-        if not is_sum_of(link, going.sum):
-            link.unlink()  # the damage is not to be taken over
+            whole = is_sum_of(link, going.sum)
+        except OSError:  # it is gone or cannot be read, or the file system has no hard links
+            whole = False
+        if not whole:
+            link.unlink(missing_ok=True)  # the damage is not to be taken over
             return None
         return going.sum
 

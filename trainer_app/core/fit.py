@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -276,6 +276,9 @@ class _Attempt:
 
     def _last_checkpoint(self, loop: Loop) -> Path | None:
         """What a stop keeps; where the disk does not take it, the stop is no failure for that."""
+        # A disk that did not take the one before may take this one, which says so if it does not.
+        with suppress(DiskFull, OSError):
+            loop.finish_checkpoint()
         try:
             return loop.checkpoint()
         except (DiskFull, OSError) as error:

@@ -13,6 +13,7 @@ import torch
 from backends.contracts import CausalModel, Tokenizer
 from backends.loading import load_model as load_weights
 from backends.loading import load_tokenizer, model_family
+from trainer_app.core.device import out_of_memory_named
 from trainer_app.errors import ModelIncompatible
 
 if TYPE_CHECKING:
@@ -74,8 +75,14 @@ class LoadedModel:
 def load_model(directory: Path, *, device: str) -> LoadedModel:
     """The model and the tokenizer in an artifact's folder, for use, not for training.
 
-    Raises ModelIncompatible where a file is missing or damaged, or the two do not fit together.
+    Raises ModelIncompatible where a file is missing or damaged, or the two do not fit together, and
+    OutOfMemory.
     """
+    with out_of_memory_named(f"the model {directory.name}", device):
+        return _loaded(directory, device)
+
+
+def _loaded(directory: Path, device: str) -> LoadedModel:
     model = load_weights(directory)
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size != model.config.vocab_size:

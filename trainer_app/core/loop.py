@@ -153,7 +153,7 @@ class Loop:
                 self._evaluate()
             if self.state.step >= self.total_steps or self.state.early_stopped:
                 self._read_losses()
-                self._tell(self._writer.wait())
+                self.finish_checkpoint()
                 return
             if self._is_cut_off():
                 self._wait_for_contact()
@@ -194,7 +194,7 @@ class Loop:
 
     def checkpoint(self) -> Path:
         """Write the present state durably."""
-        self._tell(self._writer.wait())
+        self.finish_checkpoint()
         self._take_times()
         self._writer.start(self._snapshot())
         report = self._writer.wait()
@@ -202,6 +202,10 @@ class Loop:
         self._log.restart_clock()
         self._tell(report)
         return report.path
+
+    def finish_checkpoint(self) -> None:
+        """Wait for what is being written, if anything. Raises what kept it from the disk."""
+        self._tell(self._writer.wait())
 
     def close(self) -> None:
         """Wait for what is being written; how it ends is of no use to anybody any more."""
@@ -218,7 +222,7 @@ class Loop:
 
     def _checkpoint_beside(self) -> None:
         """Write the present state while the training goes on; where memory is short, before."""
-        self._tell(self._writer.wait())  # a slow disk: the one before is still being written
+        self.finish_checkpoint()  # a slow disk: the one before is still being written
         self._take_times()
         snapshot = self._snapshot()
         live = {**snapshot.model, **snapshot.optimizer}

@@ -18,6 +18,8 @@ from trainer_app.core.observer import Observer, StepReport
 from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trainer_app.core.spec import TrainSpec
     from trainer_app.core.step import StepResult
 
@@ -93,7 +95,10 @@ class StepLog:
             )
 
     def flush(self) -> None:
-        """Wait for all steps and report them. Raises LossNotFinite, naming the step."""
+        """Wait for all steps and report them.
+
+        Raises LossNotFinite, naming the step; those before it are reported.
+        """
         self._report(len(self._waiting))
 
     def _keep_pace(self) -> None:
@@ -119,10 +124,14 @@ class StepLog:
             self.steps_timed += count
             self.seconds_timed += count * self.step_seconds
         tokens_per_sec = self.tokens_per_step / self.step_seconds
-        reports = []
+        reports: list[StepReport] = []
         for taken, (loss, norm) in zip(ready, outcomes, strict=True):
             step = taken.step
-            self._check(step, loss, norm)
+            try:
+                self._check(step, loss, norm)
+            except LossNotFinite:
+                self._tell(reports, now)  # what led there is what everybody wants to see
+                raise
             self.last_loss = loss
             in_curve = (
                 taken.notable or step in (1, self.total_steps) or step % self.logging_steps == 0
@@ -146,9 +155,13 @@ class StepLog:
                     to_be_evaluated=taken.notable,
                 )
             )
+        self._tell(reports, now)
+
+    def _tell(self, reports: Sequence[StepReport], now: float) -> None:
         self._since = now
         self._told = True
-        self.observer.on_steps(reports)
+        if reports:
+            self.observer.on_steps(reports)
 
     def restart_clock(self) -> None:
         """Leave what went on since the last read out of the speed of the steps to come."""
