@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from io import FileIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -19,8 +22,7 @@ from typing import Final
 import structlog
 
 from tasks.reporting import points_of
-from tasks.told import losses_told
-from trainer_app.core.files import fsync_directory
+from trainer_app.core.files import DAMAGE, fsync_directory, make_own_folder
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -30,6 +32,7 @@ from trainer_app.core.observer import (
 )
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, Unavailable
+from trainer_app.safe_paths import open_regular
 from trainer_app.store import lease, metrics
 from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim, Progress
@@ -52,7 +55,7 @@ _CHAIN_END: Final = '"}\n'  # how one ends that has a chain
 _BEGINNING: Final = re.compile(f"{re.escape(_STEP)}([0-9]{{1,18}}),")  # within 64 bits
 _BLOCK: Final = 1 << 20  # characters in memory
 _AT_ONCE: Final = 500  # points in one question
-_FILES: Final = "curve-*.jsonl"  # by attempt
+_NAME: Final = re.compile(r"curve-(0|[1-9][0-9]{0,8})\.jsonl")  # by attempt
 
 _log = structlog.get_logger(__name__)
 
@@ -61,8 +64,9 @@ class Journal(Silent):
     """Appends each point to a file of its attempt, and gives back what is missing at a start."""
 
     def __init__(self, folder: Path, database: Database, claim: Claim) -> None:
-        """Raises OSError where the file cannot be made."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Raises OSError where the file cannot be made, and TrainerError for such a folder."""
+        if make_own_folder(folder):
+            _log.warning("a file stood in the place of the run's folder", job_id=claim.job_id)
         self._folder = folder
         self._database = database
         self._claim = claim
@@ -70,7 +74,7 @@ class Journal(Silent):
         self._unwritten = b""  # lines that the disk did not take
         self._torn = False  # the file may end within a line
         # An object, not a number: once it is closed, its number is another file's.
-        self._file = (folder / f"curve-{claim.attempt}.jsonl").open("ab", buffering=0)
+        self._file = _opened(_path(folder, claim.attempt))
 
     def close(self) -> None:
         """Close the file, once it is on the disk."""
@@ -105,14 +109,29 @@ class Journal(Silent):
         """
         self._write()
         # The newest attempt has the say about what more than one has measured.
-        for path in sorted(self._folder.glob(_FILES), key=_attempt, reverse=True):
-            for lines in _blocks(path):
-                untold = _points(self._untold(lines, up_to), _attempt(path))
+        for attempt in sorted(attempts(self._folder), reverse=True):
+            for lines in self._blocks(_path(self._folder, attempt)):
+                untold = _points(self._untold(lines, up_to), attempt)
                 points = (point for point in untold if point.step <= up_to)
                 while some := list(islice(points, _AT_ONCE)):
                     lacking = metrics.lacking(self._database, self._claim.job_id, some)
                     if lacking:
                         self._tell(lacking)
+
+    def _blocks(self, path: Path) -> Iterator[list[str]]:
+        try:
+            with TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace") as file:
+                while lines := file.readlines(_BLOCK):
+                    yield lines
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise
+            _log.warning(
+                "a part of the curve cannot be read",
+                job_id=self._claim.job_id,
+                file=path.name,
+                error=str(error),
+            )
 
     def _untold(self, lines: Sequence[str], up_to: int) -> Sequence[str]:
         """All but those whose loss the database is found to have, which are not worth a look.
@@ -123,7 +142,7 @@ class Journal(Silent):
         first, last = _BEGINNING.match(lines[0]), _BEGINNING.match(lines[-1])
         if first is None or last is None or int(first[1]) > up_to:
             return lines
-        told = losses_told(
+        told = metrics.losses_told(
             self._database,
             self._claim.job_id,
             first=int(first[1]),
@@ -175,22 +194,24 @@ class Journal(Silent):
 
 def attempts(folder: Path) -> list[int]:
     """The attempts that have left a file there. Raises OSError."""
-    numbers = [_number(path) for path in folder.glob(_FILES)]
-    return [int(number) for number in numbers if number.isdecimal()]
+    named = (_NAME.fullmatch(path.name) for path in folder.glob("curve-*"))
+    return [int(name[1]) for name in named if name is not None]
 
 
-def _attempt(path: Path) -> int:
-    return int(_number(path))
+def _path(folder: Path, attempt: int) -> Path:
+    return folder / f"curve-{attempt}.jsonl"
 
 
-def _number(path: Path) -> str:
-    return path.stem.removeprefix("curve-")
-
-
-def _blocks(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while lines := file.readlines(_BLOCK):
-            yield lines
+def _opened(path: Path) -> FileIO:
+    """A file to append to, in place of whatever else somebody has put there."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path)
+        elif not stat.S_ISREG(mode):
+            path.unlink()
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return FileIO(os.open(path, flags, 0o666), "ab")
 
 
 def _loss(line: str) -> str | None:
@@ -209,4 +230,12 @@ def _points(lines: Iterable[str], attempt: int) -> Iterator[MetricPoint]:
             measured = json.loads(line)
             # a version after this one may have measured more
             known = {name: measured[name] for name in _MEASURED if name in measured}
-            yield MetricPoint(**known, attempt=attempt)
+            if all(_fits(name, value) for name, value in known.items()):
+                yield MetricPoint(**known, attempt=attempt)
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether it is of the type that was written: somebody may have edited the file."""
+    if name in {"step", "epoch"}:
+        return type(value) is int
+    return value is None or isinstance(value, str if name == "chain" else int | float)

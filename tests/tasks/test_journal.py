@@ -101,6 +101,113 @@ def test_a_line_that_was_cut_costs_its_point_alone(
     assert list(losses(database, claim)) == [1, 3]
 
 
+def make_a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "a file").touch()
+
+
+def make_a_link(path: Path) -> None:
+    path.symlink_to("elsewhere")
+
+
+STRANGE = [os.mkfifo, make_a_folder, make_a_link]
+
+
+@pytest.mark.parametrize("make", STRANGE)
+def test_what_stands_in_the_place_of_a_journal_makes_way(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    tmp_path: Path,
+    make: Callable[[Path], None],
+) -> None:
+    make(tmp_path / "curve-1.jsonl")
+    with closing(attempt(1)) as first:
+        first.on_steps([step(1)])
+    with closing(attempt(2)) as second:
+        second.on_start(replace(START, first_step=1))
+
+    assert sorted(losses(database, claim)) == [1]
+
+
+@pytest.mark.parametrize("make", STRANGE)
+def test_what_stands_in_the_place_of_an_earlier_journal_costs_its_points_alone(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    tmp_path: Path,
+    make: Callable[[Path], None],
+) -> None:
+    make(tmp_path / "curve-1.jsonl")
+    (tmp_path / "curve-x.jsonl").write_text("rubbish")
+    (tmp_path / "curve-99999999999.jsonl").write_text("rubbish")
+    with closing(attempt(2)) as second:
+        second.on_steps([step(2)])
+    with closing(attempt(3)) as third:
+        third.on_start(replace(START, first_step=2))
+
+    assert sorted(losses(database, claim)) == [2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "1"}',
+        '{"step": 1.5}',
+        '{"step": true}',
+        '{"step": 1, "epoch": null}',
+        '{"step": 1, "train_loss": "low"}',
+        '{"step": 1, "chain": 7}',
+        '["step"]',
+        "{}",
+        "\x00\xff",
+    ],
+)
+def test_a_line_that_somebody_has_edited_costs_its_point_alone(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    tmp_path: Path,
+    line: str,
+) -> None:
+    with closing(attempt(1)) as first:
+        first.on_steps([step(2)])
+    with (tmp_path / "curve-1.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with closing(attempt(2)) as second:
+        second.on_start(replace(START, first_step=3))
+
+    assert sorted(losses(database, claim)) == [2]
+
+
+def test_a_file_in_the_place_of_a_run_s_folder_makes_way(
+    database: Database, claim: Claim, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.write_text("no folder")
+    with closing(Journal(folder, database, claim)) as journal:
+        journal.on_steps([step(1)])
+
+    assert (folder / "curve-1.jsonl").stat().st_size > 0
+
+
+def test_a_journal_that_the_disk_cannot_read_fails_the_attempt_that_may_read_it_later(
+    database: Database,
+    claim: Claim,
+    attempt: Callable[[int], Journal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with closing(attempt(1)) as first:
+        first.on_steps([step(1)])
+
+    def refuse(path: Path) -> object:
+        raise OSError(errno.EMFILE, "too many open files", str(path))
+
+    monkeypatch.setattr(journals, "open_regular", refuse)
+    with closing(attempt(2)) as second, pytest.raises(OSError, match="too many"):
+        second.on_start(replace(START, first_step=1))
+
+
 def test_points_before_a_checkpoint_are_on_the_disk(
     attempt: Callable[[int], Journal], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, case, delete, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    String,
+    case,
+    cast,
+    delete,
+    func,
+    select,
+)
 
 from trainer_app.store.claims import Claim, hold
 from trainer_app.store.database import NOW, Database, insert
@@ -137,6 +148,24 @@ def lacking(db: Database, run_id: str, points: Sequence[MetricPoint]) -> list[Me
         return older and any(getattr(row, name) != getattr(point, name) for name in measured)
 
     return [point for point in points if is_news(point)]
+
+
+def losses_told(db: Database, run_id: str, *, first: int, last: int) -> set[str]:
+    """The training losses from one step to another that a curve has: each as ``<step><chain>``.
+
+    The chain is a hash of all losses up to its step: where it is the same, they are. Of many rows
+    one text is the quickest to fetch. Raises Unavailable.
+    """
+    each = cast(MetricRow.step, String).concat(MetricRow.chain)
+    statement = select(func.aggregate_strings(each, ",")).where(
+        MetricRow.run_id == run_id,
+        MetricRow.step.between(first, last),
+        MetricRow.train_loss.is_not(None),
+        MetricRow.chain.is_not(None),
+    )
+    with db.read() as connection:
+        told = connection.scalar(statement)
+    return set(told.split(",")) if told else set()
 
 
 def _chosen(points: int, conditions: list[ColumnElement[bool]]) -> Select[int]:
