@@ -67,9 +67,11 @@ def reap(*, as_of: float | None = None) -> None:
         ),
         not_sent=None if problem is None else problem.message,
     )
-    for one in map(_explained, reaped):
-        _log.warning(one.message, job_id=one.job_id, status=one.status)
-        _tell(one)
+    for one in reaped:
+        try:
+            _tell(_explained(one))
+        except Exception:  # the others, which are as final, are not to go untold by it
+            _log.exception("what became of a job was not told", job_id=one.job_id)
     for path in taken:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -144,8 +146,10 @@ def _is_heard_of(job_ids: Sequence[str]) -> bool:
 
 def _explained(reaped: Reaped) -> Reaped:
     """With the last words of its log, where a job has failed: whatever took its workers down."""
+    if reaped.status != "failed":
+        return reaped
     said = last_events(job_log_path(process.settings(), reaped.job_id), _LAST_WORDS)
-    if reaped.status != "failed" or not said:
+    if not said:
         return reaped
     message = f"{reaped.message}; its log ends with: {' | '.join(said)}"
     with suppress(Unavailable):  # the rest is to be told all the same
@@ -154,6 +158,7 @@ def _explained(reaped: Reaped) -> Reaped:
 
 
 def _tell(reaped: Reaped) -> None:
+    _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
     log = JobLog(
         job_log_path(process.settings(), reaped.job_id),
         run_id=reaped.run_id or reaped.job_id,
