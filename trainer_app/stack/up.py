@@ -124,9 +124,10 @@ class _Stack:
         supervisor = Supervisor(self._output, self._environment)
         try:
             self._start_broker(supervisor)
+            if not self._signals.count:
+                self._migrate()
             if self._signals.count:
                 return 0
-            migrate.upgrade(self._settings.database_url)
             for process in plan:
                 supervisor.start(process)
             return self._watch(supervisor)
@@ -145,6 +146,13 @@ class _Stack:
                 self._start_own_broker(supervisor)
         except Unavailable:
             if not self._signals.count:  # else nobody waits for it any more
+                raise
+
+    def _migrate(self) -> None:
+        try:
+            migrate.upgrade(self._settings.database_url, give_up=lambda: self._signals.count > 0)
+        except Unavailable:
+            if not self._signals.count:  # as above
                 raise
 
     def _start_own_broker(self, supervisor: Supervisor) -> None:
