@@ -183,6 +183,16 @@ def test_a_file_that_cannot_be_opened_is_an_unavailable_database(tmp_path: Path)
         migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
 
 
+@pytest.mark.parametrize("first", [b"no database" * 100, b"SQLite format 3\0" + bytes(5_000)])
+def test_a_file_that_is_no_database_is_named_by_its_variable(tmp_path: Path, first: bytes) -> None:
+    (tmp_path / "trainer.db").write_bytes(first)
+    with pytest.raises(Unavailable) as caught:
+        migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
+    assert caught.value.message == (
+        "DATABASE__URL: its file is no database of SQLite, or is damaged"
+    )
+
+
 def test_a_server_that_does_not_answer_is_named_by_its_variable_and_not_its_password() -> None:
     url = "postgresql://user:secret@127.0.0.1:1/none?password=secret"
     with pytest.raises(Unavailable, match=r"^DATABASE__URL: the database is away") as caught:

@@ -113,3 +113,5 @@ def _choose_the_write_ahead_log(path: str) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError as error:
         raise Unavailable("the database is away or busy") from error
+    except sqlite3.DatabaseError as error:
+        raise Unavailable("its file is no database of SQLite, or is damaged") from error
