@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import redis
@@ -45,6 +44,7 @@ _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 _SENDING: Final = "sending"  # its value until all that is queued was sent
 _SENT: Final = "1"
+_STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 _log = structlog.get_logger(__name__)
 
@@ -251,11 +251,13 @@ def main() -> None:
     logs.configure(process.settings())
     stop = threading.Event()
 
-    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+    def wait_for_a_signal() -> None:
+        signal.sigwait(_STOPS)
         stop.set()
 
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    signal.signal(signal.SIGINT, ask_to_stop)
+    # No handler: it would run in the thread that waits for the event, which may hold its lock.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    threading.Thread(target=wait_for_a_signal, name="signals", daemon=True).start()
     run(stop)
     process.publisher().close()
 
