@@ -25,6 +25,7 @@ import redis
 import structlog
 
 from tasks.contact import Contact
+from tasks.flag import Flag
 from tasks.news import News
 from tasks.sleep import Sleep, lasting_clock
 from trainer_app.core.observer import (
@@ -42,7 +43,7 @@ from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
 # Set by the signal handler when the worker shuts down: the job is to be handed back.
-draining: Final = threading.Event()
+draining: Final = Flag()
 
 _TICK_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0  # between two looks for a cancellation in the database

@@ -34,6 +34,7 @@ from celery.worker import state
 
 from tasks import process
 from tasks.app import app
+from tasks.flag import Flag
 from tasks.held import draining
 from tasks.memory import device_bytes
 from tasks.owner import node
@@ -47,6 +48,7 @@ from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
 _WATCH_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 0.2  # between two looks whether the worker shuts down
 _DRAIN_SIGNAL: Final = signal.SIGUSR2  # SIGUSR1 is Celery's soft time limit
 _LEAVE_SECONDS: Final = 1.0  # for what a task returned to reach the parent, before its child ends
 
@@ -72,7 +74,7 @@ class Request(Protocol):
 
 
 _log = structlog.get_logger(__name__)
-_stopping = threading.Event()
+_stopping: Final = Flag()
 _workers: list[Worker] = []
 
 
@@ -154,12 +156,15 @@ def _beat(hostname: str, queues: Sequence[str]) -> None:
         "reads_sums": list(ALGORITHMS),
     }
     value = json.dumps(told)
+    due_at = time.monotonic()
     while not _stopping.is_set():
-        try:
-            process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
-        except (redis.RedisError, OSError) as error:
-            _log.warning("Redis is away", error=str(error))
-        _stopping.wait(_BEAT_SECONDS)
+        if time.monotonic() >= due_at:
+            try:
+                process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
+            except (redis.RedisError, OSError) as error:
+                _log.warning("Redis is away", error=str(error))
+            due_at = time.monotonic() + _BEAT_SECONDS
+        time.sleep(_STOP_SECONDS)
     try:
         process.redis_client().delete(key)
     except (redis.RedisError, OSError):

@@ -250,6 +250,39 @@ def test_a_child_that_is_terminated_while_its_worker_shuts_down_ends_a_little_la
         time.sleep(0.01)
 
 
+TWO_SIGNALS = """
+import os, signal, threading
+from tasks import held, worker
+
+notify = threading.Condition.notify_all
+asked = []
+
+def notify_and_be_asked_again(condition):
+    # As two signals that come at once: the second is handled within the handler of the first.
+    asked.append(condition)
+    if len(asked) == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    notify(condition)
+
+threading.Condition.notify_all = notify_and_be_asked_again
+child = worker._Termination()
+for handle in (child._drain, child.heed_the_worker, lambda *_: worker.drain()):
+    asked.clear()
+    signal.signal(signal.SIGUSR1, handle)
+    handle(0, None)
+print(held.draining.is_set(), worker._stopping.is_set(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_signal_that_comes_while_another_is_handled_is_no_deadlock() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 ORPHAN = """
 import sys, time
 from tasks import perform, process
