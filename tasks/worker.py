@@ -163,6 +163,8 @@ def _beat(hostname: str, queues: Sequence[str]) -> None:
                 process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
             except (redis.RedisError, OSError) as error:
                 _log.warning("Redis is away", error=str(error))
+            except Exception:  # without this thread the worker would count as dead
+                _log.exception("the worker could not say that it lives")
             due_at = time.monotonic() + _BEAT_SECONDS
         time.sleep(_STOP_SECONDS)
     try:

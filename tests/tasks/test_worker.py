@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import redis
 from redis.client import Pipeline
 
 from tasks import process
 from tasks.app import app
+from tasks.flag import Flag
 from tasks.held import Held, draining
-from tasks.worker import _Termination, heed_a_termination, leave_after_a_termination
+from tasks.worker import _beat, _Termination, heed_a_termination, leave_after_a_termination
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import TASK_NAMES
+from trainer_app.queue import TASK_NAMES, WORKER_KEY
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Claim, JobKind
@@ -198,6 +200,35 @@ def test_a_worker_goes_on_whatever_is_away_or_changes_under_its_eyes(
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_worker_whose_sign_of_life_fails_for_no_known_reason_gives_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopping, client, failed = Flag(), process.redis_client(), list[str]()
+
+    def fail_once() -> redis.Redis:
+        if not failed:
+            failed.append("")
+            raise ZeroDivisionError("nobody thought of this")
+        return client
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.worker._stopping", stopping)
+        patch.setattr("tasks.worker._BEAT_SECONDS", 0.1)
+        patch.setattr(process, "redis_client", fail_once)
+        beat = threading.Thread(target=_beat, args=("train-0@here", ["trainer"]))
+        beat.start()
+        give_up_at = time.monotonic() + 20
+        while not client.exists(f"{WORKER_KEY}train-0@here"):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        stopping.set()
+        beat.join(20)
+
+    assert failed
+    assert not client.exists(f"{WORKER_KEY}train-0@here")
 
 
 @pytest.fixture
