@@ -325,6 +325,7 @@ def work(job):
         time.sleep(0.02)
     return reason
 
+process.remember_the_worker()
 perform.perform(sys.argv[1], hostname="train-0@here", work=work)
 """
 
