@@ -121,8 +121,11 @@ def start_to_beat(**_: object) -> None:
 
 def _watch(worker: Worker) -> None:
     """Look after the children until the process ends: those that do not drain are its work too."""
-    watchdog = Watchdog(process.database(), node(worker.hostname))
     jobs = process.settings().jobs
+    # A child waits for a lease's time twice (tasks/perform.py), and the last try takes a while.
+    watchdog = Watchdog(
+        process.database(), node(worker.hostname), claim_seconds=3 * jobs.lease_seconds
+    )
     # Whoever trains is worth the memory: other jobs are short.
     keeps_a_spare = jobs.spare_seconds > 0 and jobs.queue_name in app.amqp.queues.consume_from
     while True:
