@@ -25,6 +25,7 @@ import redis
 import structlog
 
 from tasks.contact import Contact
+from tasks.flag import Flag
 from tasks.news import News
 from tasks.sleep import Sleep, lasting_clock
 from trainer_app.core.observer import (
@@ -42,7 +43,7 @@ from trainer_app.store.database import Database
 from trainer_app.store.lease import Claim
 
 # Set by the signal handler when the worker shuts down: the job is to be handed back.
-draining: Final = threading.Event()
+draining: Final = Flag()
 
 _TICK_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 1.0  # between two looks for a cancellation in the database
@@ -75,6 +76,7 @@ class Held:
         *,
         say: Callable[[str], object] = lambda _message: None,
         on_stuck: Callable[[StopReason], object] = lambda _reason: None,
+        is_orphaned: Callable[[], bool] = lambda: False,
         end_process: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = time.monotonic,
         lasting_clock: Callable[[], float] = lasting_clock,
@@ -85,6 +87,8 @@ class Held:
         ``since``: just before the claim, by both clocks; None: now.
 
         ``on_stuck`` is the last that this process does for a job that does not stop.
+
+        ``is_orphaned``: whether the worker that this process belongs to has died.
         """
         self.claim = claim
         self._database = database
@@ -95,7 +99,7 @@ class Held:
         self._end_process = end_process
         self._clock = clock
         self._lasting_clock = lasting_clock
-        self._parent = os.getppid()
+        self._is_orphaned = is_orphaned
         self.ended = False  # the job, for good
         self._left = threading.Event()  # the ``with`` block
         self._reason: StopReason | None = None
@@ -257,7 +261,7 @@ class Held:
         self._end_process(1)
 
     def _look_at_the_worker(self, now: float) -> None:
-        if os.getppid() != self._parent:
+        if self._is_orphaned():
             # The worker was killed: hand the job back, and outlive it by little.
             self.stop(StopReason.DRAIN)
         if draining.is_set():

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import redis
@@ -45,6 +44,7 @@ _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
 _SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
 _SENDING: Final = "sending"  # its value until all that is queued was sent
 _SENT: Final = "1"
+_STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 _log = structlog.get_logger(__name__)
 
@@ -67,9 +67,11 @@ def reap(*, as_of: float | None = None) -> None:
         ),
         not_sent=None if problem is None else problem.message,
     )
-    for one in map(_explained, reaped):
-        _log.warning(one.message, job_id=one.job_id, status=one.status)
-        _tell(one)
+    for one in reaped:
+        try:
+            _tell(_explained(one))
+        except Exception:  # the others, which are as final, are not to go untold by it
+            _log.exception("what became of a job was not told", job_id=one.job_id)
     for path in taken:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -147,8 +149,10 @@ def _is_heard_of(job_ids: Sequence[str]) -> bool:
 
 def _explained(reaped: Reaped) -> Reaped:
     """With the last words of its log, where a job has failed: whatever took its workers down."""
+    if reaped.status != "failed":
+        return reaped
     said = last_events(job_log_path(process.settings(), reaped.job_id), _LAST_WORDS)
-    if reaped.status != "failed" or not said:
+    if not said:
         return reaped
     message = f"{reaped.message}; its log ends with: {' | '.join(said)}"
     with suppress(Unavailable):  # the rest is to be told all the same
@@ -157,6 +161,7 @@ def _explained(reaped: Reaped) -> Reaped:
 
 
 def _tell(reaped: Reaped) -> None:
+    _log.warning(reaped.message, job_id=reaped.job_id, status=reaped.status)
     log = JobLog(
         job_log_path(process.settings(), reaped.job_id),
         run_id=reaped.run_id or reaped.job_id,
@@ -258,11 +263,13 @@ def main() -> None:
     logs.configure(process.settings())
     stop = threading.Event()
 
-    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+    def wait_for_a_signal() -> None:
+        signal.sigwait(_STOPS)
         stop.set()
 
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    signal.signal(signal.SIGINT, ask_to_stop)
+    # No handler: it would run in the thread that waits for the event, which may hold its lock.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    threading.Thread(target=wait_for_a_signal, name="signals", daemon=True).start()
     run(stop)
     process.publisher().close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import structlog
 
@@ -22,6 +23,8 @@ from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.store import lease
 from trainer_app.store.lease import Claim
+
+_ORPHANED: Final = "the worker of this process has died: the job is left to another"
 
 _log = structlog.get_logger(__name__)
 
@@ -47,7 +50,7 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
     settings = process.settings()
     holder = owner(hostname)
     if process.is_orphaned():
-        _log.warning("the worker of this process has died: the job is left to another")
+        _log.warning(_ORPHANED)
         return
     by_hand.heed([job_id])  # a run that is cancelled in Redis never starts
     if (reason := _why_left(job_id)) is not None:
@@ -79,6 +82,7 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         claim,
         say=log.warning,
         on_stuck=lambda reason: end_stuck(job, reason),
+        is_orphaned=process.is_orphaned,
         since=since,
     ) as held:
         job = Job(claim=claim, held=held, log=log, events=events)
@@ -96,6 +100,8 @@ def _why_left(job_id: str) -> str | None:
 
     def why() -> str | None:
         nonlocal asked
+        if process.is_orphaned():
+            return _ORPHANED
         if asked and draining.is_set():
             return "the worker is to stop: the job is left to another"
         asked = True
@@ -116,7 +122,7 @@ def _claim(job_id: str, holder: str) -> Claim | None:
 
     def claim() -> Claim | None:
         nonlocal asked
-        if asked and draining.is_set():
+        if asked and (draining.is_set() or process.is_orphaned()):
             return None  # if it was granted, its lease ends as soon as this process does
         before = lease.claim_of(process.database(), job_id, holder) if asked else None
         asked = True

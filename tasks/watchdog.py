@@ -34,13 +34,18 @@ class Watchdog:
         database: Database,
         hostname: str,
         *,
+        claim_seconds: float = 180.0,
         kill: Callable[[int, int], object] = os.kill,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``claim_seconds``: for a child to claim its job, of a database that is locked, too."""
         self._database = database
         self._hostname = hostname
         self._kill = kill
         self._clock = clock
+        self._claim_seconds = claim_seconds
+        self._seen_at: dict[tuple[int, str], float] = {}  # each child at its job, first
+        self._claimed: set[tuple[int, str]] = set()  # those that had it then
         self._overdue: dict[tuple[int, str], float] = {}  # pid and job -> since when
 
     def look(self, busy: Callable[[], Mapping[int, str]], *, draining: bool = False) -> None:
@@ -50,27 +55,39 @@ class Watchdog:
         killed. Raises Unavailable once it has done what can be done without the database: no child
         gets more time because that is away.
         """
-        jobs = busy()
+        children = set(busy().items())
+        now = self._clock()
+        self._seen_at = {child: self._seen_at.get(child, now) for child in children}
+        self._claimed &= children
         try:
             owned = lease.owned(self._database, self._hostname)
         except Unavailable:
-            self._end_overdue(
-                {child for child in jobs.items() if draining or child in self._overdue}, busy
-            )
+            self._end_overdue(children if draining else children & self._overdue.keys(), busy)
             raise
+        self._claimed |= children & {(one.pid, one.job_id) for one in owned}
         mine = {
             (one.pid, one.job_id)
             for one in owned
             # Whoever is stopped in the middle of a write keeps all others from writing to SQLite.
             if not (one.cancel_requested or (one.is_over and is_stopped(one.pid)))
         }
-        self._end_overdue({child for child in jobs.items() if draining or child not in mine}, busy)
+        late = {child for child in children - mine if not self._may_claim(child)}
+        self._end_overdue(children if draining else late, busy)
         for one in owned:
             if not lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
                 lease.expire(
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
                 )
+
+    def _may_claim(self, child: tuple[int, str]) -> bool:
+        """Whether it may be about to have its job, as while others keep it from writing to SQLite.
+
+        Also while it imports what the job needs.
+        """
+        if child in self._claimed or is_stopped(child[0]):
+            return False
+        return self._clock() - self._seen_at[child] <= self._claim_seconds
 
     def _end_overdue(
         self, children: set[tuple[int, str]], busy: Callable[[], Mapping[int, str]]

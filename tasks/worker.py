@@ -34,6 +34,7 @@ from celery.worker import state
 
 from tasks import process
 from tasks.app import app
+from tasks.flag import Flag
 from tasks.held import draining
 from tasks.memory import device_bytes
 from tasks.owner import node
@@ -47,6 +48,7 @@ from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
 _WATCH_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 0.2  # between two looks whether the worker shuts down
 _DRAIN_SIGNAL: Final = signal.SIGUSR2  # SIGUSR1 is Celery's soft time limit
 _LEAVE_SECONDS: Final = 1.0  # for what a task returned to reach the parent, before its child ends
 
@@ -72,7 +74,7 @@ class Request(Protocol):
 
 
 _log = structlog.get_logger(__name__)
-_stopping = threading.Event()
+_stopping: Final = Flag()
 _workers: list[Worker] = []
 
 
@@ -119,8 +121,11 @@ def start_to_beat(**_: object) -> None:
 
 def _watch(worker: Worker) -> None:
     """Look after the children until the process ends: those that do not drain are its work too."""
-    watchdog = Watchdog(process.database(), node(worker.hostname))
     jobs = process.settings().jobs
+    # A child waits for a lease's time twice (tasks/perform.py), and the last try takes a while.
+    watchdog = Watchdog(
+        process.database(), node(worker.hostname), claim_seconds=3 * jobs.lease_seconds
+    )
     # Whoever trains is worth the memory: other jobs are short.
     keeps_a_spare = jobs.spare_seconds > 0 and jobs.queue_name in app.amqp.queues.consume_from
     while True:
@@ -154,12 +159,17 @@ def _beat(hostname: str, queues: Sequence[str]) -> None:
         "reads_sums": list(ALGORITHMS),
     }
     value = json.dumps(told)
+    due_at = time.monotonic()
     while not _stopping.is_set():
-        try:
-            process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
-        except (redis.RedisError, OSError) as error:
-            _log.warning("Redis is away", error=str(error))
-        _stopping.wait(_BEAT_SECONDS)
+        if time.monotonic() >= due_at:
+            try:
+                process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
+            except (redis.RedisError, OSError) as error:
+                _log.warning("Redis is away", error=str(error))
+            except Exception:  # without this thread the worker would count as dead
+                _log.exception("the worker could not say that it lives")
+            due_at = time.monotonic() + _BEAT_SECONDS
+        time.sleep(_STOP_SECONDS)
     try:
         process.redis_client().delete(key)
     except (redis.RedisError, OSError):

@@ -202,6 +202,18 @@ def test_a_number_that_is_not_finite_becomes_the_largest_one() -> None:
     assert text == '{"a":1.7976931348623157e+308,"b":-1.7976931348623157e+308,"c":1.0,"d":2}'
 
 
+def test_an_event_that_is_no_json_keeps_none_behind_it_from_being_sent(
+    client: redis.Redis,
+) -> None:
+    publisher = Publisher(client)
+
+    job_events(publisher).metrics_config({"nobody": object()})
+    job_events(publisher).started()
+    publisher.close()
+
+    assert [event["type"] for event in read_stream(client)] == ["trainer.job.started.v1"]
+
+
 def test_sending_never_waits_for_a_redis_that_is_away() -> None:
     away = redis.Redis(port=1, socket_connect_timeout=0.2)
     publisher = Publisher(away)

@@ -127,14 +127,16 @@ class Publisher:
 
     def _send_all(self) -> None:
         while (event := self._next()) is not None:
-            text = encode(event)
             try:
+                text = encode(event)
                 with self._redis.pipeline(transaction=False) as pipe:
                     pipe.publish(CHANNEL, text)
                     pipe.xadd(STREAM, {"event": text}, maxlen=_STREAM_LENGTH, approximate=True)
                     pipe.execute()
             except (redis.RedisError, OSError) as error:
                 _log.warning("an event was not sent", type=event["type"], error=str(error))
+            except Exception:  # those behind it are not to suffer by it
+                _log.exception("an event could not be sent", type=event["type"])
 
     def _next(self) -> Event | None:
         """Wait for the next event that may be sent; None: there are no more."""

@@ -154,16 +154,20 @@ def last_events(path: Path, count: int) -> list[str]:
     try:
         with open_beneath(path.parent, path.name) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()[-count:]
+            text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
+    # str.splitlines would also split at U+2028, which may stand in a line.
+    lines = text.removesuffix("\n").split("\n")[-count:]
     return [said for line in lines if (said := _said(line))]
 
 
 def _said(line: str) -> str:
     try:
         entry = json.loads(line)
-    except ValueError:  # longer than what was read
+    except (ValueError, RecursionError):  # longer than what was read, or no line of ours
+        return ""
+    if not isinstance(entry, dict) or "event" not in entry:
         return ""
     step = f" {entry['step']}" if "step" in entry else ""
     return f"{entry['event']}{step}"[:_EVENT_CHARACTERS]

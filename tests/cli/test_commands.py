@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from trainer_app.cli import main as mains
+from trainer_app.log import JobLog
 from trainer_app.settings import Redis, Settings
 from trainer_app.stack.ports import free_port
 from trainer_app.store.database import Database
@@ -161,6 +162,16 @@ def test_a_log_is_printed_for_people_and_for_programs(server: Server, trainer: T
     [last] = trainer("runs", "logs", run_id, "--tail", "1", "--json").out.splitlines()
     assert json.loads(last)["event"] == "ended"
     assert len(trainer("runs", "logs", run_id, "--follow").out.splitlines()) == 2
+
+
+def test_a_line_separator_within_a_log_line_ends_no_line(server: Server, trainer: Trainer) -> None:
+    run_id = server.finished_run()
+    log = JobLog(server.settings.paths.logs / f"{run_id}.jsonl")
+    log.info("a\u2028b\x85c")
+    log.close()
+    for follow in ((), ("--follow",)):
+        printed = trainer("runs", "logs", run_id, "--json", *follow, url=server.url).out
+        assert json.loads(printed)["event"] == "a\u2028b\x85c"
 
 
 def test_a_curve_is_printed(server: Server, trainer: Trainer) -> None:

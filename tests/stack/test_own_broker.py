@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ import redis
 from trainer_app.settings import Settings
 from trainer_app.stack import up as ups
 from trainer_app.stack.output import Output
+from trainer_app.stack.ports import is_free
 from trainer_app.stack.processes import Role
 from trainer_app.stack.supervisor import Supervisor
 
@@ -32,6 +34,7 @@ class OwnBroker:
         (settings.paths.data_root / "run").mkdir(parents=True)
         ups._Stack(settings, output, signals)._start_own_broker(self.supervisor)
         self._url = self.supervisor.environment["REDIS__URL"]
+        self.port = int(self._url.rpartition(":")[2].partition("/")[0])
 
     def kill(self) -> None:
         [(_, pid)] = self.supervisor.pids()
@@ -40,6 +43,10 @@ class OwnBroker:
     def queue(self, *messages: str) -> None:
         with redis.Redis.from_url(self._url) as client:
             client.rpush("queue", *messages)
+
+    def queued(self) -> list[bytes]:
+        with redis.Redis.from_url(self._url) as client:
+            return list(client.lrange("queue", 0, -1))
 
     def until_it_answers(self) -> None:
         deadline = time.monotonic() + 60
@@ -91,6 +98,46 @@ def test_a_broker_that_is_killed_keeps_its_file(own_broker: OwnBroker) -> None:
     assert "cannot read its file" not in own_broker.printed.getvalue()
 
 
+def test_a_broker_whose_port_is_taken_waits_for_it_and_keeps_its_file(
+    own_broker: OwnBroker,
+) -> None:
+    own_broker.queue("message")
+    own_broker.kill()
+    deadline = time.monotonic() + 30
+    while not is_free("127.0.0.1", own_broker.port):
+        assert time.monotonic() < deadline
+    with socket.create_server(("127.0.0.1", own_broker.port)):
+        while own_broker.printed.getvalue().count("(exit code 1)") < 3:
+            assert time.monotonic() < deadline
+            own_broker.supervisor.tick()
+            time.sleep(0.02)
+    own_broker.until_it_answers()
+
+    said = own_broker.printed.getvalue()
+    assert f"the broker waits for its port {own_broker.port}, which is in use" in said
+    assert "cannot read its file" not in said
+    assert own_broker.queued() == [b"message"]
+
+
+def test_a_port_that_was_taken_for_a_while_excuses_no_file_that_cannot_be_read(
+    own_broker: OwnBroker,
+) -> None:
+    own_broker.kill()
+    deadline = time.monotonic() + 60
+    while not is_free("127.0.0.1", own_broker.port):
+        assert time.monotonic() < deadline
+    for file in (own_broker.folder / "appendonlydir").iterdir():
+        file.write_bytes(b"nothing that a server would write")
+    with socket.create_server(("127.0.0.1", own_broker.port)):
+        while "which is in use" not in own_broker.printed.getvalue():
+            assert time.monotonic() < deadline
+            own_broker.supervisor.tick()
+            time.sleep(0.02)
+    own_broker.until_it_answers()
+
+    assert "the broker cannot read its file, which is now" in own_broker.printed.getvalue()
+
+
 def test_a_broker_whose_folder_is_gone_comes_back_with_a_new_one(own_broker: OwnBroker) -> None:
     shutil.rmtree(own_broker.folder)
 
@@ -106,7 +153,7 @@ def test_a_folder_that_cannot_be_mended_is_said_and_tried_again(own_broker: OwnB
 
     own_broker.kill()
     deadline = time.monotonic() + 30
-    while "the broker's folder cannot be mended: " not in own_broker.printed.getvalue():
+    while "the broker cannot be mended: " not in own_broker.printed.getvalue():
         assert time.monotonic() < deadline
         own_broker.supervisor.tick()
         time.sleep(0.05)

@@ -161,6 +161,25 @@ def test_stopping_ends_a_process_that_will_not_and_its_children_of_other_session
     assert gone(child)
 
 
+def test_a_process_that_outlives_its_kill_is_named_and_not_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "KILLED_SECONDS", 0.2)
+    monkeypatch.setattr(supervisors, "kill_group", lambda _pid: None)  # as in a kernel that hangs
+    stage.start(sys.executable, "-c", STUBBORN)
+    stage.child()
+    stubborn = stage.supervisor._children[0].running
+    assert stubborn is not None
+    stage.start("sleep", "300", name="two")
+    try:
+        stage.supervisor.stop(lambda: False)
+    finally:
+        stubborn.kill()
+        stubborn.wait()
+    [said] = [line for line in stage.printed.getvalue().splitlines() if "is left" in line]
+    assert said.endswith(f"process {stubborn.pid} was killed, and is left: it does not end")
+
+
 def test_a_process_that_complies_is_not_waited_for(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +263,31 @@ def test_a_stack_that_waits_for_its_broker_can_be_stopped(tmp_path: Path) -> Non
     time.sleep(0.5)
     process.terminate()
     assert process.wait(8) == 0
+
+
+def test_a_stack_whose_database_is_locked_can_be_stopped(tmp_path: Path, redis_url: str) -> None:
+    path = tmp_path / "trainer.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("BEGIN IMMEDIATE")
+        environment = {"DATABASE__URL": f"sqlite:///{path}", "REDIS__URL": redis_url}
+        with subprocess.Popen(
+            [sys.executable, "-m", "trainer_app.cli.main", "up", "--port", "0"],
+            env=os.environ | environment | {"APP__DATA_ROOT": str(tmp_path / "data")},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            deadline = time.monotonic() + 30
+            while str(path) not in {file.path for file in psutil.Process(process.pid).open_files()}:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.terminate()
+            asked = time.monotonic()
+            said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 10
+    assert process.returncode == 0
+    assert [line.split()[-1] for line in said.splitlines()] == ["stopping", "stopped"]
 
 
 def test_a_stack_that_will_not_stop_is_killed(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import threading
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,10 +142,55 @@ def test_the_switch_to_the_write_ahead_log_waits_for_others(tmp_path: Path) -> N
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Somebody else migrates the database."""
+    with closing(Database(url)) as other, other.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": migrate._LOCK})
+        yield
+
+
+def test_whoever_is_told_to_give_up_waits_no_longer_for_one_who_migrates(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    answers = iter([False, True])
+    began = time.monotonic()
+    with locked(empty_url), pytest.raises(Unavailable, match=r"^DATABASE__URL: the database is"):
+        migrate.upgrade(empty_url, give_up=lambda: next(answers))
+
+    assert next(answers, None) is None
+    assert time.monotonic() - began < 15
+
+
+def test_one_who_migrates_is_waited_for_until_the_time_is_over(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(empty_url)
+    with ThreadPoolExecutor() as pool:
+        with locked(empty_url):
+            waiting = pool.submit(migrate.upgrade, empty_url)
+            with pytest.raises(TimeoutError):
+                waiting.result(3)
+        assert waiting.result(30)
+    monkeypatch.setattr(migrate, "_WAIT_SECONDS", 1.0)
+    with locked(empty_url), pytest.raises(Unavailable):
+        migrate.upgrade(empty_url)
+
+
 def test_a_file_that_cannot_be_opened_is_an_unavailable_database(tmp_path: Path) -> None:
     (tmp_path / "trainer.db").mkdir()
     with pytest.raises(Unavailable):
         migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
+
+
+@pytest.mark.parametrize("first", [b"no database" * 100, b"SQLite format 3\0" + bytes(5_000)])
+def test_a_file_that_is_no_database_is_named_by_its_variable(tmp_path: Path, first: bytes) -> None:
+    (tmp_path / "trainer.db").write_bytes(first)
+    with pytest.raises(Unavailable) as caught:
+        migrate.upgrade(f"sqlite:///{tmp_path / 'trainer.db'}")
+    assert caught.value.message == (
+        "DATABASE__URL: its file is no database of SQLite, or is damaged"
+    )
 
 
 def test_a_server_that_does_not_answer_is_named_by_its_variable_and_not_its_password() -> None:

@@ -397,3 +397,28 @@ def test_the_process_dispatches_and_ends_on_sigterm(worker: Settings, run_id: st
     housekeeper.send_signal(signal.SIGTERM)
 
     assert housekeeper.wait(10) == 0
+
+
+STOPPED_WHILE_IT_WAITS = """
+import os, signal, threading
+from tasks import housekeeping
+
+wait = threading.Condition.wait
+
+def be_stopped_and_wait(condition, timeout=None):
+    if timeout == housekeeping._PASS_SECONDS:
+        os.kill(os.getpid(), signal.SIGTERM)  # with the lock of the event held
+    return wait(condition, timeout)
+
+threading.Condition.wait = be_stopped_and_wait
+housekeeping.main()
+"""
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_stop_that_comes_while_the_process_begins_to_wait_is_no_deadlock() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_IT_WAITS], capture_output=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr

@@ -32,7 +32,8 @@ from trainer_app.errors import (
 from trainer_app.queue import heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, requests, runs, tokenizers
-from trainer_app.store.lease import JobKind, Progress
+from trainer_app.store.database import Database
+from trainer_app.store.lease import Claim, JobKind, Progress
 from trainer_app.wishes import cancelled_key
 
 Sent = Callable[[], list[dict[str, object]]]
@@ -555,3 +556,66 @@ def test_a_process_whose_worker_has_died_leaves_its_job_to_another(
     perform(run_id, hostname="train-0@here", work=done)
 
     assert runs.get(process.database(), run_id).status == "queued"
+
+
+@pytest.fixture
+def die(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends the worker of this process."""
+    monkeypatch.setattr(process, "_worker", [])
+    process.remember_the_worker()
+    return lambda: monkeypatch.setattr(os, "getppid", lambda: -1)
+
+
+def test_a_process_whose_worker_dies_while_it_waits_to_claim_leaves_its_job_to_another(
+    lock_database: Callable[[Callable[[], object]], None], run_id: str, die: Callable[[], None]
+) -> None:
+    is_over = threading.Event()
+    lock_database(lambda: is_over.wait(60))
+    timer = threading.Timer(0.5, die)
+    timer.start()
+    began = time.monotonic()
+
+    perform(run_id, hostname="train-0@here", work=done)
+    waited = time.monotonic() - began
+    is_over.set()
+    timer.join()
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt) == ("queued", 0)
+    assert waited < 30
+
+
+def test_a_process_whose_worker_dies_while_it_waits_for_a_database_leaves_its_job_to_another(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch, die: Callable[[], None]
+) -> None:
+    monkeypatch.setenv("DATABASE__URL", "postgresql://nobody@127.0.0.1:1/none")
+    for make in (process.settings, process.database):
+        make.cache_clear()
+    timer = threading.Timer(0.5, die)
+    timer.start()
+
+    with structlog.testing.capture_logs() as lines:
+        perform("run-1", hostname="train-0@here", work=done)
+    timer.join()
+
+    assert lines[-1]["event"].startswith("the worker of this process has died")
+
+
+def test_a_process_whose_worker_dies_as_it_claims_its_job_hands_it_back(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, die: Callable[[], None]
+) -> None:
+    claim = lease.claim
+
+    def claim_and_die(
+        database: Database, job_id: str, holder: str, *, lease_seconds: float
+    ) -> Claim | None:
+        claimed = claim(database, job_id, holder, lease_seconds=lease_seconds)
+        die()
+        return claimed
+
+    monkeypatch.setattr(lease, "claim", claim_and_die)
+    perform(run_id, hostname="train-0@here", work=until_stopped)
+
+    run = runs.get(process.database(), run_id)
+    assert (run.status, run.attempt, run.crashes) == ("queued", 1, 0)
+    assert run.message == "handed back: its worker shuts down"

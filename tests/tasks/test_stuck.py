@@ -318,6 +318,54 @@ def test_a_child_that_stays_at_a_job_that_is_over_is_killed(
     assert guarded.killed == [(guarded.pid, signal.SIGKILL)]
 
 
+@pytest.fixture
+def unclaimed(run_id: str, other_process: subprocess.Popen[bytes]) -> Guarded:
+    """A child that has not claimed its job, and a watchdog that gives it 100 s."""
+    found = Guarded(run_id, other_process.pid)
+    reaped(run_id)
+    found.watchdog._claim_seconds = 100.0
+    return found
+
+
+def test_a_child_that_waits_for_a_locked_database_to_claim_its_job_is_not_killed(
+    unclaimed: Guarded,
+) -> None:
+    for after in (0.0, KILL_SECONDS + 1, KILL_SECONDS + 1):
+        unclaimed.look(after)
+    assert unclaimed.killed == []
+
+    unclaimed.look(100.0)  # it hangs
+    unclaimed.look(KILL_SECONDS + 1)
+
+    assert unclaimed.killed == [(unclaimed.pid, signal.SIGKILL)]
+
+
+def test_a_child_that_is_stopped_before_it_claims_its_job_is_killed(
+    unclaimed: Guarded, other_process: subprocess.Popen[bytes]
+) -> None:
+    other_process.send_signal(signal.SIGSTOP)
+    while not is_stopped(unclaimed.pid):
+        time.sleep(0.01)
+    for after in (0.0, KILL_SECONDS + 1):
+        unclaimed.look(after)
+
+    assert unclaimed.killed == [(unclaimed.pid, signal.SIGKILL)]
+
+
+def test_a_child_that_still_waits_to_claim_its_job_when_its_worker_stops_has_time_to_leave_it(
+    unclaimed: Guarded,
+) -> None:
+    unclaimed.look(0)
+    unclaimed.look(90)
+    unclaimed.look(1, draining=True)
+    unclaimed.look(KILL_SECONDS, draining=True)
+    assert unclaimed.killed == []
+
+    unclaimed.look(1, draining=True)
+
+    assert unclaimed.killed == [(unclaimed.pid, signal.SIGKILL)]
+
+
 def test_a_child_that_does_not_drain_is_killed(guarded: Guarded) -> None:
     guarded.look(0, draining=True)
     guarded.look(KILL_SECONDS + 1, draining=True)
@@ -346,7 +394,7 @@ def test_a_child_that_is_gone_when_it_is_to_be_killed_is_no_trouble(run_id: str)
     watchdog = Watchdog(process.database(), "train-0@here", clock=clock)
     for seconds in (0.0, KILL_SECONDS + 1):
         clock.now = seconds
-        watchdog.look(lambda: {gone.pid: run_id})
+        watchdog.look(lambda: {gone.pid: run_id}, draining=True)
 
 
 def test_a_child_that_is_stopped_past_its_lease_is_killed_though_nobody_can_say_that_it_is_over(

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import redis
 from redis.client import Pipeline
 
 from tasks import process
 from tasks.app import app
+from tasks.flag import Flag
 from tasks.held import Held, draining
-from tasks.worker import _Termination, heed_a_termination, leave_after_a_termination
+from tasks.worker import _beat, _Termination, heed_a_termination, leave_after_a_termination
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import TASK_NAMES
+from trainer_app.queue import TASK_NAMES, WORKER_KEY
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Claim, JobKind
@@ -200,6 +202,35 @@ def test_a_worker_goes_on_whatever_is_away_or_changes_under_its_eyes(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.usefixtures("worker")
+def test_a_worker_whose_sign_of_life_fails_for_no_known_reason_gives_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopping, client, failed = Flag(), process.redis_client(), list[str]()
+
+    def fail_once() -> redis.Redis:
+        if not failed:
+            failed.append("")
+            raise ZeroDivisionError("nobody thought of this")
+        return client
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.worker._stopping", stopping)
+        patch.setattr("tasks.worker._BEAT_SECONDS", 0.1)
+        patch.setattr(process, "redis_client", fail_once)
+        beat = threading.Thread(target=_beat, args=("train-0@here", ["trainer"]))
+        beat.start()
+        give_up_at = time.monotonic() + 20
+        while not client.exists(f"{WORKER_KEY}train-0@here"):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        stopping.set()
+        beat.join(20)
+
+    assert failed
+    assert not client.exists(f"{WORKER_KEY}train-0@here")
+
+
 @pytest.fixture
 def terminations() -> Iterator[list[int]]:
     """Each SIGTERM that nobody but the pool has heeded, as it would end a child."""
@@ -250,6 +281,39 @@ def test_a_child_that_is_terminated_while_its_worker_shuts_down_ends_a_little_la
         time.sleep(0.01)
 
 
+TWO_SIGNALS = """
+import os, signal, threading
+from tasks import held, worker
+
+notify = threading.Condition.notify_all
+asked = []
+
+def notify_and_be_asked_again(condition):
+    # As two signals that come at once: the second is handled within the handler of the first.
+    asked.append(condition)
+    if len(asked) == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    notify(condition)
+
+threading.Condition.notify_all = notify_and_be_asked_again
+child = worker._Termination()
+for handle in (child._drain, child.heed_the_worker, lambda *_: worker.drain()):
+    asked.clear()
+    signal.signal(signal.SIGUSR1, handle)
+    handle(0, None)
+print(held.draining.is_set(), worker._stopping.is_set(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_signal_that_comes_while_another_is_handled_is_no_deadlock() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 ORPHAN = """
 import sys, time
 from tasks import perform, process
@@ -261,6 +325,7 @@ def work(job):
         time.sleep(0.02)
     return reason
 
+process.remember_the_worker()
 perform.perform(sys.argv[1], hostname="train-0@here", work=work)
 """
 

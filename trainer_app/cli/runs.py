@@ -94,7 +94,8 @@ def logs(
     if follow:
         lines = session.client.follow_logs(run_id, tail=tail)
     else:
-        lines = iter(session.client.run_logs(run_id, tail=tail).splitlines())
+        # str.splitlines would also split at U+2028, which may stand in a line.
+        lines = filter(None, session.client.run_logs(run_id, tail=tail).split("\n"))
     for line in lines:
         typer.echo(line if session.as_json else readable(line))
     return Exit.COMPLETED

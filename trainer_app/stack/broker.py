@@ -68,6 +68,7 @@ class Broker:
 
     command: tuple[str, ...]
     url: str
+    port: int
     data: Path  # holds the append-only file
 
 
@@ -107,7 +108,10 @@ def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None)
     )
     write_atomically(file, text.encode(), mode=0o600)
     return Broker(
-        command=(command, str(file)), url=f"redis://:{password}@{HOST}:{port}/0", data=data
+        command=(command, str(file)),
+        url=f"redis://:{password}@{HOST}:{port}/0",
+        port=port,
+        data=data,
     )
 
 
@@ -147,6 +151,14 @@ def set_aside(broker: Broker) -> Path | None:
     aside = broker.data / f"{_APPENDONLY}.unreadable-{time.time_ns()}"
     written.rename(aside)
     return aside
+
+
+def has_its_port(broker: Broker) -> bool:
+    """Whether a server that does not run could listen: any client may be given its port meanwhile.
+
+    Raises OSError where this process can open no socket.
+    """
+    return is_free(HOST, broker.port)
 
 
 def without_password(url: str) -> str:

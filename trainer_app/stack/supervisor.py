@@ -23,6 +23,7 @@ MAX_DELAY_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0  # a process that lived this long starts again without a history
 DRAIN_SECONDS: Final = 26.0  # a worker's time to checkpoint and hand its job back
 BROKER_SECONDS: Final = 3.0  # both together stay under the 30 s that a stop may take
+KILLED_SECONDS: Final = 2.0  # for what was killed to be gone; who waits in the kernel may never be
 # For a housekeeper that is stopped by a signal: it does nothing, and may hold SQLite's one lock.
 FROZEN_SECONDS: Final = 60.0
 _LINE_BYTES: Final = 65_536  # a longer line is cut into several
@@ -182,7 +183,12 @@ class Supervisor:
             time.sleep(0.05)
         for process in running:
             kill_group(process.pid)
-            process.wait()
+        deadline = time.monotonic() + KILLED_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:  # in the kernel: a disk or a driver that hangs
+                self._output.say(f"process {process.pid} was killed, and is left: it does not end")
             self._guard.forget(process.pid)
         for found in started:
             with suppress(psutil.Error):

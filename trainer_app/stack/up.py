@@ -45,7 +45,7 @@ READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import 
 READY_LINE: Final = "ready  "  # starts the line that says so, with the URL after it
 _TICK_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 0.3  # between two looks at /readyz
-_UNREADABLE: Final = 2  # refusals of the broker in a row; a single one may be a port in use
+_UNREADABLE: Final = 2  # refusals in a row of a broker whose port was free
 _HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
 _OUTSIDE_SECONDS: Final = 10.0  # for a broker that is not ours
 _LEFTOVER_SECONDS: Final = 10.0
@@ -104,6 +104,7 @@ class _Stack:
         self._output = output
         self._signals = signals
         self._redis_url = settings.redis.url
+        self._excused = 0  # refusals of the broker, for its port was in use
         readable = {"LOGGING__FORMAT": "text"}  # unless the user chose otherwise
         self._environment = (
             readable
@@ -124,9 +125,10 @@ class _Stack:
         supervisor = Supervisor(self._output, self._environment)
         try:
             self._start_broker(supervisor)
+            if not self._signals.count:
+                self._migrate()
             if self._signals.count:
                 return 0
-            migrate.upgrade(self._settings.database_url)
             for process in plan:
                 supervisor.start(process)
             return self._watch(supervisor)
@@ -147,6 +149,13 @@ class _Stack:
             if not self._signals.count:  # else nobody waits for it any more
                 raise
 
+    def _migrate(self) -> None:
+        try:
+            migrate.upgrade(self._settings.database_url, give_up=lambda: self._signals.count > 0)
+        except Unavailable:
+            if not self._signals.count:  # as above
+                raise
+
     def _start_own_broker(self, supervisor: Supervisor) -> None:
         broker = brokers.configure(self._settings.paths.data_root, say=self._output.say)
         self._redis_url = supervisor.environment["REDIS__URL"] = broker.url
@@ -159,7 +168,8 @@ class _Stack:
         try:
             self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
         except Unavailable:
-            aside = None if supervisor.alive(process) else brokers.set_aside(broker)
+            may_be_its_file = not supervisor.alive(process) and brokers.has_its_port(broker)
+            aside = brokers.set_aside(broker) if may_be_its_file else None
             if aside is None:
                 raise
             self._say_set_aside(aside)
@@ -171,9 +181,15 @@ class _Stack:
         """Give a broker that has died its folder, and not again a file that it cannot read."""
         try:
             broker.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            aside = brokers.set_aside(broker) if refusals >= _UNREADABLE else None
+            if brokers.has_its_port(broker):
+                self._excused = min(self._excused, refusals)  # it was well meanwhile
+            else:
+                self._output.say(f"the broker waits for its port {broker.port}, which is in use")
+                self._excused = refusals + 1  # the start that follows as well
+            unexplained = refusals - self._excused
+            aside = brokers.set_aside(broker) if unexplained >= _UNREADABLE else None
         except OSError as error:
-            self._output.say(f"the broker's folder cannot be mended: {error}")
+            self._output.say(f"the broker cannot be mended: {error}")
             return
         if aside is not None:
             self._say_set_aside(aside)
