@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import httpx
 import psutil
@@ -33,7 +35,7 @@ from trainer_app.stack.ports import free_port
 from trainer_app.stack.processes import Process, Role
 from trainer_app.stack.state import state_file, write_state
 from trainer_app.stack.supervisor import Supervisor
-from trainer_app.stack.up import api_url, up
+from trainer_app.stack.up import api_url, locked, up
 
 # The stack is to bring all that it needs, whatever this process's environment names.
 OWN = dict.fromkeys(("DATABASE__URL", "REDIS__URL", "SECURITY__API_KEY", "API__HOST"))
@@ -89,6 +91,36 @@ def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
 def test_an_open_door_is_one_line(tmp_path: Path) -> None:
     line = refusal(command("--host", "0.0.0.0", "--data-root", str(tmp_path)))
     assert line.startswith("error: API__HOST: 0.0.0.0 can be reached from other machines")
+
+
+def test_a_second_stack_is_refused_though_somebody_has_deleted_the_lock_of_the_first(
+    settings: Settings,
+) -> None:
+    root = settings.paths.data_root
+    (root / "run").mkdir(parents=True)
+    with locked(root):
+        (root / "run" / "lock").unlink()
+        with pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
+            up(settings)
+    with locked(root):
+        pass
+
+
+def test_where_no_folder_can_be_locked_the_file_counts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = settings.paths.data_root
+    (root / "run").mkdir(parents=True)
+    lock = fcntl.flock
+
+    def flock(file: int | IO[str], operation: int) -> None:
+        if isinstance(file, int):
+            raise OSError(errno.EBADF, "as over NFS")
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(root), pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
+        up(settings)
 
 
 def test_a_second_stack_on_the_same_data_root_is_refused(settings: Settings) -> None:

@@ -76,7 +76,7 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
         flower.check_installed()
     _check_data_root(root)
     check_folders(settings, for_a_stack=True)
-    with _locked(root):
+    with locked(root):
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         plan = processes(settings, visible_gpus(os.environ), with_flower=with_flower)
@@ -295,10 +295,15 @@ def _end_leftovers(root: Path, output: Output) -> None:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    with (root / "run" / "lock").open("w") as lock:
+def locked(root: Path) -> Iterator[None]:
+    """Raises SettingsError where another stack has locked it.
+
+    By a file, and by its folder as well: somebody may delete the file.
+    """
+    with (root / "run" / "lock").open("w") as lock, _opened(root / "run") as folder:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)
         except OSError as error:
             state = read_state(root)
             where = f" at {state['api_url']}" if state else ""
@@ -307,6 +312,24 @@ def _locked(root: Path) -> Iterator[None]:
             message = f"APP__DATA_ROOT: {root} is in use by a stack that runs{where}"
             raise SettingsError(message) from error
         yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock_folder(folder: int) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system over a network may lock files alone
+        return
 
 
 def _with_port(settings: Settings) -> Settings:
