@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 _STEP_SHARE: Final = 1 / 6  # of a lease, before its end: the least time for a step to end
-_KEPT: Final = 0.9  # of the longest step, for each one after it that is shorter
+_KEPT: Final = 0.99  # of the longest step, for each sign of life after it: several a step
 
 
 class Contact:
@@ -26,7 +26,7 @@ class Contact:
         self._lease_seconds = lease_seconds
         self._say = say
         self._lost_at: float | None = None
-        self._step_seconds = _STEP_SHARE * lease_seconds
+        self.step_seconds = _STEP_SHARE * lease_seconds  # what one may take
 
     @property
     def is_lost(self) -> bool:
@@ -40,13 +40,13 @@ class Contact:
     def stepped(self, seconds: float) -> None:
         """A step has taken so long, or whatever is not left before it has ended."""
         lease = self._lease_seconds
-        self._step_seconds = min(
-            max(seconds, _KEPT * self._step_seconds, _STEP_SHARE * lease), lease
+        self.step_seconds = min(
+            max(seconds, _KEPT * self.step_seconds, _STEP_SHARE * lease), lease
         )
 
     def look(self, now: float, *, silent: bool) -> None:
         """Draw the conclusion; ``silent``: the job's log may be another attempt's by now."""
-        ends_soon = self.may_be_over(now + self._step_seconds)
+        ends_soon = self.may_be_over(now + self.step_seconds)
         lost = ends_soon and not (self.database_answers or self.redis_answers)
         if lost and self._lost_at is None:
             self._lost_at = now

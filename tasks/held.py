@@ -166,7 +166,6 @@ class Held:
 
     def should_stop(self) -> StopReason | None:
         """Why the job is to stop now, if it is; waits while nobody can tell whose the job is."""
-        self._contact.stepped(self._clock() - self._asked_at)
         while self._contact.is_lost and self._reason is None:
             self._look_at_the_worker(self._clock())  # the other thread waits for answers
             time.sleep(_TICK_SECONDS)
@@ -175,6 +174,8 @@ class Held:
 
     def _answer(self) -> StopReason | None:
         now = self._clock()
+        # Not in should_stop alone: of a long step the reports come before it.
+        self._contact.stepped(now - self._asked_at)
         # A lease is renewed long before it has only half of its time left: whoever was away for
         # less still has it. Whoever slept for longer asks before it does anything more.
         self._sleep.notice(now, self._lasting_clock())

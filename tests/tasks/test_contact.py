@@ -183,8 +183,8 @@ def test_who_is_cut_off_from_both_at_once_has_ended_its_step_before_another_atte
         ([], 10),
         ([3.0], 10),
         ([25.0], 25),
-        ([25.0, 1.0, 1.0], 25 * 0.9**2),
-        ([25.0, *[1.0] * 60], 10),
+        ([25.0, 1.0, 1.0], 25 * 0.99**2),
+        ([25.0, *[1.0] * 100], 10),
         ([3_600.0], 60),
     ],
 )
@@ -204,6 +204,19 @@ def test_as_much_of_the_lease_is_left_for_a_step_as_steps_took_lately(
 
     assert lost == [False, True]
     assert said == [WAITS]
+
+
+def test_a_step_is_as_long_as_it_was_until_it_was_reported(claim: Claim, way: SlowProxy) -> None:
+    now = time.monotonic()
+    jobs = process.settings().jobs
+    with Held(process.database(), process.redis_client(), jobs, claim, clock=lambda: now) as holder:
+        contact = holder._contact
+        assert holder.should_stop() is None
+        now += 25
+        holder.on_steps([])
+        assert holder.should_stop() is None
+
+        assert contact.step_seconds == pytest.approx(0.99 * 25)
 
 
 def test_what_fails_for_no_known_reason_ends_not_the_thread_that_concludes(
