@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 _STEP_SHARE: Final = 1 / 6  # of a lease, before its end: the least time for a step to end
-_KEPT: Final = 0.99  # of the longest step, for each sign of life after it: several a step
+_KEPT_SECONDS: Final = 600.0  # a step that took longer than those after it is thought of
 
 
 class Contact:
@@ -27,6 +27,7 @@ class Contact:
         self._say = say
         self._lost_at: float | None = None
         self.step_seconds = _STEP_SHARE * lease_seconds  # what one may take
+        self._longest_at = since
 
     @property
     def is_lost(self) -> bool:
@@ -37,12 +38,13 @@ class Contact:
         """Whether the lease is, as far as this process knows."""
         return now - self.beaten_at > self._lease_seconds
 
-    def stepped(self, seconds: float) -> None:
+    def stepped(self, now: float, seconds: float) -> None:
         """A step has taken so long, or whatever is not left before it has ended."""
+        if seconds < self.step_seconds and now - self._longest_at < _KEPT_SECONDS:
+            return
         lease = self._lease_seconds
-        self.step_seconds = min(
-            max(seconds, _KEPT * self.step_seconds, _STEP_SHARE * lease), lease
-        )
+        self.step_seconds = min(max(seconds, _STEP_SHARE * lease), lease)
+        self._longest_at = now
 
     def look(self, now: float, *, silent: bool) -> None:
         """Draw the conclusion; ``silent``: the job's log may be another attempt's by now."""

@@ -61,7 +61,7 @@ def end_stuck(job: Job, reason: StopReason) -> None:
     claim, settings = job.claim, process.settings()
     taken: list[Path] = []
     in_place = None
-    if job.renames and job.published is None and claim.kind is JobKind.TRAIN:
+    if job.may_be_in_place and job.published is None and claim.kind is JobKind.TRAIN:
         taken = staging.take_away(settings, claim.job_id, claim.attempt)
         final = artifacts.model_directory(settings, claim.job_id)
         in_place = left_in_place(final, claim.job_id)
@@ -135,8 +135,8 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
         return
     job.log.info(message)
     with suppress(Unavailable):  # housekeeping publishes it when the database is back
-        for wakeup in lease.due(process.database(), job_id=job.claim.job_id):
-            process.queue().publish(wakeup)
+        due = lease.due(process.database(), job_id=job.claim.job_id)
+        process.queue().send(process.database(), due)
 
 
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:

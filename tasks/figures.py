@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from trainer_app import artifacts
+from trainer_app.artifacts import Pointer
 from trainer_app.core.perplexity import perplexity
 from trainer_app.errors import ModelIncompatible, NotReady
-from trainer_app.restore import is_whole
+from trainer_app.restore import damaged_of
 from trainer_app.store.lease import Published
 
 # Of its manifest.
@@ -35,13 +37,16 @@ class Figures:
     final_metrics: dict[str, object]
 
 
-def published(final: Path, *, sealed: str | None = None) -> Published:
+def read_published(final: Path, *, sealed: str | None = None) -> Published:
     """What a run has come to, by the manifest of its model; raises as ``read_manifest`` does.
 
     ``sealed``: the manifest's digest, where whoever asks has published it and knows.
     """
     model = artifacts.pointer(final, sealed=sealed)
-    manifest = artifacts.read_manifest(final, sealed=model.sha256)
+    return _published(model, artifacts.read_manifest(final, sealed=model.sha256))
+
+
+def _published(model: Pointer, manifest: Mapping[str, object]) -> Published:
     measured = {name: manifest.get(name) for name in FIGURES}
     size = sum(file.bytes for file in model.files)
     return Published(result=json.dumps(measured | {"bytes": size}), sha256=model.sha256)
@@ -53,13 +58,16 @@ def left_in_place(final: Path, run_id: str) -> Published | None:
     It is where an attempt died just after it had renamed it. None also where nobody can tell.
     """
     try:
-        if not is_whole(final):
+        model = artifacts.pointer(final)
+        if damaged_of(final, model.files) is not None:
             return None
-        manifest = artifacts.read_manifest(final)
-        measured = any(manifest.get(name) is not None for name in LOSSES)
-        return published(final) if measured and manifest.get("run_id") == run_id else None
+        manifest = artifacts.read_manifest(final, sealed=model.sha256)
     except (NotReady, ModelIncompatible, OSError):
         return None
+    is_measured = any(isinstance(manifest.get(name), int | float) for name in LOSSES)
+    if not is_measured or manifest.get("run_id") != run_id:
+        return None
+    return _published(model, manifest)
 
 
 def figures_of(result: str, final: Path) -> Figures:

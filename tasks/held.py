@@ -175,13 +175,13 @@ class Held:
     def _answer(self) -> StopReason | None:
         now = self._clock()
         # Not in should_stop alone: of a long step the reports come before it.
-        self._contact.stepped(now - self._asked_at)
+        self._contact.stepped(now, now - self._asked_at)
         # A lease is renewed long before it has only half of its time left: whoever was away for
         # less still has it. Whoever slept for longer asks before it does anything more.
         self._sleep.notice(now, self._lasting_clock())
         if self._sleep.unsettled or now - self._asked_at > self._jobs.lease_seconds / 2:
             self._look_after_sleep()
-        self._asked_at = now
+        self._asked_at = self._clock()  # without what the answer took
         return self._reason
 
     @property

@@ -189,8 +189,7 @@ def dispatch() -> bool:
     """Publish the queued jobs that are due: all of them once Redis has lost its data, else those
     that were published too long ago for nothing to have come of it, and do not wait in its lists.
 
-    Returns whether Redis took them all. Ends at the first that cannot be sent, for each waits for a
-    Redis that hangs, and nothing is reaped meanwhile; it and those after it are as due as before.
+    Returns whether Redis took them all. Nothing is reaped while one that hangs is waited for.
     """
     client = process.redis_client()
     try:
@@ -199,10 +198,8 @@ def dispatch() -> bool:
             # Whoever is killed half-way leaves the rest to the next pass.
             client.set(_SENTINEL, _SENDING)
         due = lease.due(process.database(), all_queued=True) if wiped else _lost(client)
-        for number, wakeup in enumerate(due):
-            if not process.queue().publish(wakeup):
-                wakeups.take_back(process.database(), [one.job_id for one in due[number:]])
-                return False
+        if not process.queue().send(process.database(), due):
+            return False
         if wiped:
             # Not where Redis was wiped again since: what was sent before is gone.
             client.set(_SENTINEL, _SENT, xx=True)
@@ -215,9 +212,9 @@ def dispatch() -> bool:
 def _lost(client: redis.Redis) -> list[Wakeup]:
     """The jobs to publish while Redis has its data: those whose call does not wait there."""
     lines = wakeups.unanswered(process.database())
-    if not lines:  # nearly always: nobody is to wait for the right to write
+    if not lines:  # nobody is to wait for the right to write
         return []
-    return lease.due(process.database(), waiting=waiting_since(client, lines))
+    return lease.due(process.database(), lines=lines, waiting=waiting_since(client, lines))
 
 
 def purge() -> None:

@@ -42,7 +42,7 @@ class Job:
     log: JobLog
     events: JobEvents
     published: Done | None = None  # its end from then on, whatever stops or fails afterwards
-    renames: bool = False  # what it has made into its place, or has done so
+    may_be_in_place: bool = False  # what it has made: it is being renamed, or was
 
     def renew_lease(self) -> None:
         """Make sure, before a result is published, that it is still this attempt's to publish.

@@ -53,6 +53,7 @@ _MEASURED: Final = (
 _STEP: Final = '{"step": '  # how a line begins
 _CHAIN_END: Final = '"}\n'  # how one ends that has a chain
 _BEGINNING: Final = re.compile(f"{re.escape(_STEP)}([0-9]{{1,18}}),")  # within 64 bits
+_LARGEST: Final = 2**31 - 1  # of a step
 _BLOCK: Final = 1 << 20  # characters in memory
 _AT_ONCE: Final = 500  # points in one question
 _NAME: Final = re.compile(r"curve-(0|[1-9][0-9]{0,8})\.jsonl")  # by attempt
@@ -226,7 +227,8 @@ def _loss(line: str) -> str | None:
 
 def _points(lines: Iterable[str], attempt: int) -> Iterator[MetricPoint]:
     for line in lines:
-        with suppress(ValueError, TypeError):  # a line that a full disk has cut
+        # a line that a full disk has cut, or that somebody has edited
+        with suppress(ValueError, TypeError, RecursionError):
             measured = json.loads(line)
             # a version after this one may have measured more
             known = {name: measured[name] for name in _MEASURED if name in measured}
@@ -235,7 +237,7 @@ def _points(lines: Iterable[str], attempt: int) -> Iterator[MetricPoint]:
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether it is of the type that was written: somebody may have edited the file."""
+    """Whether it is of the type that was written, and the database can hold it."""
     if name in {"step", "epoch"}:
-        return type(value) is int
+        return type(value) is int and 0 <= value <= _LARGEST
     return value is None or isinstance(value, str if name == "chain" else int | float)

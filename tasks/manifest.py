@@ -18,7 +18,6 @@ from trainer_app.core.tokenizer_training import TokenizerReport
 from trainer_app.settings import load_settings
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
-# Of a finished run, in its manifest and in its result.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

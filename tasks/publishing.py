@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tasks.job import Job
 from trainer_app.core.observer import StopReason
-from trainer_app.core.stopping import StopRequested
+from trainer_app.core.stopping import StopRequested, raise_if_stopped
 
 Published = TypeVar("Published")
 
@@ -24,15 +24,16 @@ def publish(
     ``is_in_place``, comes too late: None then.
     """
     job.renew_lease()
-    job.renames = True
+    job.may_be_in_place = True
     try:
         with job.held.interruptible():
             return rename()
     except FileNotFoundError:
         job.renew_lease()
+        raise_if_stopped(job.held.should_stop)  # its process is to end: see ``end_stuck``
         raise
     except StopRequested as stop:
-        job.renames = stop.reason is not StopReason.FENCED and is_in_place()
-        if not job.renames:
+        job.may_be_in_place = stop.reason is not StopReason.FENCED and is_in_place()
+        if not job.may_be_in_place:
             raise
         return None

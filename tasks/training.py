@@ -15,7 +15,7 @@ from typing import Final
 from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
 from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
-from tasks.figures import LOSSES, figures_of, published
+from tasks.figures import LOSSES, figures_of, read_published
 from tasks.job import Done, Job
 from tasks.journal import Journal
 from tasks.manifest import Times, metrics_file, model_card, model_manifest
@@ -217,7 +217,7 @@ def _recorded(job: Job, final: Path, sealed: str | None) -> Done:
     Written down before all that takes its time: who dies from now on leaves a completed run.
     ``sealed``: the manifest's digest, where this attempt has published it and knows.
     """
-    model = published(final, sealed=sealed)
+    model = read_published(final, sealed=sealed)
     measured = json.loads(model.result)
     job.log.info("final figures", **{name: measured[name] for name in LOSSES})
     figures = figures_of(model.result, final)

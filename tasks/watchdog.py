@@ -61,18 +61,18 @@ class Watchdog:
         self._claimed &= children
         try:
             owned = lease.owned(self._database, self._hostname)
+            self._claimed |= children & {(one.pid, one.job_id) for one in owned}
+            claiming = self._claiming(children)
         except Unavailable:
             self._end_overdue(children if draining else children & self._overdue.keys(), busy)
             raise
-        self._claimed |= children & {(one.pid, one.job_id) for one in owned}
         mine = {
             (one.pid, one.job_id)
             for one in owned
             # Whoever is stopped in the middle of a write keeps all others from writing to SQLite.
             if not (one.cancel_requested or (one.is_over and is_stopped(one.pid)))
         }
-        late = {child for child in children - mine if not self._may_claim(child)}
-        self._end_overdue(children if draining else late, busy)
+        self._end_overdue(children if draining else children - mine - claiming, busy)
         for one in owned:
             if not lives(one.pid):
                 # Also one of a worker of this name before this one: a resume takes seconds.
@@ -80,14 +80,21 @@ class Watchdog:
                     self._database, one.job_id, owner_prefix=one.owner, attempt=one.attempt
                 )
 
-    def _may_claim(self, child: tuple[int, str]) -> bool:
-        """Whether it may be about to have its job, as while others keep it from writing to SQLite.
+    def _claiming(self, children: set[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Those that may be about to have their jobs, which wait, as where SQLite is locked.
 
-        Also while it imports what the job needs.
+        Also while they import what the job needs.
         """
-        if child in self._claimed or is_stopped(child[0]):
-            return False
-        return self._clock() - self._seen_at[child] <= self._claim_seconds
+        now = self._clock()
+        waiting = {
+            child
+            for child in children - self._claimed
+            if now - self._seen_at[child] <= self._claim_seconds and not is_stopped(child[0])
+        }
+        if not waiting:
+            return waiting
+        queued = lease.queued(self._database, [job_id for _, job_id in waiting])
+        return {(pid, job_id) for pid, job_id in waiting if job_id in queued}
 
     def _end_overdue(
         self, children: set[tuple[int, str]], busy: Callable[[], Mapping[int, str]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from bisect import bisect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ from trainer_app.core.sums import SHA256
 from trainer_app.errors import Unavailable
 from trainer_app.events import connect
 from trainer_app.settings import Settings
+from trainer_app.store import wakeups
+from trainer_app.store.database import Database
 from trainer_app.store.lease import JobKind, Wakeup
 from trainer_app.store.wakeups import Line
 from trainer_app.wishes import Wish
@@ -99,14 +101,17 @@ def waiting_since(client: redis.Redis, lines: Collection[Line]) -> dict[Line, fl
     with client.pipeline(transaction=False) as pipe:
         for line in lines:
             pipe.lindex(_list_of(line), -1)  # kombu puts them in at the head, and takes the last
-        oldest = pipe.execute()
+        # A key that somebody has made something else of says nothing: that is of one list alone.
+        oldest = pipe.execute(raise_on_error=False)
     dispatched = ((line, _dispatched_at(call)) for line, call in zip(lines, oldest, strict=True))
     return {line: at for line, at in dispatched if at is not None}
 
 
-def _dispatched_at(call: str | None) -> float | None:
+def _dispatched_at(call: object) -> float | None:
+    if not isinstance(call, str):
+        return None
     try:
-        return None if call is None else float(json.loads(call)["headers"][_DISPATCHED_AT])
+        return float(json.loads(call)["headers"][_DISPATCHED_AT])
     except (ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -159,6 +164,18 @@ class Queue:
         except (OperationalError, redis.RedisError, OSError) as error:
             _log.warning("a wake-up call was not sent", job_id=wakeup.job_id, error=str(error))
             return False
+        return True
+
+    def send(self, database: Database, due: Sequence[Wakeup]) -> bool:
+        """Publish calls in their order; whether Redis took them all.
+
+        Ends at the first that cannot be sent, for each waits for a Redis that hangs; it and those
+        after it are as due as before. Raises Unavailable where that cannot be written.
+        """
+        for number, wakeup in enumerate(due):
+            if not self.publish(wakeup):
+                wakeups.take_back(database, [one.job_id for one in due[number:]])
+                return False
         return True
 
     def ping(self) -> None:

@@ -35,7 +35,7 @@ from trainer_app.stack.ports import free_port
 from trainer_app.stack.processes import Process, Role
 from trainer_app.stack.state import state_file, write_state
 from trainer_app.stack.supervisor import Supervisor
-from trainer_app.stack.up import api_url, locked, up
+from trainer_app.stack.up import api_url, locked_root, up
 
 # The stack is to bring all that it needs, whatever this process's environment names.
 OWN = dict.fromkeys(("DATABASE__URL", "REDIS__URL", "SECURITY__API_KEY", "API__HOST"))
@@ -98,11 +98,11 @@ def test_a_second_stack_is_refused_though_somebody_has_deleted_the_lock_of_the_f
 ) -> None:
     root = settings.paths.data_root
     (root / "run").mkdir(parents=True)
-    with locked(root):
+    with locked_root(root):
         (root / "run" / "lock").unlink()
         with pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
             up(settings)
-    with locked(root):
+    with locked_root(root):
         pass
 
 
@@ -119,7 +119,7 @@ def test_where_no_folder_can_be_locked_the_file_counts(
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(root), pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
+    with locked_root(root), pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
         up(settings)
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import pytest
 from sqlalchemy import update
@@ -16,7 +17,11 @@ from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, wakeups
 from trainer_app.store.tables import JobRow
 
-QueueRun = Callable[[], str]
+
+class QueueRun(Protocol):
+    """Queues a run, and returns its id."""
+
+    def __call__(self, priority: int = 0) -> str: ...
 
 
 @pytest.fixture
@@ -28,6 +33,38 @@ def queued(worker: Settings) -> QueueRun:
         return runs.create(process.database(), spec, queue="trainer").run_id
 
     return create
+
+
+def test_a_call_that_redis_did_not_take_is_sent_with_the_next_pass(
+    queued: QueueRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = queued()
+    with monkeypatch.context() as away:
+        away.setattr(process.queue(), "publish", lambda _wakeup: False)
+        due = lease.due(process.database(), job_id=run_id)
+        assert not process.queue().send(process.database(), due)
+    housekeeping.dispatch()
+
+    assert called() == [run_id]
+
+
+def test_a_list_that_somebody_has_made_something_else_of_keeps_no_other_from_being_called(
+    queued: QueueRun, impatient: None
+) -> None:
+    del impatient
+    urgent = queued(9)
+    queued(0)
+    assert housekeeping.dispatch()
+    [whole, other] = lists()
+    client = process.redis_client()
+    client.delete(other)
+    client.set(other, "no list")
+    lost = called()
+    client.delete(whole)
+    time.sleep(0.01)
+    housekeeping.dispatch()
+
+    assert lost == called() == [urgent]
 
 
 @pytest.fixture

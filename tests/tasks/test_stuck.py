@@ -327,6 +327,16 @@ def unclaimed(run_id: str, other_process: subprocess.Popen[bytes]) -> Guarded:
     return found
 
 
+def test_a_child_that_hangs_after_a_job_that_was_over_between_two_looks_gets_no_such_time(
+    unclaimed: Guarded,
+) -> None:
+    lease.request_cancel(process.database(), unclaimed.claim.job_id)
+    unclaimed.look(0.0)
+    unclaimed.look(KILL_SECONDS + 1)
+
+    assert unclaimed.killed == [(unclaimed.pid, signal.SIGKILL)]
+
+
 def test_a_child_that_waits_for_a_locked_database_to_claim_its_job_is_not_killed(
     unclaimed: Guarded,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from typing import Final
 
 from flask import request
@@ -69,9 +70,6 @@ def idempotency_key(body: str) -> IdempotencyKey | None:
 
 def wake(job_id: str) -> None:
     """Tell a worker of a committed job; housekeeping repeats whatever fails here."""
-    try:
+    with suppress(Unavailable):
         due = wakeups.due(current.database(), job_id=job_id)
-    except Unavailable:
-        return
-    for wakeup in due:
-        current.queue().publish(wakeup)
+        current.queue().send(current.database(), due)

@@ -76,7 +76,7 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
         flower.check_installed()
     _check_data_root(root)
     check_folders(settings, for_a_stack=True)
-    with locked(root):
+    with locked_root(root):
         logs = root / "run" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         plan = processes(settings, visible_gpus(os.environ), with_flower=with_flower)
@@ -295,7 +295,7 @@ def _end_leftovers(root: Path, output: Output) -> None:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked_root(root: Path) -> Iterator[None]:
     """Raises SettingsError where another stack has locked it.
 
     By a file, and by its folder as well: somebody may delete the file.

@@ -39,7 +39,7 @@ from trainer_app.store.idempotency import IdempotencyKey, once
 from trainer_app.store.metrics import MetricPoint
 from trainer_app.store.moves import move
 from trainer_app.store.tables import JobKind, JobRow, RunRow, Status
-from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, reap
+from trainer_app.store.upkeep import EXPIRED, Owned, Reaped, owned, queued, reap
 from trainer_app.store.wakeups import Wakeup, due
 
 # The whole life of a job is told here, whichever module holds the chapter.
@@ -66,6 +66,7 @@ __all__ = [
     "lift",
     "owned",
     "progress",
+    "queued",
     "reap",
     "record_published",
     "request_cancel",

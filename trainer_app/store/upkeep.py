@@ -6,7 +6,7 @@ each other, nor for a worker that froze in the middle of a write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,6 +89,13 @@ def owned(db: Database, node: str) -> list[Owned]:
             )
             for row in connection.execute(statement)
         ]
+
+
+def queued(db: Database, job_ids: Collection[str]) -> set[str]:
+    """Those of a few jobs that wait for a worker."""
+    statement = select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.status == Status.QUEUED)
+    with db.read() as connection:
+        return set(connection.scalars(statement))
 
 
 def reap(

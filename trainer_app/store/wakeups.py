@@ -18,7 +18,7 @@ Rows that another transaction holds are left for the next pass, as in store/upke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -64,15 +64,16 @@ def due(
     *,
     all_queued: bool = False,
     job_id: str | None = None,
+    lines: Collection[Line] | None = None,
     waiting: Mapping[Line, float] | None = None,
 ) -> list[Wakeup]:
     """The queued jobs to publish now, the most urgent first; each counts as dispatched.
 
     A job is due when its back-off is over and its last wake-up call went unanswered for 60 s, then
     120 s, up to 15 min. ``all_queued``: however lately each was published, as when Redis has lost
-    its messages. ``job_id``: that job alone. ``waiting``: by line, when the oldest call was
-    dispatched that no worker has taken yet, in unix seconds; jobs of the line that were dispatched
-    then or later are not due.
+    its messages. ``job_id``: that job alone; ``lines``: those of these alone. ``waiting``: by line,
+    when the oldest call was dispatched that no worker has taken yet, in unix seconds; jobs of the
+    line that were dispatched then or later are not due.
     """
     conditions = [*CLAIMABLE]
     if not all_queued:
@@ -86,7 +87,11 @@ def due(
         .with_for_update(skip_locked=True)
     )
     with db.write() as connection:
-        rows = connection.execute(statement).all()
+        rows = [
+            row
+            for row in connection.execute(statement)
+            if lines is None or Line(row.queue, row.priority) in lines
+        ]
         wakeups = [
             Wakeup(
                 job_id=row.id,
