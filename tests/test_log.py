@@ -130,6 +130,32 @@ def test_an_error_in_the_log_steers_no_terminal_and_tells_no_variable(
     assert "s3cr3t" not in told.replace("work('s3cr3t-key')", "")  # its line of source
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("takes_none", ["a full disk", "a pipe that nobody reads"])
+def test_a_stream_that_takes_no_line_costs_the_line_alone(
+    tmp_path: Path, form: str, takes_none: str
+) -> None:
+    if takes_none == "a full disk":
+        stream = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stream = os.pipe()
+        os.close(reader)
+    environment = {"APP__DATA_ROOT": str(tmp_path), "LOGGING__FORMAT": form}
+
+    done = subprocess.run(
+        [sys.executable, "-c", f"{PROGRAM}\nprint('goes on')"],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=stream,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(stream)
+
+    assert done.stdout == "goes on\n"
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_a_log_in_whose_place_something_else_lies_is_neither_written_nor_read(
     tmp_path: Path, kind: str

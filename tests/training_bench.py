@@ -75,6 +75,7 @@ class Bench:
         checkpoint_seconds: float = 3600.0,
         base_model: Path | None = None,
         own_tokenizer: bool = False,
+        compiled: Path | None = None,
     ) -> Finished | Stopped:
         """Train. char_lstm makes its own tokenizer, fine-tuning takes the base model's."""
         found = own_tokenizer or (spec.model_family != "char_lstm" and base_model is None)
@@ -91,6 +92,7 @@ class Bench:
                 attempt=attempt,
                 checkpoint_seconds=checkpoint_seconds,
                 max_threads=1,
+                compiled=compiled,
             ),
             observer,
         )

@@ -9,9 +9,10 @@ import os
 import stat
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 import structlog
 
@@ -25,6 +26,26 @@ _log = structlog.get_logger(__name__)
 _TAIL_BYTES: Final = 16_384  # enough for a few lines
 _EVENT_CHARACTERS: Final = 300
 _TEXTS: Final = frozenset({"event", "exception"})  # of more than one line
+
+
+class _Lines:
+    """A structlog logger to a stream: one that takes no line costs the line, nothing else.
+
+    As where stderr is a file on a full disk, or a pipe that nobody reads any more. Whoever logs
+    would fail by it: a request that is done already, or the thread that keeps a lease.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        with suppress(OSError):
+            # One call, which takes all of it: without a lock that a fork could find taken.
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def configure(settings: Settings) -> None:
@@ -48,10 +69,10 @@ def configure(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)  # drops what it cannot write
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],

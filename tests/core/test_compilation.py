@@ -19,10 +19,12 @@ import torch
 
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import model_family
+from backends.models.transformer import Transformer
 from trainer_app.core import fit, loop, samples, step_log
 from trainer_app.core.compilation import (
     COLD_SECONDS,
-    LEAST_GAIN,
+    GAIN,
+    LEAST_SHARE,
     TOO_SHORT,
     Compilation,
     Execution,
@@ -244,7 +246,7 @@ def test_what_compiling_won_is_what_the_next_run_expects(tmp_path: Path) -> None
     assert first.gained(0.05) is None
     noted = tmp_path / "compiling.json"
     figures = json.loads(noted.read_text())
-    assert figures["a model"]["gain"] == pytest.approx(0.4)
+    assert figures["a model"]["saved_ms"] == pytest.approx(40)
     figures["a model"]["seconds"] = 10.0
     noted.write_text(json.dumps(figures))
 
@@ -256,6 +258,18 @@ def test_what_compiling_won_is_what_the_next_run_expects(tmp_path: Path) -> None
     assert due == [False, True]
 
 
+def test_what_a_forward_pass_saves_counts_as_often_as_a_step_has_them(tmp_path: Path) -> None:
+    notes = {"a model": {"saved_ms": 10.0, "seconds": 10.0}}
+    (tmp_path / "compiling.json").write_text(json.dumps(notes))
+
+    def is_due(passes: int, steps: int) -> bool:
+        auto = Compilation(tiny(), choice="auto", name="a model", passes=passes, cache=tmp_path)
+        return auto.is_due(step_seconds=1.0, steps_left=steps)
+
+    assert [is_due(1, 1_499), is_due(1, 1_501)] == [False, True]
+    assert [is_due(5, 299), is_due(5, 301)] == [False, True]
+
+
 def test_a_compiler_that_has_won_nothing_is_not_given_up_for_good(tmp_path: Path) -> None:
     first = compilation("auto", cache=tmp_path)
     assert first.is_due(step_seconds=0.1, steps_left=int(1_000 * COLD_SECONDS))
@@ -263,7 +277,7 @@ def test_a_compiler_that_has_won_nothing_is_not_given_up_for_good(tmp_path: Path
     first.gained(0.2)  # other work had come
 
     noted = json.loads((tmp_path / "compiling.json").read_text())
-    assert noted["a model"]["gain"] == LEAST_GAIN
+    assert noted["a model"]["saved_ms"] == pytest.approx(100 * GAIN * LEAST_SHARE)
 
 
 def test_by_request_nothing_is_said_of_what_compiling_wins(tmp_path: Path) -> None:
@@ -273,24 +287,56 @@ def test_by_request_nothing_is_said_of_what_compiling_wins(tmp_path: Path) -> No
     assert made.gained(0.1) is None
 
 
-def test_a_run_that_compiles_by_itself_says_what_that_won(
+def test_a_run_that_compiles_by_itself_says_and_notes_what_that_won(
     bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer_app.core.compilation.COLD_SECONDS", 0.0)
     monkeypatch.setattr("trainer_app.core.fit.resolve_compile", lambda *_, **__: ("auto", None))
-    monkeypatch.setattr("trainer_app.core.step_log.READ_SECONDS", 0.0)
-    observer = recorder()
-    spec = replace(bench.spec, torch_compile="auto", max_steps=40)
+    monkeypatch.setattr("trainer_app.core.step_log.READ_SECONDS", 0.05)
+    hidden = Transformer.hidden
+    is_compiled = False
 
-    outcome = bench.fit(spec, observer, run="compiled")
+    def slow(model: Transformer, ids_BT: torch.Tensor) -> torch.Tensor:
+        time.sleep(0 if is_compiled else 0.04)
+        return hidden(model, ids_BT)
+
+    def compiler(
+        uncompiled: Callable[[torch.Tensor], torch.Tensor], **_: object
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        def compiled(ids_BT: torch.Tensor) -> torch.Tensor:
+            nonlocal is_compiled
+            is_compiled = True
+            x_BTD = uncompiled(ids_BT)
+            is_compiled = False
+            return x_BTD
+
+        return compiled
+
+    monkeypatch.setattr(Transformer, "hidden", slow)
+    monkeypatch.setattr(torch, "compile", compiler)
+    observer = recorder()
+    spec = replace(bench.spec, torch_compile="auto", max_steps=60)
+
+    outcome = bench.fit(spec, observer, run="compiled", compiled=bench.folder / "compiled")
 
     assert isinstance(outcome, Finished)
     assert outcome.execution == Execution(compiled=True)
     said = [text.split(" ")[0:3] for text in observer.messages if "compiled" in text]
     assert said == [["compiled", "the", "model"], ["a", "compiled", "step"]]
+    notes = bench.folder / "compiled" / "compiling.json"
+    [noted] = json.loads(notes.read_text()).values()
+    assert 20 < noted["saved_ms"] < 60
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a model": "long"}', '{"a model": {"gain": []}}'])
+def test_a_fifo_in_the_place_of_the_notes_counts_as_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "compiling.json")
+    auto = compilation("auto", cache=tmp_path)
+    assert not auto.is_due(step_seconds=0.1, steps_left=int(20 * COLD_SECONDS))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"a model": "long"}', '{"a model": {"seconds": []}}', "[" * 100_000]
+)
 def test_a_damaged_note_of_costs_counts_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "compiling.json").write_text(content)
     auto = compilation("auto", cache=tmp_path)

@@ -48,6 +48,33 @@ def test_a_folder_of_ours_is_made_with_those_above_it_and_in_place_of_a_file(
     assert folder.is_dir()
 
 
+def test_a_file_above_a_folder_of_ours_stays_and_is_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    with pytest.raises(TrainerError, match="run-a cannot be made: a file stands above it"):
+        make_own_folder(tmp_path / "runs" / "run-a")
+    assert (tmp_path / "runs").is_file()
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "a folder"])
+def test_a_folder_that_another_makes_at_the_same_time_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    folder = tmp_path / "tokens"
+    folder.write_text("no folder")
+    unlink = Path.unlink
+
+    def beside(path: Path, *, missing_ok: bool = False) -> None:
+        unlink(path)
+        if becomes == "a folder":
+            path.mkdir()
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", beside)
+
+    assert make_own_folder(folder)
+    assert folder.is_dir()
+
+
 def test_a_link_that_leads_nowhere_stays_in_the_place_of_a_folder_and_is_named(
     tmp_path: Path,
 ) -> None:

@@ -159,7 +159,7 @@ def test_a_file_in_the_place_of_all_token_ids_is_removed_and_they_are_made_anew(
     cache.root.write_text("no folder")
 
     assert cache.read() == expected
-    assert cache.messages[0] == f"{cache.root} was no folder: it is made anew"
+    assert cache.warnings[0] == f"WARNING: {cache.root} was no folder: it is made anew"
     assert cache.read() == expected
     assert cache.messages == []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import threading
 import time
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 GAIN: Final = 0.03
 SHORT_STEP_SECONDS: Final = 0.006  # where more of the time goes into small kernels
 GAIN_OF_SHORT_STEPS: Final = 0.15
-LEAST_GAIN: Final = 0.01  # whatever was measured: other work on the machine may have had a part
+LEAST_SHARE: Final = 0.5  # of that, whatever was measured: other work may have had a part in it
 MARGIN: Final = 1.5  # times its cost that compiling must win
 COLD_SECONDS: Final = 30.0  # expected of a model that was never compiled on this machine
 STOP_POLL_SECONDS: Final = 0.25
 NOTES_FILE: Final = "compiling.json"
 TOO_SHORT: Final = "the run is over before its steps are timed"
 _SECONDS: Final = "seconds"  # that compiling took
-_GAIN: Final = "gain"  # of a step's time, from 0 to 1
+_SAVED: Final = "saved_ms"  # by each forward pass, with what belongs to it of the backward one
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +118,10 @@ def _settings() -> Iterator[None]:
         yield
 
 
+def _fits(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
 class Compilation:
     """The compiled form of a model's ``hidden``, called inside ``in_use`` alone.
 
@@ -130,13 +135,17 @@ class Compilation:
         *,
         choice: CompileChoice,
         name: str,
+        passes: int = 1,
         why_off: str | None = None,
         cache: Path | None = None,
     ) -> None:
-        """``name``: of model, shapes and precision; ``cache``: where compiled code is kept."""
+        """``name``: of model, shapes and precision; ``passes``: forward ones of a step;
+        ``cache``: where compiled code is kept.
+        """
         self._model = model
         self._choice = choice
         self._name = name
+        self._passes = passes
         self._notes = None if cache is None else cache / NOTES_FILE
         self._uncompiled_seconds: float | None = None  # a step's, until its gain is known
         self._compiled: Callable[[Tensor], Tensor] | None = None
@@ -165,8 +174,8 @@ class Compilation:
                 self.drop(TOO_SHORT)
             return False
         noted = self._noted().get(self._name, {})
-        rule = GAIN_OF_SHORT_STEPS if step_seconds <= SHORT_STEP_SECONDS else GAIN
-        wins = steps_left * step_seconds * noted.get(_GAIN, rule)
+        saved = noted.get(_SAVED, self._usually_saved(step_seconds))
+        wins = steps_left * self._passes * saved / 1e3
         costs = noted.get(_SECONDS, COLD_SECONDS)
         if wins > MARGIN * costs:
             self._uncompiled_seconds = step_seconds
@@ -206,8 +215,14 @@ class Compilation:
         before, self._uncompiled_seconds = self._uncompiled_seconds, None
         if before is None or not self.done:
             return None
-        self._note(_GAIN, max(1 - step_seconds / before, LEAST_GAIN))
+        saved = 1e3 * (before - step_seconds) / self._passes
+        self._note(_SAVED, max(saved, LEAST_SHARE * self._usually_saved(before)))
         return f"a compiled step takes {1e3 * step_seconds:.3g} ms, {1e3 * before:.3g} ms before"
+
+    def _usually_saved(self, step_seconds: float) -> float:
+        """Milliseconds of a forward pass, as measured elsewhere."""
+        gain = GAIN_OF_SHORT_STEPS if step_seconds <= SHORT_STEP_SECONDS else GAIN
+        return 1e3 * gain * step_seconds / self._passes
 
     def drop(self, why: str) -> str:
         """Go on with the model as it is, for good; returns that in a sentence."""
@@ -235,16 +250,16 @@ class Compilation:
 
     def _noted(self) -> dict[str, dict[str, float]]:
         """Figures by name, as they were the last time; compiled code is kept, so that is less."""
-        if self._notes is None:
+        if self._notes is None or not self._notes.is_file():
             return {}
         try:
             noted = json.loads(self._notes.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(noted, dict):
             return {}
         return {
-            str(name): {str(k): float(v) for k, v in figures.items() if isinstance(v, int | float)}
+            str(name): {str(figure): value for figure, value in figures.items() if _fits(value)}
             for name, figures in noted.items()
             if isinstance(figures, dict)
         }

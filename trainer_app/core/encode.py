@@ -139,7 +139,7 @@ def encode_corpus(
             os.utime(directory)  # clean-up goes by the last use
     else:
         if make_own_folder(root):
-            on_message(f"{root} was no folder: it is made anew")
+            on_message(f"WARNING: {root} was no folder: it is made anew")
         sweep(root)
         temporary = temporary_beside(directory)
         temporary.mkdir()

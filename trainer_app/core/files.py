@@ -72,20 +72,23 @@ def fault_of_the_disk(error: OSError, root: Path) -> TrainerError | None:
 
 
 def make_own_folder(path: Path) -> bool:
-    """Make a folder that nobody else writes, with those above it; whether a file had to go.
+    """Make a folder that is ours alone, with those above it; whether a file had to go.
 
     One that stands in its place is removed: what the folder held can be made anew, or was lost when
     the file was put there. A link stays: what it leads to may be away for now. Raises TrainerError
-    then.
+    then, and where a file stands above it, which is not ours.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except NotADirectoryError as error:
+        raise TrainerError(f"{path} cannot be made: a file stands above it") from error
     except FileExistsError as error:
         if path.is_symlink():
             raise TrainerError(
                 f"{path} leads to {path.readlink()}, which is no folder or is not there"
             ) from error
-        path.unlink()
+        with suppress(FileNotFoundError, IsADirectoryError):  # another one has just done it
+            path.unlink()
         path.mkdir(parents=True, exist_ok=True)
         return True
     return False

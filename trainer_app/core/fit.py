@@ -190,6 +190,7 @@ class _Attempt:
                 f"{spec.model_family} {spec.model_size}, {batches.batch_size} x {batches.seq_len}, "
                 f"{self._precision} on {device_name(self._device)}, torch {torch.__version__}"
             ),
+            passes=batches.accumulation,
             cache=self._workspace.compiled,
         )
 

@@ -162,6 +162,8 @@ class Loop:
             if time.monotonic() >= next_checkpoint and self.state.step:
                 self._checkpoint_beside()
                 next_checkpoint = time.monotonic() + self._checkpoint_seconds
+            if self._step.note_gain(self._log.steady_step_seconds):
+                self._log.restart_clock()
             if self._step.is_to_compile(self.state.step, self._log.steady_step_seconds):
                 self._read_losses()
                 with self._in_one_piece():  # it draws random numbers, and takes them back

@@ -125,11 +125,6 @@ class TrainingStep:
 
         ``step_seconds``: what a step takes as they are; None: not measured yet.
         """
-        if self._compilation.done:
-            gained = None if step_seconds is None else self._compilation.gained(step_seconds)
-            if gained is not None:
-                self._tell(gained)
-            return False
         left = self._total_steps - step
         before = self._compilation.decided
         if not self._compilation.is_due(step_seconds=step_seconds, steps_left=left):
@@ -146,6 +141,16 @@ class TrainingStep:
             self._recorded.forget()  # pragma: needs cuda
         self._tell(self._compilation.compile(self._rehearse, should_stop))
         self._note_compiling()
+
+    def note_gain(self, step_seconds: float | None) -> bool:
+        """Note and tell what compiling has won, once that is known; whether time was spent.
+
+        ``step_seconds``: what a step takes by now; None: not measured yet.
+        """
+        if step_seconds is None or (gained := self._compilation.gained(step_seconds)) is None:
+            return False
+        self._tell(gained)
+        return True
 
     def _note_compiling(self) -> None:
         self._execution.compiled = self._compilation.done
