@@ -10,6 +10,7 @@ from typing import Final
 
 from trainer_app import artifacts
 from trainer_app.artifacts import Pointer
+from trainer_app.core.files import fsync_directory
 from trainer_app.core.perplexity import perplexity
 from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.restore import damaged_of
@@ -62,6 +63,7 @@ def left_in_place(final: Path, run_id: str) -> Published | None:
         if damaged_of(final, model.files) is not None:
             return None
         manifest = artifacts.read_manifest(final, sealed=model.sha256)
+        fsync_directory(final.parent)  # who renamed it may have died before
     except (NotReady, ModelIncompatible, OSError):
         return None
     is_measured = any(isinstance(manifest.get(name), int | float) for name in LOSSES)
