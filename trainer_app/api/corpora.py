@@ -48,7 +48,7 @@ def upload_corpus() -> tuple[Corpus, dict[str, str]]:
     """Upload a UTF-8 text; the same bytes give the same id."""
     # Before gigabytes are sent in vain.
     idempotency_key("")
-    current.database().ping()
+    current.database().ping(to_write=True)
     settings = current.settings()
     corpus = uploads.store_upload(
         request,
