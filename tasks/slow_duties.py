@@ -23,6 +23,7 @@ from trainer_app.cleanup.report import Report
 from trainer_app.cleanup.runs import clean_runs
 from trainer_app.cleanup.tokenizers import clean_tokenizers
 from trainer_app.cleanup.tokens import clean_tokens
+from trainer_app.cleanup.uploads import clean_uploads
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.client import DataBank
@@ -67,6 +68,7 @@ class SlowDuties:
             self._clean_models,
             self._clean_corpora,
             self._clean_tokenizers,
+            self._clean_uploads,
         ):
             try:
                 duty(should_stop)
@@ -151,6 +153,10 @@ class SlowDuties:
         if settings.tokenizer_cleanup.enabled:
             report = clean_tokenizers(process.database(), settings, dry_run=False)
             self._tell("tokenizers", report)
+
+    def _clean_uploads(self, _should_stop: ShouldStop) -> None:
+        report = clean_uploads(process.database(), process.settings().paths.uploads)
+        self._tell("uploads", report)
 
     def _tell(self, what: str, report: Report) -> None:
         """Log what has gone, and what would in a dry run, once."""

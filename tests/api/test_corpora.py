@@ -286,7 +286,7 @@ def test_an_upload_that_breaks_off_leaves_no_file(
     assert files(settings) == []
 
 
-def test_what_a_killed_server_left_behind_is_removed_after_a_day(
+def test_what_a_killed_server_of_the_version_before_left_behind_is_removed_after_a_day(
     client: FlaskClient, settings: Settings
 ) -> None:
     folder = settings.paths.uploads

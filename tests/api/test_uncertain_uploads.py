@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -15,6 +17,7 @@ from tests.api.conftest import ON_BOTH_DATABASES
 from trainer_app.errors import Unavailable
 from trainer_app.settings import Settings
 from trainer_app.store.database import Database
+from trainer_app.upload_folder import marked
 
 TEXT = b"Once upon a time.\n"
 SHA256 = hashlib.sha256(TEXT).hexdigest()
@@ -57,7 +60,9 @@ def upload(client: FlaskClient, patch: pytest.MonkeyPatch, *writes: Write) -> in
 
 
 def texts(settings: Settings) -> list[str]:
-    return [path.stem for path in settings.paths.uploads.glob("*.txt")]
+    """The digests of the texts that are there, and those of marked ones once more."""
+    folder = settings.paths.uploads
+    return [path.stem for path in folder.glob("*.txt")] + marked(folder)
 
 
 def listed(client: FlaskClient) -> list[str]:
@@ -84,6 +89,21 @@ def test_a_file_of_which_the_database_cannot_be_asked_stays_and_is_recorded_by_a
     client: FlaskClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert upload(client, monkeypatch, losing_the_commit, away) == 503
-    assert (listed(client), texts(settings)) == ([], [SHA256])
+    assert (listed(client), texts(settings)) == ([], [SHA256, SHA256])
     assert upload(client, monkeypatch) == 201
     assert (listed(client), texts(settings)) == ([SHA256], [SHA256])
+
+
+def test_a_corpus_whose_mark_cannot_be_removed_is_uploaded_all_the_same(
+    client: FlaskClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def fails(path: Path, *, missing_ok: bool = False) -> None:
+        if path.suffix == ".unrecorded":
+            raise OSError(errno.EIO, "broken")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fails)
+    assert upload(client, monkeypatch) == 201
+    assert (listed(client), texts(settings)) == ([SHA256], [SHA256, SHA256])

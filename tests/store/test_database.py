@@ -184,7 +184,11 @@ def test_a_locked_sqlite_file_is_an_unavailable_database(sqlite_url: str) -> Non
         other.execute("BEGIN IMMEDIATE")
         with _unavailable(within=3):
             corpora.add(database, "a" * 64, 1, 1)
+        database.ping()
+        with _unavailable(within=3):
+            database.ping(to_write=True)
         other.rollback()
+        database.ping(to_write=True)
         corpora.add(database, "a" * 64, 1, 1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import structlog
 from sqlalchemy import update
@@ -14,6 +16,7 @@ from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
 from trainer_app.store.tables import JobRow
+from trainer_app.upload_folder import corpus_path, mark_path
 
 
 def ended_run(settings: Settings, status: str) -> str:
@@ -70,3 +73,19 @@ def test_token_ids_beyond_the_bound_go_unless_it_is_switched_off(
     SlowDuties().one_pass(never)
 
     assert folder.exists() is not enabled
+
+
+def test_what_an_upload_that_was_cut_off_has_left_goes_and_is_told(worker: Settings) -> None:
+    folder = worker.paths.uploads
+    folder.mkdir(parents=True)
+    text, mark = corpus_path(folder, "a" * 64), mark_path(folder, "a" * 64)
+    text.write_bytes(b"text")
+    mark.touch()
+    os.utime(mark, (0, 0))
+
+    with structlog.testing.capture_logs() as logs:
+        SlowDuties().one_pass(never)
+
+    assert (text.exists(), mark.exists()) == (False, False)
+    told = [(entry["what"], entry["name"]) for entry in logs if entry["event"] == "deleted"]
+    assert told == [("uploads", text.name)]

@@ -16,6 +16,7 @@ from trainer_app.api.text_scan import Text
 from trainer_app.store import corpora
 from trainer_app.store.corpora import Corpus
 from trainer_app.store.pages import Page
+from trainer_app.upload_folder import corpus_path, exclusive, make_folder
 
 blueprint = Blueprint("corpora", __name__, description="Texts to train on.")
 
@@ -48,7 +49,7 @@ def upload_corpus() -> tuple[Corpus, dict[str, str]]:
     """Upload a UTF-8 text; the same bytes give the same id."""
     # Before gigabytes are sent in vain.
     idempotency_key("")
-    current.database().ping()
+    current.database().ping(to_write=True)
     settings = current.settings()
     corpus = uploads.store_upload(
         request,
@@ -87,10 +88,10 @@ def delete_corpus(file_id: str) -> Response:
     """Delete a corpus that no queued or running job reads."""
     folder = current.settings().paths.uploads
     corpora.get(current.database(), file_id)  # no lock, and no folder to hold it, for nothing
-    uploads.make_folder(folder)  # somebody may have taken it away
-    with uploads.exclusive(folder):
+    make_folder(folder)  # somebody may have taken it away
+    with exclusive(folder):
         corpora.delete(current.database(), file_id)
-        (folder / f"{file_id}.txt").unlink(missing_ok=True)
+        corpus_path(folder, file_id).unlink(missing_ok=True)
     return Response(status=204)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Final
 
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.http import parse_options_header
@@ -26,8 +24,16 @@ from trainer_app.api.body import check_charset, check_encoding, check_framing, r
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.fields import shown
 from trainer_app.api.text_scan import Text, TextScan
-from trainer_app.core.files import disk_full_named, fsync_directory, temporary_beside
+from trainer_app.core.files import disk_full_named, fsync_directory
 from trainer_app.errors import DiskFull, Unavailable
+from trainer_app.upload_folder import (
+    corpus_path,
+    exclusive,
+    make_folder,
+    mark_path,
+    sweep,
+    temporary,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,8 +52,6 @@ _PLAIN: Final = {
     "Content-Encoding": frozenset({"identity"}),
     "Content-Transfer-Encoding": frozenset({"7bit", "8bit", "binary"}),
 }
-_NAME: Final = "upload"
-_ABANDONED_SECONDS: Final = 86_400.0
 
 
 def store_upload(
@@ -61,44 +65,24 @@ def store_upload(
 
     Raises the HTTP exceptions 400, 408, 413 and 415, CorpusEmpty, CorpusNotText, Unavailable
     where the disk fills up or ``folder`` is no folder, OSError. Whatever it raises, no file stays
-    behind that is not recorded, unless the database is away, so that nobody can know.
+    behind that is not recorded, unless the database is away, so that nobody can know: then
+    ``clean_uploads`` removes it once that can be asked.
     ``unless_recorded`` calls what it is given where the digest is not.
     """
     check_framing(request)
     check_encoding(request)
     blocks = _limited(_content(request, limit), limit)
-    temporary = temporary_beside(folder / _NAME)
     try:
         with disk_full_named(folder):
             make_folder(folder)
-            _sweep(folder)
+            sweep(folder)
             _check_space(request, folder)
-            text = _write(temporary, blocks)
-            with exclusive(folder):
-                return _keep(
-                    temporary,
-                    folder / f"{text.sha256}.txt",
-                    lambda: record(text),
-                    lambda remove: unless_recorded(text.sha256, remove),
-                )
+            with temporary(folder) as (path, file):
+                text = _write(file, blocks)
+                with exclusive(folder):
+                    return _keep(path, folder, text, record, unless_recorded)
     except DiskFull as error:
         raise Unavailable("the disk has no space left for the corpus") from error
-    finally:
-        # Not there once renamed. On a disk that fails, what went wrong first is told; _sweep
-        # removes what is left.
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def make_folder(folder: Path) -> None:
-    """The folder of uploads, where it is not there; raises Unavailable for what is none, OSError.
-
-    Before ``exclusive``, whose lock lies in it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise Unavailable("the server's folder of uploads is no folder") from error
 
 
 def _check_space(request: Request, folder: Path) -> None:
@@ -110,50 +94,45 @@ def _check_space(request: Request, folder: Path) -> None:
 
 def _keep(
     temporary: Path,
-    final: Path,
-    record: Callable[[], Corpus],
-    unless_recorded: Callable[[Callable[[], None]], None],
+    folder: Path,
+    text: Text,
+    record: Callable[[Text], Corpus],
+    unless_recorded: Callable[[str, Callable[[], None]], None],
 ) -> Corpus:
     """The file in its place and recorded, or neither."""
+    final = corpus_path(folder, text.sha256)
     was_there = final.exists()
-    temporary.rename(final)
+    # For clean_uploads, should this process be killed. What was there already is not this
+    # upload's to take away; the mark of an earlier one, if any, stays until a row is there.
+    unrecorded = mark_path(folder, text.sha256)
+    if not was_there:
+        unrecorded.touch()
     try:
-        fsync_directory(final.parent)
-        return record()
+        temporary.rename(final)
+        fsync_directory(folder)
+        corpus = record(text)
     except BaseException:
         if not was_there:
             # It may be recorded though ``record`` failed: the commit's answer was lost. Without a
-            # database the file stays: a row without one would fail whatever reads it.
-            with suppress(Unavailable):
-                unless_recorded(final.unlink)
+            # database the file stays: a row without one would fail whatever reads it. So does the
+            # mark then.
+            with suppress(Unavailable, OSError):
+                unless_recorded(text.sha256, lambda: final.unlink(missing_ok=True))
+                unrecorded.unlink()
         raise
+    with suppress(OSError):  # it is recorded: clean_uploads finds that, too
+        unrecorded.unlink(missing_ok=True)
+    return corpus
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what uploads left behind whose process was killed; a live one writes all the time."""
-    for path in folder.glob(f".{_NAME}.*.tmp"):
-        with suppress(FileNotFoundError):  # finished or swept by another just now
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep a file and its row together: no upload between the two halves of a deletion."""
-    with (folder / ".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, blocks: Iterator[bytes]) -> Text:
+def _write(file: IO[bytes], blocks: Iterator[bytes]) -> Text:
     scan = TextScan()
-    with path.open("xb") as file:
-        for block in blocks:
-            scan.update(block)
-            file.write(block)
-        text = scan.finish()
-        file.flush()
-        os.fsync(file.fileno())
+    for block in blocks:
+        scan.update(block)
+        file.write(block)
+    text = scan.finish()
+    file.flush()
+    os.fsync(file.fileno())
     return text
 
 

@@ -108,9 +108,12 @@ class Database:
         with self._transaction(immediate=False) as connection:
             yield connection
 
-    def ping(self) -> None:
-        """Raises Unavailable unless the database answers, and has its tables."""
-        with self.read() as connection:
+    def ping(self, *, to_write: bool = False) -> None:
+        """Raises Unavailable unless the database answers, and has its tables.
+
+        ``to_write``: also where SQLite lets nobody write within ``wait_seconds``.
+        """
+        with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
 
     def now(self) -> float:
