@@ -159,6 +159,17 @@ def test_each_character_is_tried_before_it_is_believed(huggingface: HuggingFaceT
         ids(encoder, "x" * 100_000 + "\u00e9")
 
 
+@pytest.mark.parametrize("others", ["\u00a9", "\u20ac", "\u00a9\u00ae\u20ac\U0001f600"])
+def test_each_of_the_new_characters_of_a_block_is_tried(
+    huggingface: HuggingFaceTokenizer, others: str
+) -> None:
+    for apart in range(9):
+        load = swapping("\u00c3", "\u00c4")  # as above
+        encoder = GigatokenEncoder(load, huggingface, piece_by_piece(huggingface))
+        with pytest.raises(EncodersDisagree, match=r'gigatoken gives other ids for "a\\u0101b'):
+            ids(encoder, "x" * 100_000 + others + "x" * apart + "\u0101" + others)
+
+
 def test_a_sample_of_every_block_is_compared(huggingface: HuggingFaceTokenizer) -> None:
     encoder = GigatokenEncoder(swapping("q", "z"), huggingface, piece_by_piece(huggingface))
     ids(encoder, "a line of letters\n" * 1_000)
