@@ -19,6 +19,7 @@ from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.errors import RUN_CODES, LeaseLost, TrainerError, Unavailable
 from trainer_app.events import ErrorKind
+from trainer_app.queue import send_all
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Ended, JobKind, Status
 from trainer_app.store.tables import FINAL
@@ -136,7 +137,7 @@ def _hand_back(job: Job, message: str, *, cause: str | None = None) -> None:
     job.log.info(message)
     with suppress(Unavailable):  # housekeeping publishes it when the database is back
         due = lease.due(process.database(), job_id=job.claim.job_id)
-        process.queue().send(process.database(), due)
+        send_all(process.queue().publish, process.database(), due)
 
 
 def _fail(job: Job, status: Status, code: str | None, message: str, kind: ErrorKind) -> None:

@@ -30,7 +30,7 @@ from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.folders import check_folders
 from trainer_app.log import JobLog, job_log_path, last_events
-from trainer_app.queue import heartbeat_key, waiting_since
+from trainer_app.queue import heartbeat_key, send_all, waiting_since
 from trainer_app.store import idempotency, lease, requests, upkeep, wakeups
 from trainer_app.store.lease import Reaped, Wakeup
 
@@ -198,7 +198,7 @@ def dispatch() -> bool:
             # Whoever is killed half-way leaves the rest to the next pass.
             client.set(_SENTINEL, _SENDING)
         due = lease.due(process.database(), all_queued=True) if wiped else _lost(client)
-        if not process.queue().send(process.database(), due):
+        if not send_all(process.queue().publish, process.database(), due):
             return False
         if wiped:
             # Not where Redis was wiped again since: what was sent before is gone.

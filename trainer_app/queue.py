@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from bisect import bisect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,6 +127,19 @@ def _sent_priority(priority: int) -> int:
     return _HIGHEST_PRIORITY - priority
 
 
+def send_all(publish: Callable[[Wakeup], bool], database: Database, due: Sequence[Wakeup]) -> bool:
+    """Publish calls in their order, as ``Queue.publish`` does; whether Redis took them all.
+
+    Ends at the first that cannot be sent, for each waits for a Redis that hangs; it and those after
+    it are as due as before. Raises Unavailable where that cannot be written.
+    """
+    for number, wakeup in enumerate(due):
+        if not publish(wakeup):
+            wakeups.take_back(database, [one.job_id for one in due[number:]])
+            return False
+    return True
+
+
 class Queue:
     """Publishes wake-up calls and knows the live workers."""
 
@@ -164,18 +177,6 @@ class Queue:
         except (OperationalError, redis.RedisError, OSError) as error:
             _log.warning("a wake-up call was not sent", job_id=wakeup.job_id, error=str(error))
             return False
-        return True
-
-    def send(self, database: Database, due: Sequence[Wakeup]) -> bool:
-        """Publish calls in their order; whether Redis took them all.
-
-        Ends at the first that cannot be sent, for each waits for a Redis that hangs; it and those
-        after it are as due as before. Raises Unavailable where that cannot be written.
-        """
-        for number, wakeup in enumerate(due):
-            if not self.publish(wakeup):
-                wakeups.take_back(database, [one.job_id for one in due[number:]])
-                return False
         return True
 
     def ping(self) -> None:

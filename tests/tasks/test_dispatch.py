@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from tasks import housekeeping, process
 from trainer_app.core.spec import TrainSpec
+from trainer_app.queue import send_all
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, wakeups
 from trainer_app.store.tables import JobRow
@@ -35,14 +36,10 @@ def queued(worker: Settings) -> QueueRun:
     return create
 
 
-def test_a_call_that_redis_did_not_take_is_sent_with_the_next_pass(
-    queued: QueueRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_that_redis_did_not_take_is_sent_with_the_next_pass(queued: QueueRun) -> None:
     run_id = queued()
-    with monkeypatch.context() as away:
-        away.setattr(process.queue(), "publish", lambda _wakeup: False)
-        due = lease.due(process.database(), job_id=run_id)
-        assert not process.queue().send(process.database(), due)
+    due = lease.due(process.database(), job_id=run_id)
+    assert not send_all(lambda _wakeup: False, process.database(), due)
     housekeeping.dispatch()
 
     assert called() == [run_id]

@@ -16,6 +16,7 @@ from flask import request
 from trainer_app.api import current
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.errors import Unavailable
+from trainer_app.queue import send_all
 from trainer_app.store import wakeups
 from trainer_app.store.idempotency import IdempotencyKey
 
@@ -72,4 +73,4 @@ def wake(job_id: str) -> None:
     """Tell a worker of a committed job; housekeeping repeats whatever fails here."""
     with suppress(Unavailable):
         due = wakeups.due(current.database(), job_id=job_id)
-        current.queue().send(current.database(), due)
+        send_all(current.queue().publish, current.database(), due)
