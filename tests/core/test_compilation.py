@@ -297,7 +297,7 @@ def test_a_run_that_compiles_by_itself_says_and_notes_what_that_won(
     is_compiled = False
 
     def slow(model: Transformer, ids_BT: torch.Tensor) -> torch.Tensor:
-        time.sleep(0 if is_compiled else 0.04)
+        time.sleep(0 if is_compiled else 0.2)
         return hidden(model, ids_BT)
 
     def compiler(
@@ -325,7 +325,7 @@ def test_a_run_that_compiles_by_itself_says_and_notes_what_that_won(
     assert said == [["compiled", "the", "model"], ["a", "compiled", "step"]]
     notes = bench.folder / "compiled" / "compiling.json"
     [noted] = json.loads(notes.read_text()).values()
-    assert 20 < noted["saved_ms"] < 60
+    assert noted["saved_ms"] > 50  # of 200, however busy the machine is
 
 
 def test_a_fifo_in_the_place_of_the_notes_counts_as_none(tmp_path: Path) -> None:
