@@ -26,7 +26,7 @@ def locked(path: Path, *, should_stop: ShouldStop) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        while not _taken(lock):
+        while not taken(lock):
             raise_if_stopped(should_stop)
             time.sleep(_LOOK_SECONDS)
         yield
@@ -34,7 +34,11 @@ def locked(path: Path, *, should_stop: ShouldStop) -> Iterator[None]:
         os.close(lock)
 
 
-def _taken(lock: int) -> bool:
+def taken(lock: int) -> bool:
+    """Lock an open file unless another has it; whether this has it now.
+
+    Raises OSError where the file system has no locks.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

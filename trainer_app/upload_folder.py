@@ -18,6 +18,7 @@ from typing import IO, Final
 
 from trainer_app.core.files import temporary_beside
 from trainer_app.errors import Unavailable
+from trainer_app.file_lock import taken
 
 _LOCK: Final = ".lock"
 _LOCKED: Final = "locked-upload"
@@ -68,7 +69,7 @@ def temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
         try:
             with path.open("xb") as file:
                 # Else a sweep came between the two.
-                if _taken(file.fileno()) and os.fstat(file.fileno()).st_nlink:
+                if taken(file.fileno()) and os.fstat(file.fileno()).st_nlink:
                     yield path, file
                     return
         finally:
@@ -102,16 +103,8 @@ def _is_abandoned(file: int, *, holds_lock: bool) -> bool:
     """Whether nobody writes this temporary any more."""
     if holds_lock:
         with suppress(OSError):  # a file system without locks: time alone tells
-            return _taken(file)
+            return taken(file)
     return time.time() - os.fstat(file).st_mtime > _ABANDONED_SECONDS
-
-
-def _taken(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def mark_path(folder: Path, sha256: str) -> Path:

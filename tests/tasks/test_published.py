@@ -41,13 +41,20 @@ def train(run_id: str) -> Run:
 
 
 def lose_the_worker_while_it_uploads(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a user has asked for the run's cancellation, which is too late."""
+    lose_the_worker_at("keep", run_id, monkeypatch, cancelled=True)
+
+
+def lose_the_worker_at(
+    place: str, run_id: str, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    """``cancelled``: after a user has asked for the run's cancellation, which is too late."""
 
     def die(*_: object, **__: object) -> None:
-        lease.request_cancel(process.database(), run_id)
+        if cancelled:
+            lease.request_cancel(process.database(), run_id)
         raise Killed
 
-    monkeypatch.setattr(training, "keep", die)
+    monkeypatch.setattr(training, place, die)
     with pytest.raises(Killed):
         train(run_id)
     lease.expire(process.database(), run_id, owner_prefix="train-0@here")
@@ -92,16 +99,7 @@ def test_a_run_whose_worker_dies_as_soon_as_its_model_is_in_place_has_completed(
     """Before anything of it was written down."""
     monkeypatch.setenv("JOBS__MAX_CRASHES", "1")
     process.settings.cache_clear()
-
-    def die(*_: object) -> None:
-        if cancelled:
-            lease.request_cancel(process.database(), run_id)
-        raise Killed
-
-    monkeypatch.setattr(training, "_recorded", die)
-    with pytest.raises(Killed):
-        train(run_id)
-    lease.expire(process.database(), run_id, owner_prefix="train-0@here")
+    lose_the_worker_at("_recorded", run_id, monkeypatch, cancelled=cancelled)
 
     housekeeping.reap()
 
