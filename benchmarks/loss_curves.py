@@ -1,11 +1,11 @@
 """How far the loss curve of each precision is from that of the first, on real text.
 
     python -m benchmarks.loss_curves [--steps 1000] [--precisions bf16 fp16 fp8] [--size small]
-        [--seq-len 1024] [--batch-size 16] [--learning-rate 6e-4] [--seed 42]
-        [--torch-compile on] [--device cuda]
+        [--seq-len 1024] [--batch-size 16] [--vocab-size 4096] [--learning-rate 6e-4]
+        [--seed 42] [--torch-compile on] [--device cuda]
 
 The runs are equal in all but the precision: the demo's corpus and tokenizer (the source of
-Python's standard library, a byte-level BPE of 4,096), on a GPU compiled unless asked otherwise.
+Python's standard library, a byte-level BPE), on a GPU compiled unless asked otherwise.
 Prints a JSON line for each run, the mean training loss of each tenth of it in nats per token, then
 that of validation at the end; last a table of the differences in percent.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
-from benchmarks.optimizers import Bench, Curve, ModelArgs, bench
+from benchmarks.optimizers import VOCAB_SIZE, Bench, Curve, ModelArgs, bench
 from trainer_app.core.observer import EvaluationReport, StepReport
 from trainer_app.core.spec import DEVICES, PRECISIONS, RequestedPrecision
 
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", help="of GPT-2")
     parser.add_argument("--seq-len", type=int, default=1_024)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, help="of the tokenizer")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--torch-compile", choices=["on", "off"], default=None)

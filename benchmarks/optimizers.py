@@ -2,10 +2,11 @@
 
     python -m benchmarks.optimizers [--seconds 60] [--optimizers adamw muon]
         [--rates 2e-3 4e-3 8e-3] [--adamw-rates 3e-3 6e-3] [--muon-rates 1e-3 2e-3]
-        [--evaluations 10] [--size tiny] [--seq-len 64] [--batch-size 16] [--device auto]
+        [--evaluations 10] [--size tiny] [--seq-len 64] [--batch-size 16] [--vocab-size 4096]
+        [--device auto]
 
-On the demo's corpus and tokenizer (the source of Python's standard library, a byte-level BPE of
-4,096). A short run of each optimizer finds out how many steps the time is, so that the learning
+On the demo's corpus and tokenizer (the source of Python's standard library, a byte-level BPE). A
+short run of each optimizer finds out how many steps the time is, so that the learning
 rate has come down when it is over. Prints a JSON line an evaluation (seconds of training up to
 there, without those of evaluating) and a run, then a table of all runs and one of the best rate of
 each optimizer, which is to lie between others that were tried. Random in nothing but the speed of
@@ -35,7 +36,7 @@ from trainer_app.core.observer import EvaluationReport, Silent, StepReport
 from trainer_app.core.run_files import Finished, Inputs, Workspace
 from trainer_app.core.spec import DEVICES, OPTIMIZERS, OptimizerName, RequestedDevice, TrainSpec
 
-VOCAB_SIZE: Final = 4_096
+VOCAB_SIZE: Final = 4_096  # unless asked otherwise
 _PROBE_STEPS: Final = {"cpu": 60, "cuda": 2_000}
 
 
@@ -45,6 +46,7 @@ class ModelArgs(argparse.Namespace):
     size: str
     seq_len: int
     batch_size: int
+    vocab_size: int
     device: RequestedDevice
 
 
@@ -173,7 +175,7 @@ def bench(folder: Path, options: ModelArgs) -> Bench:
     text = corpus.read_text("utf-8")
     (folder / "tokenizer").mkdir()
     kind = tokenizer_kind("bpe")
-    kind.train(text.splitlines(keepends=True), vocab_size=VOCAB_SIZE, min_frequency=2).save(
+    kind.train(text.splitlines(keepends=True), vocab_size=options.vocab_size, min_frequency=2).save(
         folder / "tokenizer"
     )
     with corpus.open("rb") as file:
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--size", default="tiny", help="of GPT-2")
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE, help="of the tokenizer")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     options = parser.parse_args(namespace=Args())
     runs = []
