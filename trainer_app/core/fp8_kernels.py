@@ -281,7 +281,7 @@ def _cross_entropy_in_fp8(  # noqa: PLR0917 - a launch passes them so
     gradient += row * stride
     target = tl.load(targets + row)
     wanted = tl.load(logits + target).to(tl.float32) * LOG2_E
-    log_total = log2_of_total(logits, vocab, block, blocks)
+    log_total = log2_of_total(logits, vocab, stride, block, blocks)
     tl.store(losses + row, (log_total - wanted) / LOG2_E)
     missing = 1.0 - tl.exp2(wanted - log_total)
     most = tl.where(missing < smallest, smallest, missing)  # nan stays nan
@@ -290,7 +290,8 @@ def _cross_entropy_in_fp8(  # noqa: PLR0917 - a launch passes them so
     shift = tl.log2(factor) - log_total
     for start in range(0, stride, written):
         columns = start + tl.arange(0, written)
-        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
+        x = tl.load(logits + columns, mask=columns < stride, other=0.0).to(tl.float32)
+        x = tl.where(columns < vocab, x, float("-inf"))
         # not by a difference: of a target that is all but certain roundings would be left
         g = tl.where(columns == target, -missing * factor, tl.exp2(x * LOG2_E + shift))
         tl.store(gradient + columns, g.to(tl.float8e5), mask=columns < stride)

@@ -37,25 +37,28 @@ def _logits(  # noqa: PLR0917 - Triton's functions take no names
     logits: tl.tensor,
     start: int,
     vocab: int,
+    stride: int,
     block: tl.constexpr,
     blocks: tl.constexpr,
 ) -> tl.tuple:
     for i in tl.static_range(blocks):
         columns = start + i * block + tl.arange(0, block)
-        x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
+        # up to the stride, a multiple of 16 where vocabularies are none: several are loaded at once
+        x = tl.load(logits + columns, mask=columns < stride, other=0.0).to(tl.float32)
+        x = tl.where(columns < vocab, x, float("-inf"))
         read = read + (x * LOG2_E,)  # noqa: RUF005 - Triton knows no other way
     return read
 
 
 @triton.jit
 def log2_of_total(
-    logits: tl.tensor, vocab: int, block: tl.constexpr, blocks: tl.constexpr
+    logits: tl.tensor, vocab: int, stride: int, block: tl.constexpr, blocks: tl.constexpr
 ) -> tl.tensor:
     """The logarithm of the sum of the exponentials of a row, in base 2, as the GPU makes powers."""
     top = tl.full((block,), -1e30, tl.float32)  # below any; of minus infinity itself comes nan
     total = tl.full((block,), 0.0, tl.float32)
     for start in range(0, vocab, block * blocks):
-        read = _logits((), logits, start, vocab, block, blocks)
+        read = _logits((), logits, start, vocab, stride, block, blocks)
         larger = top
         for i in tl.static_range(blocks):
             larger = tl.maximum(larger, read[i])
@@ -84,12 +87,13 @@ def _cross_entropy(  # noqa: PLR0917 - a launch passes them so
     target = tl.load(targets + row)
     # before the sum, which all threads wait for: the gradient overwrites it
     wanted = tl.load(logits + target).to(tl.float32) * LOG2_E
-    log_total = log2_of_total(logits, vocab, block, blocks)
+    log_total = log2_of_total(logits, vocab, stride, block, blocks)
     tl.store(losses + row, (log_total - wanted) / LOG2_E)
     if with_gradient:
         for start in range(0, stride, written):
             columns = start + tl.arange(0, written)
-            x = tl.load(logits + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
+            x = tl.load(logits + columns, mask=columns < stride, other=0.0).to(tl.float32)
+            x = tl.where(columns < vocab, x, float("-inf"))
             gradient = tl.exp2(x * LOG2_E - log_total) - tl.where(columns == target, 1.0, 0.0)
             tl.store(logits + columns, gradient, mask=columns < stride)
 
