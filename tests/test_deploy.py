@@ -199,6 +199,7 @@ def test_processes_that_compute_and_no_others_get_the_gpus() -> None:
             "environment": {"DEVICE": "gpu0", "CUDA_VISIBLE_DEVICES": "0"},
         },
         "inference": {"deploy": gpus, "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
+        "light": {"deploy": gpus, "environment": {"CUDA_VISIBLE_DEVICES": "0"}},
     }
 
 

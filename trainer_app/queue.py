@@ -40,6 +40,7 @@ TASK_NAMES: Final[Mapping[JobKind, str]] = {
 }
 WORKER_KEY: Final = "trainer:worker:"  # + node name; lives as long as its worker
 WORKER_TTL_SECONDS: Final = 20
+LONG_TEXT: Final = 16_384  # characters to score: beyond it takes seconds, of a small model
 _HIGHEST_PRIORITY: Final = 9
 _DISPATCHED_AT: Final = "dispatched_at"  # the header of a wake-up call that says when
 
@@ -57,19 +58,24 @@ def pinned_queue(settings: Settings, device: str) -> str:
 
 
 def inference_queue(settings: Settings) -> str:
-    """The queue of the workers that keep loaded models."""
+    """The queue of the workers that keep loaded models, for what somebody waits for."""
     return f"{settings.jobs.queue_name}.inference"
 
 
 def light_queue(settings: Settings) -> str:
-    """The queue of work that needs no device: tokenizers."""
+    """The queue of what takes a while but trains no model: tokenizers, evaluations, long scores."""
     return f"{settings.jobs.queue_name}.light"
 
 
-def queue_of(settings: Settings, kind: JobKind) -> str:
-    """The queue that a job of this kind goes to unless it is pinned to a worker."""
-    owners = {JobKind.TRAIN: training_queue, JobKind.TOKENIZER: light_queue}
-    return owners.get(kind, inference_queue)(settings)
+def queue_of(settings: Settings, kind: JobKind, *, characters: int = 0) -> str:
+    """The queue that a job of this kind goes to unless it is pinned to a worker.
+
+    ``characters``: of the text that it reads. A chat is not to wait behind a long one.
+    """
+    if kind is JobKind.TRAIN:
+        return training_queue(settings)
+    takes_a_while = kind in {JobKind.TOKENIZER, JobKind.EVALUATE} or characters > LONG_TEXT
+    return light_queue(settings) if takes_a_while else inference_queue(settings)
 
 
 def heartbeat_key(run_id: str) -> str:

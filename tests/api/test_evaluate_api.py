@@ -95,7 +95,7 @@ def test_an_evaluation_is_accepted_and_queued(
     assert response.headers["Location"] == f"/runs/{run_id}/eval?split={split}"
     assert client.get(response.headers["Location"]).get_json() == made
     claim = world.claim(str(made["request_id"]))
-    assert (claim.kind, claim.user_id, claim.queue) == ("evaluate", 7, "trainer.inference")
+    assert (claim.kind, claim.user_id, claim.queue) == ("evaluate", 7, "trainer.light")
     assert EvaluateSpec.from_json(claim.spec) == EvaluateSpec.from_fields({"split": split})
 
 

@@ -11,6 +11,7 @@ from werkzeug.test import TestResponse
 
 from trainer_app.api.fields import LONGEST_TEXT
 from trainer_app.core.score_spec import ScoreSpec
+from trainer_app.queue import LONG_TEXT
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
@@ -47,6 +48,16 @@ def test_a_text_is_accepted_and_queued(client: FlaskClient, world: World, run_id
     claim = world.claim(request_id)
     assert (claim.kind, claim.user_id, claim.queue) == ("score", 7, "trainer.inference")
     assert ScoreSpec.from_json(claim.spec) == ScoreSpec(text="Once")
+
+
+def test_no_chat_waits_behind_the_score_of_a_long_text(
+    client: FlaskClient, world: World, run_id: str
+) -> None:
+    queues = [
+        world.claim(score(client, run_id, {"text": "a" * length}).get_json()["request_id"]).queue
+        for length in (LONG_TEXT, LONG_TEXT + 1)
+    ]
+    assert queues == ["trainer.inference", "trainer.light"]
 
 
 def test_every_field_of_a_score_reaches_the_spec(

@@ -58,7 +58,7 @@ def test_each_gpu_has_a_worker_that_sees_it_alone(settings: Settings) -> None:
         assert f"train-{index}@%h" in worker.command
 
 
-def test_the_inference_worker_shares_the_first_gpu_and_the_others_see_none(
+def test_whatever_uses_models_shares_the_first_gpu_and_the_others_see_none(
     settings: Settings,
 ) -> None:
     seen = {
@@ -66,7 +66,7 @@ def test_the_inference_worker_shares_the_first_gpu_and_the_others_see_none(
         for process in processes(settings, ("3", "4"))
         if process.role is not Role.WORKER
     }
-    assert seen == {Role.INFERENCE: "3", Role.API: "", Role.LIGHT: "", Role.HOUSEKEEPING: ""}
+    assert seen == {Role.INFERENCE: "3", Role.API: "", Role.LIGHT: "3", Role.HOUSEKEEPING: ""}
 
 
 def test_without_a_gpu_one_worker_trains_on_the_cpu(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from trainer_app.api.chat_schema import (
     ChatSchema,
 )
 from trainer_app.api.examples import RUN_ID, SESSION_ID, TURN_ID
-from trainer_app.api.run_requests import ask, find, shown
+from trainer_app.api.run_requests import Resolved, ask, find, shown
 from trainer_app.chat_sessions import ChatSession, ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
 from trainer_app.errors import Conflict, DataNotFound, Unavailable
@@ -28,7 +28,6 @@ from trainer_app.store.tables import JobKind
 from trainer_app.wishes import Wish
 
 if TYPE_CHECKING:
-    from trainer_app.api.run_requests import Resolved
     from trainer_app.store.requests import Request
     from trainer_app.store.runs import Run
 
@@ -63,7 +62,8 @@ def chat(spec: ChatSpec, run_id: str) -> tuple[dict[str, object], dict[str, str]
 
     def resolve(_: Run) -> Resolved:
         session = _session_for(spec, run_id)
-        return replace(spec, session_id=session.session_id), session.session_id
+        spec_of_turn = replace(spec, session_id=session.session_id)
+        return Resolved(spec=spec_of_turn, topic=session.session_id)
 
     found = ask(JobKind.CHAT, run_id, spec.to_json(), resolve)
     with suppress(Unavailable):  # the turn is queued: its worker writes it down in any case

@@ -18,14 +18,13 @@ from trainer_app.api.evaluate_schema import (
     EvaluationSchema,
 )
 from trainer_app.api.examples import RUN_ID
-from trainer_app.api.run_requests import ask, shown
+from trainer_app.api.run_requests import Resolved, ask, shown
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.errors import EvalNotFound, ModelIncompatible
 from trainer_app.store import requests, runs
 from trainer_app.store.tables import JobKind, Status
 
 if TYPE_CHECKING:
-    from trainer_app.api.run_requests import Resolved
     from trainer_app.store.requests import Request
     from trainer_app.store.runs import Run
 
@@ -53,9 +52,10 @@ def evaluate(spec: EvaluateSpec, run_id: str) -> tuple[dict[str, object], dict[s
 
     def resolve(run: Run) -> Resolved:
         if spec.path_override is not None:
-            return replace(spec, text_sha256=_digest(spec.path_override)), spec.split
+            digest = _digest(spec.path_override)
+            return Resolved(spec=replace(spec, text_sha256=digest), topic=spec.split)
         _require_split(run, spec.split)
-        return spec, spec.split
+        return Resolved(spec=spec, topic=spec.split)
 
     found = ask(
         JobKind.EVALUATE,

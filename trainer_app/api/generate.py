@@ -9,12 +9,11 @@ from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.examples import GENERATE_ID, RUN_ID
 from trainer_app.api.generate_schema import GenerateSchema, GenerationSchema
-from trainer_app.api.run_requests import ask, find, shown
+from trainer_app.api.run_requests import Resolved, ask, find, shown
 from trainer_app.api.texts import read_text
 from trainer_app.store.tables import JobKind
 
 if TYPE_CHECKING:
-    from trainer_app.api.run_requests import Resolved
     from trainer_app.core.generation_spec import GenerateSpec
     from trainer_app.store.requests import Request
     from trainer_app.store.runs import Run
@@ -42,7 +41,7 @@ def generate(
 
     def resolve(_: Run) -> Resolved:
         text = spec.prompt_text if path is None else read_text("prompt_path", path)
-        return replace(spec, prompt_text=text), None
+        return Resolved(spec=replace(spec, prompt_text=text))
 
     found = ask(JobKind.GENERATE, run_id, f"{spec.to_json()} {path}", resolve)
     return _shown(found), {"Location": f"/runs/{run_id}/generate/{found.request_id}"}

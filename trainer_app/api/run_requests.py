@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import idempotency_key, require_services, wake
@@ -17,8 +17,14 @@ from trainer_app.store.requests import Request
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import JobKind, Status
 
-# What is to be queued, and its topic if it has one.
-Resolved = tuple[JsonSpec, str | None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What is to be queued."""
+
+    spec: JsonSpec
+    topic: str | None = None
+    characters: int = 0  # of the text that it reads, where that can be long
 
 
 def ask(
@@ -47,15 +53,15 @@ def ask(
     if earlier is not None:
         return _as_queued(requests.get(database, kind, run_id, earlier))
     _require_model(run)
-    spec, topic = resolve(run)
+    resolved = resolve(run)
     created = requests.create(
         database,
         kind,
         run_id,
-        spec.to_json(),
-        queue=queue_of(current.settings(), kind),
+        resolved.spec.to_json(),
+        queue=queue_of(current.settings(), kind, characters=resolved.characters),
         user_id=run.user_id,
-        topic=topic,
+        topic=resolved.topic,
         corpus_file_id=run.spec.corpus_file_id if reads_corpus else None,
         http_request_id=request_id.current(),
         idempotency=key,

@@ -9,13 +9,12 @@ from trainer_app.api.accept import KEY_PARAMETER, location_header
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.api.examples import RUN_ID, SCORE_ID
-from trainer_app.api.run_requests import ask, find, shown
+from trainer_app.api.run_requests import Resolved, ask, find, shown
 from trainer_app.api.score_schema import ScoreSchema, ScoringSchema
 from trainer_app.api.texts import read_text
 from trainer_app.store.tables import JobKind
 
 if TYPE_CHECKING:
-    from trainer_app.api.run_requests import Resolved
     from trainer_app.core.score_spec import ScoreSpec
     from trainer_app.store.requests import Request
     from trainer_app.store.runs import Run
@@ -43,7 +42,7 @@ def score(
         text = spec.text if path is None else read_text("path", path)
         if not text:  # the schema takes no empty text, but what a file holds it cannot know
             raise InvalidInput([Detail("path", "the file is empty")])
-        return replace(spec, text=text), None
+        return Resolved(spec=replace(spec, text=text), characters=len(text))
 
     found = ask(JobKind.SCORE, run_id, f"{spec.to_json()} {path}", resolve)
     return _shown(found), {"Location": f"/runs/{run_id}/score/{found.request_id}"}

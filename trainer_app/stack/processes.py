@@ -45,10 +45,11 @@ def processes(
 ) -> list[Process]:
     """Everything but the broker; ``gpus`` are names as CUDA_VISIBLE_DEVICES takes them.
 
-    A training worker sees its own GPU alone. The inference worker shares the first one; the
-    others see none.
+    A training worker sees its own GPU alone. The inference worker and the light one, which
+    evaluates, share the first; the others see none.
     """
     blind = {"CUDA_VISIBLE_DEVICES": ""}
+    first = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else blind
     workers = [
         training_worker(settings, index, device=device, visible=visible)
         for index, (device, visible) in enumerate(_devices(gpus))
@@ -71,13 +72,13 @@ def processes(
             name="inference",
             role=Role.INFERENCE,
             command=_celery("infer", inference_queue(settings)),
-            environment={"CUDA_VISIBLE_DEVICES": gpus[0] if gpus else ""},
+            environment=first,
         ),
         Process(
             name="light",
             role=Role.LIGHT,
             command=_celery("light", light_queue(settings)),
-            environment=blind,
+            environment=first,
         ),
         Process(
             name="housekeeping",
