@@ -15,13 +15,17 @@ from backends.contracts import ModelConfig
 from backends.models import transformer
 from backends.models.gpt2 import DESIGN as GPT2
 from backends.models.gpt2 import gpt2_shape
-from backends.models.transformer import Design, Transformer
+from backends.models.llama import DESIGN as LLAMA
+from backends.models.qwen import QWEN3
+from backends.models.transformer import Design, RMSNorm, Transformer
 from trainer_app.core import residual
 from trainer_app.core.fp8 import Float8Linear, use_fp8
 from trainer_app.core.residual import (
     Float8StreamLinear,
     KernelNorm,
+    KernelRMSNorm,
     LastKernelNorm,
+    LastKernelRMSNorm,
     StreamLinear,
     use_norm_kernel,
 )
@@ -46,17 +50,18 @@ def norm_gradient(
     x: Tensor,
     grad_x: Tensor | None,
     weight_D: Tensor,
-    mean: Tensor,
+    mean: Tensor | None,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    normed, scaled = (x.float() - mean) * rstd, grad.float() * weight_D.float()
+    normed = (x.float() if mean is None else x.float() - mean) * rstd
+    scaled = grad.float() * weight_D.float()
     along, level = (t.mean(-1, keepdim=True) for t in (scaled * normed, scaled))
-    out = (scaled - normed * along - level) * rstd
+    out = (scaled - normed * along - (0.0 if mean is None else level)) * rstd
     out = (out if grad_x is None else out + grad_x.float()).to(x.dtype)
     half = x.new_empty(0) if grad.dtype == x.dtype else out.to(grad.dtype)
-    summed = (grad.float() * normed, grad.float(), out.float())
-    sums_3D = torch.stack([t.flatten(0, -2).sum(0) for t in summed])
-    return out, half, torch.stack([sums_3D / PROGRAMS] * PROGRAMS)
+    summed = (grad.float() * normed, grad.float(), out.float())[: 1 if mean is None else 3]
+    sums_SD = torch.stack([t.flatten(0, -2).sum(0) for t in summed])
+    return out, half, torch.stack([sums_SD / PROGRAMS] * PROGRAMS)
 
 
 @pytest.fixture
@@ -67,9 +72,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
     """
     called: list[torch.dtype] = []
 
-    def counted(grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def counted(
+        grad: Tensor,
+        x: Tensor,
+        grad_x: Tensor | None,
+        weight_D: Tensor,
+        mean: Tensor | None,
+        rstd: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         called.append(grad.dtype)
-        return norm_gradient(grad, *others)
+        return norm_gradient(grad, x, grad_x, weight_D, mean, rstd)
 
     module = ModuleType("trainer_app.core.residual_kernels")
     monkeypatch.setattr(module, "norm_gradient", counted, raising=False)
@@ -101,12 +113,17 @@ def gradients(
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch itself
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
+    "design",
+    [GPT2, LLAMA, QWEN3, replace(LLAMA, bias=True)],
+    ids=["gpt2", "llama", "qwen", "llama with biases"],
+)
+@pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)]
 )
 def test_all_gradients_are_those_without_it(
-    calls: list[torch.dtype], dtype: torch.dtype, rtol: float, compiled: bool
+    calls: list[torch.dtype], design: Design, dtype: torch.dtype, rtol: float, compiled: bool
 ) -> None:
-    model = model_of()
+    model = model_of(design)
     expected = gradients(model, model.hidden, dtype)
     use_norm_kernel(model)
     hidden = torch.compile(model.hidden, backend="aot_eager") if compiled else model.hidden
@@ -118,10 +135,30 @@ def test_all_gradients_are_those_without_it(
         assert apart.item() < rtol, name
 
 
-def test_a_stream_of_fewer_numbers_goes_without(
-    calls: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("design", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_it_adds_up_over_passes_and_leaves_what_is_frozen(
+    calls: list[torch.dtype], design: Design
 ) -> None:
-    model = model_of()
+    model = model_of(design)
+    model.wte.requires_grad_(False)
+    expected = gradients(model, model.hidden, torch.float32)
+    use_norm_kernel(model)
+    found = gradients(model, model.hidden, torch.float32)
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys() - {"wte.weight"}
+    once = {name: gradient.clone() for name, gradient in found.items()}
+    torch.manual_seed(1)
+    hidden_BTD = model.hidden(IDS_BT)
+    torch.autograd.backward(hidden_BTD, torch.randn(hidden_BTD.shape))
+    assert len(calls) == 8
+    torch.testing.assert_close(once, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, {name: 2 * gradient for name, gradient in once.items()})
+
+
+@pytest.mark.parametrize("design", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_a_stream_of_fewer_numbers_goes_without(
+    calls: list[torch.dtype], monkeypatch: pytest.MonkeyPatch, design: Design
+) -> None:
+    model = model_of(design)
     expected = gradients(model, model.hidden, torch.float32)
     use_norm_kernel(model)
     monkeypatch.setattr(residual, "FEWEST", residual.FEWEST + 1)
@@ -131,8 +168,9 @@ def test_a_stream_of_fewer_numbers_goes_without(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_what_is_not_trained_goes_without(calls: list[torch.dtype]) -> None:
-    model = model_of().eval()
+@pytest.mark.parametrize("design", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_what_is_not_trained_goes_without(calls: list[torch.dtype], design: Design) -> None:
+    model = model_of(design).eval()
     expected = model.hidden(IDS_BT)
     use_norm_kernel(model)
     assert torch.equal(model.hidden(IDS_BT), expected)
@@ -140,8 +178,9 @@ def test_what_is_not_trained_goes_without(calls: list[torch.dtype]) -> None:
     assert not calls
 
 
-def test_without_half_precision_on_a_gpu_they_compute_as_before() -> None:
-    model = model_of()
+@pytest.mark.parametrize("design", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_without_half_precision_on_a_gpu_they_compute_as_before(design: Design) -> None:
+    model = model_of(design)
     expected = model.hidden(IDS_BT)
     use_norm_kernel(model)
     assert torch.equal(model.hidden(IDS_BT), expected)
@@ -163,14 +202,33 @@ def test_layer_norms_behind_products_with_biases_are_given_it(
     assert {type(b.c_attn) for b in (first, second)} == {nn.Linear}
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [nn.Linear, Float8Linear])
+def test_rms_norms_of_the_stream_are_given_it_and_the_products_before_them_left(
+    kind: type[nn.Linear], bias: bool
+) -> None:
+    model = model_of(replace(QWEN3, bias=bias))
+    first, second = model.blocks()
+    if kind is Float8Linear:
+        use_fp8(model, fused=False)
+    use_norm_kernel(model)
+    norms = (first.ln_2, second.ln_1, second.ln_2)
+    assert {type(norm) for norm in norms} == {KernelRMSNorm}
+    assert type(model.ln_f) is LastKernelRMSNorm
+    of_heads = (first.q_norm, first.k_norm)
+    assert {type(norm) for norm in (first.ln_1, *of_heads)} == {RMSNorm}
+    products = (first.attn_proj, first.mlp_proj, first.c_attn, first.c_fc)
+    assert {type(product) for product in products} == {kind}
+
+
 @pytest.mark.parametrize(
     "model",
     [
         model_of(replace(GPT2, bias=False)),
-        model_of(replace(GPT2, norm="rms")),
         model_of(width=WIDTH + 2),
+        model_of(LLAMA, width=WIDTH + 4),
     ],
-    ids=["without biases", "other norms", "too wide"],
+    ids=["without biases", "too wide", "llama too wide"],
 )
 def test_others_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch, model: Transformer) -> None:
     monkeypatch.setattr(residual, "WIDEST", WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -11,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backends.contracts import ModelConfig
+from backends.loading import model_family
 from backends.models.gpt2 import DESIGN as GPT2
 from backends.models.gpt2 import gpt2_shape
 from backends.models.transformer import Transformer
 from trainer_app.core.adamw import NARROW, WIDE, ClippedAdamW
 from trainer_app.core.fp8 import in_fp8, use_fp8
 from trainer_app.core.fp8_loss import loss_in_fp8
+from trainer_app.core.residual import use_norm_kernel
 
 BETAS = (0.9, 0.95)
 SIZES = ((1,), (3, 5), (1024,), (1025,), (64, 512), (77,))
@@ -81,14 +84,16 @@ def test_the_gradient_of_gelu_and_the_sums_of_its_rows_are_those_of_torch(
     torch.testing.assert_close(sums_PF.sum(0), out_MF.float().sum(0), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("rms", [True, False])
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("rows", "width"), [(1, 128), (7, 100), (513, 64), (20_000, 768), (3_000, 1_600), (65, 8_192)]
+    ("rows", "width"),
+    [(1, 128), (7, 100), (513, 64), (20_000, 768), (1_001, 576), (3_000, 1_600), (65, 8_192)],
 )
 def test_the_gradient_of_the_stream_and_the_sums_of_its_rows_are_those_of_torch(
-    rows: int, width: int, stream: torch.dtype, dtype: torch.dtype, last: bool
+    rows: int, width: int, stream: torch.dtype, dtype: torch.dtype, last: bool, rms: bool
 ) -> None:
     from trainer_app.core.residual_kernels import norm_gradient  # noqa: PLC0415 - needs Triton
 
@@ -99,13 +104,18 @@ def test_the_gradient_of_the_stream_and_the_sums_of_its_rows_are_those_of_torch(
     weight_D = torch.rand(width, device="cuda").to(stream)
     bias_D = torch.rand(width, device="cuda").to(stream)
     reference_MD, weight, bias = (t.float().requires_grad_() for t in (x_MD, weight_D, bias_D))
-    normed_MD = F.layer_norm(reference_MD, (width,), weight, bias)
+    mean_M1: Tensor | None = None
+    if rms:
+        normed_MD = F.rms_norm(reference_MD, (width,), weight, 1e-5)
+        _, rstd_M1 = torch.ops.aten._fused_rms_norm(x_MD, (width,), weight_D, 1e-5)
+    else:
+        normed_MD = F.layer_norm(reference_MD, (width,), weight, bias)
+        _, mean_M1, rstd_M1 = torch.native_layer_norm(x_MD, (width,), weight_D, bias_D, 1e-5)
     torch.autograd.backward(normed_MD, grad_MD.float())
     assert reference_MD.grad is not None
     expected_MD = reference_MD.grad if last else reference_MD.grad + grad_x_MD.float()
-    _, mean_M1, rstd_M1 = torch.native_layer_norm(x_MD, (width,), weight_D, bias_D, 1e-5)
 
-    out_MD, half_MD, sums_P3D = norm_gradient(
+    out_MD, half_MD, sums_PSD = norm_gradient(
         grad_MD, x_MD, None if last else grad_x_MD, weight_D, mean_M1, rstd_M1
     )
 
@@ -114,9 +124,58 @@ def test_the_gradient_of_the_stream_and_the_sums_of_its_rows_are_those_of_torch(
         assert not half_MD.numel()
         half_MD = out_MD
     assert torch.equal(half_MD, out_MD.to(dtype))
-    summed = (weight.grad, bias.grad, half_MD.float().sum(0))
-    for sums_D, expected_D in zip(sums_P3D.sum(0), summed, strict=True):
+    summed = (weight.grad,) if rms else (weight.grad, bias.grad, half_MD.float().sum(0))
+    for sums_D, expected_D in zip(sums_PSD.sum(0), summed, strict=True):
         torch.testing.assert_close(sums_D, expected_D, rtol=1e-3, atol=1e-5 * rows)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_a_model_s_gradients_by_the_kernel_of_the_stream_are_those_without_it(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype, compiled: bool
+) -> None:
+    from trainer_app.core import residual_kernels  # noqa: PLC0415 - needs Triton
+
+    config = ModelConfig(family=family, size="mini", vocab_size=512, max_seq_len=256)
+    model = model_family(family).build(config).cuda()
+    torch.manual_seed(0)
+    ids_BT = torch.randint(0, config.vocab_size, (4, 256), device="cuda")
+
+    def gradients() -> dict[str, Tensor]:
+        hidden: Callable[[Tensor], Tensor] = model.hidden
+        if compiled:
+            hidden = torch.compile(hidden)
+        model.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast("cuda", dtype=dtype):
+            hidden_BTD = hidden(ids_BT)
+        grad_BTD = torch.randn(hidden_BTD.shape, device="cuda").to(hidden_BTD.dtype)
+        torch.autograd.backward(hidden_BTD, grad_BTD)
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    kernel, means = residual_kernels.norm_gradient, []
+
+    def seen(
+        grad: Tensor,
+        x: Tensor,
+        grad_x: Tensor | None,
+        weight_D: Tensor,
+        mean: Tensor | None,
+        rstd: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        means.append(mean)
+        return kernel(grad, x, grad_x, weight_D, mean, rstd)
+
+    monkeypatch.setattr(residual_kernels, "norm_gradient", seen)
+    use_norm_kernel(model)
+    found = gradients()
+    assert means == [None] * 8  # behind each of eight layers
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in found.items():
+        apart = (gradient - expected[name]).norm() / expected[name].norm()
+        assert apart.item() < 3e-2, name
 
 
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])

@@ -223,13 +223,17 @@ def test_the_kernel_of_gelu_gives_the_loss_curve_without_it(
 
 
 @pytest.mark.parametrize("precision", WITH_FP8[1:])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen"])
 def test_the_kernel_of_the_stream_gives_the_loss_curve_without_it(
     bench: Bench,
     recorder: MakeRecorder,
     monkeypatch: pytest.MonkeyPatch,
+    family: str,
     precision: RequestedPrecision,
 ) -> None:
-    spec = replace(bench.spec, precision=precision, max_steps=200, learning_rate=3e-4)
+    spec = replace(
+        bench.spec, model_family=family, precision=precision, max_steps=200, learning_rate=3e-4
+    )
     without, uncompiled, compiled = recorder(), recorder(), recorder()
     monkeypatch.setattr(residual, "FEWEST", 1 << 40)
     finished(bench, replace(spec, torch_compile="off"), without, "without")
