@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import ChunkMissingTerminator, NoMoreData, ParseException
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -31,6 +31,7 @@ _MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and take
 _OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _BLOCK: Final = 65_536
+_CHUNK_END: Final = b"\r\n"
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -81,9 +82,9 @@ def check_encoding(request: Request) -> None:
 def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
     """The body block by block; 413 as soon as it is longer than ``limit`` bytes.
 
-    Raises ClientDisconnected where it ends before its Content-Length: the server's own stream
-    then just ends, and half a text would pass for a whole one. Raises RequestTimeout where it
-    comes too slowly for the server.
+    Raises ClientDisconnected where it ends before its last chunk, or before its Content-Length: the
+    server's own stream just ends there, and half a text would pass for a whole one. Raises
+    RequestTimeout where it comes too slowly for the server.
     """
     read = 0
     while block := _read(request):
@@ -100,11 +101,20 @@ def _read(request: Request) -> bytes:
         block: bytes = request.stream.read(_BLOCK)
     except TimeoutError as error:
         raise RequestTimeout("the body comes too slowly") from error
-    except ParseException as error:
+    except (ParseException, NoMoreData) as error:
+        if _is_cut_off(error):
+            raise ClientDisconnected("the body ends before the end of its last chunk") from error
         raise BadRequest("the chunks of the body are malformed") from error
     except OSError as error:  # the server's words for a connection that broke off
         raise ClientDisconnected from error
     return block
+
+
+def _is_cut_off(error: ParseException | NoMoreData) -> bool:
+    """Whether the chunks came to no end, rather than to something that is none."""
+    if isinstance(error, ChunkMissingTerminator):
+        return len(error.term) < len(_CHUNK_END)  # of what there was in its place
+    return isinstance(error, NoMoreData)
 
 
 def decode(data: bytes) -> object:
