@@ -64,6 +64,13 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def name_of(field: object) -> str:
+    """A field's name as it was sent, unless it is too long or strange to repeat."""
+    text = str(field)
+    plain = 1 <= len(text) <= _SHOWN and text.isprintable() and text.isascii()
+    return text if plain else shown(text)
+
+
 def _messages(kind: str) -> ErrorMessages:
     """Of a field that is null or left out, in place of marshmallow's own."""
     return {"null": f"null is not {kind}", "required": "is needed"}
