@@ -19,7 +19,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from trainer_app.api.fields import shown
+from trainer_app.api.fields import integer, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from flask import Request
 
 MAX_DEPTH: Final = 32
-_MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and takes a while before
-_OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _BLOCK: Final = 65_536
 _CHUNK_END: Final = b"\r\n"
@@ -125,7 +123,7 @@ def decode(data: bytes) -> object:
         raise BadRequest(f"the body is not UTF-8: bad byte at offset {error.start}") from None
     _check_depth(data)
     try:
-        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=integer)
     except json.JSONDecodeError as error:
         raise BadRequest(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -148,9 +146,3 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) < len(pairs):
         raise BadRequest("the body has the same key twice in one object")
     return found
-
-
-def _integer(literal: str) -> int:
-    if len(literal) > _MAX_DIGITS:
-        return -_OUT_OF_RANGE if literal.startswith("-") else _OUT_OF_RANGE
-    return int(literal)
