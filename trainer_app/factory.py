@@ -37,6 +37,9 @@ from trainer_app.settings import Settings, load_settings
 from trainer_app.store.database import Database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
     from werkzeug.wrappers import Response
 
 # A request that finds the database locked or away is answered within 5 s, Redis' 2 s included.
@@ -60,7 +63,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The application; raises SettingsError where it would stand open to the network."""
     settings = settings or load_settings()
     gate.check_exposure(settings)
-    app = Flask("trainer_app", static_folder=None)
+    app = _Application("trainer_app", static_folder=None)
     app.json = OrderedJson(app)
     app.url_map.merge_slashes = False  # a redirect is an answer without our error body
     install_services(app, settings)
@@ -87,6 +90,21 @@ def install_services(app: Flask, settings: Settings) -> None:
     current.install(
         app, settings, database, Queue(settings), followers, KnownFiles(), chats, publisher
     )
+
+
+class _Application(Flask):
+    """Flask, whose router gets each request as this API takes it."""
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request.
+
+        An empty path, as in the target ``http://name``, is that of the root (RFC 9110, 4.2.3): the
+        router would send the client there. An upgrade is not to be had, and may be ignored (7.8):
+        it would refuse that of a web socket.
+        """
+        environ["PATH_INFO"] = environ.get("PATH_INFO") or "/"
+        environ.pop("HTTP_UPGRADE", None)
+        return super().wsgi_app(environ, start_response)
 
 
 class OrderedJson(DefaultJSONProvider):

@@ -27,10 +27,23 @@ def id_pattern(longest: int) -> str:
     return rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{longest - 1}}}"
 
 
+# Names that no folder on Windows can hold: what is made here may be copied there.
+_DEVICES: Final = (
+    "[Cc][Oo][Nn]|[Pp][Rr][Nn]|[Aa][Uu][Xx]|[Nn][Uu][Ll]|([Cc][Oo][Mm]|[Ll][Pp][Tt])[0-9]"
+)
+
+
+def new_id_pattern(longest: int) -> str:
+    """Of ids that somebody may choose: there may be older ones of other names.
+
+    It means the same in ECMA 262, for the OpenAPI document, which has no flag in a part of one.
+    """
+    return rf"(?!.*\.\.)(?!.*\.$)(?!({_DEVICES})(\.|$)){id_pattern(longest)}"
+
+
 ID_PATTERN: Final = id_pattern(LONGEST_ID)
 _ID: Final = re.compile(ID_PATTERN)
-# Names that no folder on Windows can hold: what is made here may be copied there.
-_RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.DOTALL)
+_NEW_ID: Final = re.compile(new_id_pattern(LONGEST_ID))
 
 # What the kernel answers for names that lead nowhere or to what may not be read. All of them get
 # one answer, so that nobody can learn what exists outside the folder.
@@ -57,8 +70,8 @@ def is_id(text: str) -> bool:
 
 
 def is_new_id(text: str) -> bool:
-    """Whether somebody may choose it as an id: there may be older ones of other names."""
-    return is_id(text) and _RESERVED.fullmatch(text) is None
+    """Whether somebody may choose it as an id."""
+    return _NEW_ID.fullmatch(text) is not None
 
 
 def is_plain_name(name: str) -> bool:

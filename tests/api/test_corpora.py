@@ -333,28 +333,61 @@ def test_a_malformed_form_is_refused(client: FlaskClient, settings: Settings, da
     assert files(settings) == []
 
 
-def test_a_header_without_end_is_refused(client: FlaskClient) -> None:
-    data = b"--" + BOUNDARY.encode() + b"\r\nX: " + b"y" * 300_000
-    assert multipart(client, data).status_code == 413
+LINE = b"--" + BOUNDARY.encode()
+OVER = 65_537  # bytes: one more than there may be beside the file
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "where"),
     [
-        end(),
-        part(TEXT, name="corpus") + end(),
-        part(TEXT) + part(TEXT) + end(),
-        part(TEXT) + part(b"x", name="title", filename=None) + end(),
-        part(TEXT).replace(b' name="file";', b"") + end(),
+        (LINE + b"\r\nX: " + b"y" * 300_000, "in the headers of a part"),
+        (LINE + b"\r\nX: " + b"y" * OVER, "in the headers of a part"),
+        (part(TEXT).replace(b"form-data", b"x" * OVER) + end(), "in the headers of a part"),
+        (b"x" * 300_000 + b"\r\n" + part(TEXT) + end(), "before its first part"),
+        (b"x" * OVER + b"\r\n" + part(TEXT) + end(), "before its first part"),
+        (b"x" * OVER, "before its first part"),
+        (part(TEXT) + end() + b"x" * 300_000, "after its last part"),
+        (part(TEXT) + end() + b"x" * OVER, "after its last part"),
     ],
-    ids=["no part", "another name", "two files", "another field", "no name"],
+)
+def test_what_is_too_much_beside_the_file_is_named_with_its_limit(
+    client: FlaskClient, settings: Settings, data: bytes, where: str
+) -> None:
+    response = multipart(client, data)
+    assert (response.status_code, response.get_json()["code"]) == (413, "INVALID_INPUT")
+    message = f"the multipart body must not have more than 65536 bytes {where}"
+    assert response.get_json()["message"] == message
+    assert files(settings) == []
+
+
+def test_a_form_may_have_some_text_around_its_parts(client: FlaskClient) -> None:
+    around = b"x" * 60_000 + b"\r\n"
+    assert multipart(client, around + part(TEXT * 5_000) + end() + around).status_code == 201
+
+
+ALONE = "one 'file' alone is taken"
+NAMELESS = part(TEXT).replace(b' name="file";', b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "message"),
+    [
+        (end(), "file", "is missing"),
+        (part(TEXT, name="corpus") + end(), "corpus", ALONE),
+        (part(TEXT) + part(TEXT) + end(), "file", ALONE),
+        (part(TEXT) + part(b"x", name="title", filename=None) + end(), "title", ALONE),
+        (part(TEXT, name="\u00e4\t") + end(), r"'\xe4\t'", ALONE),
+        (part(TEXT, name="") + end(), "''", ALONE),
+        (NAMELESS + end(), "file", f"{ALONE}, and no part without a name"),
+        (part(TEXT) + NAMELESS + end(), "file", f"{ALONE}, and no part without a name"),
+    ],
 )
 def test_a_form_has_the_field_file_and_no_other(
-    client: FlaskClient, settings: Settings, data: bytes
+    client: FlaskClient, settings: Settings, data: bytes, field: str, message: str
 ) -> None:
     response = multipart(client, data)
     assert response.status_code == 422
-    assert response.get_json()["details"]
+    assert response.get_json()["details"] == [{"field": field, "message": message}]
     assert files(settings) == []
 
 

@@ -90,6 +90,31 @@ def test_a_page_and_a_probe_ignore_what_comes_with_the_question(
     assert client.get(f"{path}?v=1").status_code < 400
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("9" * 23, f"{'9' * 23} is not within 1 to 1000"),
+        ("-" + "9" * 23, f"-{'9' * 23} is not within 1 to 1000"),
+        ("9" * 90, f"{'9' * 64}... is not within 1 to 1000"),
+        ("9" * 5_000, f"1{'0' * 63}... is not within 1 to 1000"),
+        ("-" + "9" * 5_000, f"-1{'0' * 62}... is not within 1 to 1000"),
+        ("0", "0 is not within 1 to 1000"),
+        ("1.0", "'1.0' is not an integer"),
+        ("%2B1", "'+1' is not an integer"),
+        ("1_0", "'1_0' is not an integer"),
+        ("%D9%A1", r"'\u0661' is not an integer"),
+        ("", "'' is not an integer"),
+        ("-", "'-' is not an integer"),
+    ],
+)
+def test_a_number_is_told_its_range_however_long_it_is(
+    client: FlaskClient, given: str, message: str
+) -> None:
+    answer = client.get(f"/runs?limit={given}")
+    assert answer.status_code == 422
+    assert answer.get_json()["details"] == [{"field": "limit", "message": message}]
+
+
 def test_whether_the_address_is_there_at_all_is_said_first(client: FlaskClient) -> None:
     assert client.get("/nothing?surprise=1").status_code == 404
     assert client.put("/runs?surprise=1").status_code == 405

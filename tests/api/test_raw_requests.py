@@ -68,6 +68,15 @@ BAD_CHUNKS = {
     "a trailer that frames": WHOLE + b"Content-Length: 5\r\n\r\n",
     "an extension that is none": b"43;=\r\n" + BODY + b"\r\n0\r\n\r\n",
 }
+CUT_CHUNKS = {
+    "before the first one": b"",
+    "in a size": b"8",
+    "in a chunk": b"8\r\nhalf",
+    "behind a chunk": b"8\r\nhalftext",
+    "in the end of a chunk": b"8\r\nhalftext\r",
+    "before the last one": b"8\r\nhalftext\r\n",
+    "in the last one": WHOLE,
+}
 UNDERSTOOD = {
     "an address with a host": (get(HOST, target="http://localhost/runs"), 200),
     "an address with our host and a foreign Host": (
@@ -106,6 +115,8 @@ UNDERSTOOD = {
     "trailers": (post(WHOLE + b"X-Api-Key: x\r\n\r\n", CHUNKED, "Trailer: X-Api-Key"), 404),
     "an extension of a chunk": (post(EXTENDED + b"\r\n", CHUNKED), 404),
     "an upgrade to HTTP/2": (get(HOST, "Connection: Upgrade", "Upgrade: h2c"), 200),
+    "an upgrade to a web socket": (get(HOST, "Connection: Upgrade", "Upgrade: websocket"), 200),
+    "an upgrade of a POST": (post(BODY, LENGTH, "Connection: upgrade", "Upgrade: WebSocket"), 404),
 }
 
 
@@ -144,6 +155,10 @@ def answer_to(port: int, request: bytes) -> Answer:
 
 def answer_over(connection: socket.socket, request: bytes) -> Answer:
     connection.sendall(request)
+    return next_answer(connection)
+
+
+def next_answer(connection: socket.socket) -> Answer:
     response = http.client.HTTPResponse(connection)
     response.begin()
     return Answer(status=response.status, headers=response.headers, body=response.read())
@@ -191,9 +206,33 @@ def test_malformed_chunks_are_a_bad_request(port: int, chunks: bytes) -> None:
     assert_ours(answer_to(port, post(chunks, CHUNKED)), 400)
 
 
+@pytest.mark.parametrize("chunks", CUT_CHUNKS.values(), ids=CUT_CHUNKS)
+@pytest.mark.parametrize("path", ["/corpora", "/tokenizers/train"])
+def test_chunks_that_break_off_are_told_from_malformed_ones(
+    port: int, path: str, chunks: bytes
+) -> None:
+    kind = JSON if path == "/tokenizers/train" else "Content-Type: text/plain"
+    head = "\r\n".join([f"POST {path} HTTP/1.1", HOST, kind, CHUNKED, "", ""])
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
+        connection.sendall(head.encode() + chunks)
+        connection.shutdown(socket.SHUT_WR)
+        answer = next_answer(connection)
+    assert_ours(answer, 400)
+    message = json.loads(answer.body)["message"]
+    assert message == "the body ends before the end of its last chunk"
+
+
 @pytest.mark.parametrize(("request_bytes", "status"), UNDERSTOOD.values(), ids=UNDERSTOOD)
 def test_what_is_odd_but_http_is_understood(port: int, request_bytes: bytes, status: int) -> None:
     assert_ours(answer_to(port, request_bytes), status)
+
+
+@pytest.mark.parametrize("target", ["/", "http://localhost", "http://localhost?x=1"])
+def test_an_address_without_a_path_is_that_of_the_root(port: int, target: str) -> None:
+    answer = answer_to(port, get(HOST, target=target))
+    assert (answer.status, answer.headers["Location"]) == (302, "/docs")
+    answer = answer_to(port, get(HOST, target=target).replace(b"GET", b"POST"))
+    assert_ours(answer, 405)
 
 
 @pytest.mark.parametrize(

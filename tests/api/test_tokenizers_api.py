@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 from flask.testing import FlaskClient
+from jsonschema_rs import Draft202012Validator
 from werkzeug.test import TestResponse
 
 from backends.registry import TOKENIZER_KINDS, TOKENIZER_MIN_VOCAB
@@ -103,6 +104,43 @@ def test_a_bad_field_is_named(client: FlaskClient, asked: Body, change: Body, fi
     assert response.status_code == 422
     assert response.get_json()["details"][0]["field"] == field
     assert client.get("/tokenizers").get_json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("x", True),
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("", False),
+        ("a b", False),
+        (".a", False),
+        ("a.b-c_d", True),
+        ("a..b", False),
+        ("a.", False),
+        ("a.\n", False),
+        ("train", False),
+        ("train.", False),
+        ("Train", True),
+        ("train2", True),
+        ("con", False),
+        ("CoN.txt", False),
+        ("aux.", False),
+        ("icon", True),
+        ("con-1", True),
+        ("com0", False),
+        ("LPT9.a.b", False),
+        ("com10", True),
+        ("com", True),
+    ],
+)
+def test_the_document_allows_the_names_that_the_server_takes_and_no_other(
+    client: FlaskClient, asked: Body, name: str, *, taken: bool
+) -> None:
+    document = client.get("/openapi.json").get_json()
+    properties = document["components"]["schemas"]["TokenizerTrain"]["properties"]
+    assert Draft202012Validator(properties["tokenizer_id"]).is_valid(name) is taken
+    assert train(client, asked | {"tokenizer_id": name}).status_code == (202 if taken else 422)
 
 
 def test_method_and_size_must_be_given(client: FlaskClient) -> None:

@@ -154,6 +154,28 @@ def test_what_a_client_sends_after_its_last_request_does_not_take_back_the_answe
         read_until(eager, b"ok\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["close", "Close", "foo, close", "keep-alive,CLOSE ,x", "foo\r\nConnection: close"],
+)
+def test_a_client_that_wants_no_other_request_is_told_so(
+    address: tuple[str, int], options: str
+) -> None:
+    with socket.create_connection(address, timeout=5) as last:
+        last.sendall(f"GET /short HTTP/1.1\r\nHost: x\r\nConnection: {options}\r\n\r\n".encode())
+        answer = read_until(last, b"ok\r\n0\r\n\r\n")
+        assert b"\r\nConnection: close\r\n" in answer
+        assert last.recv(65_536) == b""
+
+
+def test_a_client_that_says_nothing_of_the_kind_may_send_another(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=5) as kept:
+        for options in ("keep-alive", "foo", "closed, not-close"):
+            head = f"GET /short HTTP/1.1\r\nHost: x\r\nConnection: {options}\r\n\r\n"
+            kept.sendall(head.encode())
+            read_until(kept, b"ok\r\n0\r\n\r\n")
+
+
 @pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
 def test_who_sends_a_body_that_may_be_left_unread_is_told_that_the_connection_ends(
     address: tuple[str, int], length: str

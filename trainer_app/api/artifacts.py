@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO
 
 import structlog
 from flask import Response, request
-from werkzeug.exceptions import PreconditionFailed
 from werkzeug.wsgi import wrap_file
 
 from trainer_app import artifacts
-from trainer_app.api import current, download_headers
+from trainer_app.api import conditions, current, download_headers
 from trainer_app.api.artifacts_schema import PointerSchema
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.examples import RUN_ID
@@ -33,15 +31,11 @@ from trainer_app.store.uploads import DATA_BANK
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from wsgiref.types import WSGIEnvironment
 
     from trainer_app.store.runs import Run
 
 blueprint = Blueprint("artifacts", __name__, description="Finished models.")
 
-_ONE_RANGE: Final = re.compile(
-    r"bytes=(?:[0-9]{1,30}-[0-9]{0,30}|-(?P<suffix>[0-9]{1,30}))", re.IGNORECASE
-)
 _log = structlog.get_logger(__name__)
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -113,7 +107,11 @@ def download_artifact(run_id: str) -> Response:
     description="If-None-Match or If-Modified-Since names the file that there is",
     headers=download_headers.UNCHANGED,
 )
-@blueprint.alt_response(412, schema=ErrorSchema, description="If-Match names another file")
+@blueprint.alt_response(
+    412,
+    schema=ErrorSchema,
+    description="If-Match names another file, or If-Unmodified-Since a time before the file's",
+)
 @blueprint.alt_response(
     416,
     schema=ErrorSchema,
@@ -145,9 +143,6 @@ def download_artifact_file(run_id: str, name: str) -> Response:
             response.direct_passthrough = False  # would not close what is not its iterator's
             response.call_on_close(source.close)
         opened.pop_all()  # it is the response's to close
-    if response.status_code == PreconditionFailed.code:
-        response.close()
-        raise PreconditionFailed("If-Match does not name the file that there is")
     return response
 
 
@@ -181,40 +176,14 @@ def _file_response(source: BinaryIO, file: ArtifactFile) -> Response:
         direct_passthrough=True,
     )
     response.content_length = found.st_size
-    response.last_modified = datetime.fromtimestamp(found.st_mtime, tz=UTC)
     response.cache_control.no_cache = True
     response.headers.set(
         "Content-Disposition", "attachment", filename=PurePosixPath(file.name).name
     )
-    response.set_etag(file.sha256)
-    response.make_conditional(
-        _with_one_range(_without_any_match(request.environ), found.st_size),
-        accept_ranges=True,
-        complete_length=found.st_size,
-    )
+    written = datetime.fromtimestamp(int(found.st_mtime), tz=UTC)
+    version = conditions.Version(etag=file.sha256, modified=written, size=found.st_size)
+    conditions.heed(response, version)
     return response
-
-
-def _without_any_match(environ: WSGIEnvironment) -> WSGIEnvironment:
-    """The request without "If-Match: *", which any file there is meets (RFC 9110, 13.1.1)."""
-    if environ.get("HTTP_IF_MATCH", "").strip() != "*":
-        return environ
-    return {name: value for name, value in environ.items() if name != "HTTP_IF_MATCH"}
-
-
-def _with_one_range(environ: WSGIEnvironment, size: int) -> WSGIEnvironment:
-    """The request, whose Range has the meaning of RFC 9110, 14.1.2 and 14.2.
-
-    Units that nobody knows, several ranges and what is no range are ignored; the last so many
-    bytes of a file that has fewer are all that it has.
-    """
-    found = _ONE_RANGE.fullmatch(environ.get("HTTP_RANGE", ""))
-    if found is None:
-        return {name: value for name, value in environ.items() if name != "HTTP_RANGE"}
-    suffix = found["suffix"]
-    if suffix is not None and int(suffix) > size:
-        return {**environ, "HTTP_RANGE": "bytes=0-"}
-    return environ
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import ChunkMissingTerminator, NoMoreData, ParseException
 from werkzeug.exceptions import (
     BadRequest,
     ClientDisconnected,
@@ -19,7 +19,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from trainer_app.api.fields import shown
+from trainer_app.api.fields import integer, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from flask import Request
 
 MAX_DEPTH: Final = 32
-_MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and takes a while before
-_OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _BLOCK: Final = 65_536
+_CHUNK_END: Final = b"\r\n"
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -81,9 +80,9 @@ def check_encoding(request: Request) -> None:
 def read_blocks(request: Request, limit: int) -> Iterator[bytes]:
     """The body block by block; 413 as soon as it is longer than ``limit`` bytes.
 
-    Raises ClientDisconnected where it ends before its Content-Length: the server's own stream
-    then just ends, and half a text would pass for a whole one. Raises RequestTimeout where it
-    comes too slowly for the server.
+    Raises ClientDisconnected where it ends before its last chunk, or before its Content-Length: the
+    server's own stream just ends there, and half a text would pass for a whole one. Raises
+    RequestTimeout where it comes too slowly for the server.
     """
     read = 0
     while block := _read(request):
@@ -100,11 +99,20 @@ def _read(request: Request) -> bytes:
         block: bytes = request.stream.read(_BLOCK)
     except TimeoutError as error:
         raise RequestTimeout("the body comes too slowly") from error
-    except ParseException as error:
+    except (ParseException, NoMoreData) as error:
+        if _is_cut_off(error):
+            raise ClientDisconnected("the body ends before the end of its last chunk") from error
         raise BadRequest("the chunks of the body are malformed") from error
     except OSError as error:  # the server's words for a connection that broke off
         raise ClientDisconnected from error
     return block
+
+
+def _is_cut_off(error: ParseException | NoMoreData) -> bool:
+    """Whether the chunks came to no end, rather than to something that is none."""
+    if isinstance(error, ChunkMissingTerminator):
+        return len(error.term) < len(_CHUNK_END)  # of what there was in its place
+    return isinstance(error, NoMoreData)
 
 
 def decode(data: bytes) -> object:
@@ -115,7 +123,7 @@ def decode(data: bytes) -> object:
         raise BadRequest(f"the body is not UTF-8: bad byte at offset {error.start}") from None
     _check_depth(data)
     try:
-        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_int=integer)
     except json.JSONDecodeError as error:
         raise BadRequest(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -138,9 +146,3 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) < len(pairs):
         raise BadRequest("the body has the same key twice in one object")
     return found
-
-
-def _integer(literal: str) -> int:
-    if len(literal) > _MAX_DIGITS:
-        return -_OUT_OF_RANGE if literal.startswith("-") else _OUT_OF_RANGE
-    return int(literal)

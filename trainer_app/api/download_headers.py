@@ -67,16 +67,27 @@ BEHIND_THE_END: Final[dict[str, object]] = {
 CONDITIONS: Final = [
     _heeded(
         "Range",
-        "One range of bytes, answered with 206; several, and other units, are ignored.",
+        "One range of bytes, answered with 206; several, other units, and what is no range, such "
+        "as bytes=5-2, are ignored.",
         "bytes=1000000-",
     ),
     _heeded(
         "If-Range",
-        "Heed Range only where this is the file's ETag or Last-Modified; else answer it whole.",
+        "Heed Range only where this is the file's ETag or Last-Modified, a weak ETag is neither; "
+        "else answer it whole.",
         _ETAG,
     ),
     _heeded("If-Match", "Answer 412 unless one of these is the file's ETag, or is *.", _ETAG),
-    _heeded("If-None-Match", "Answer 304 where one of these is the file's ETag, or is *.", _ETAG),
+    _heeded(
+        "If-Unmodified-Since",
+        "Answer 412 where the file is newer; of no effect beside If-Match.",
+        _DATE,
+    ),
+    _heeded(
+        "If-None-Match",
+        "Answer 304 where one of these is the file's ETag, or is *, whatever Range asks for.",
+        _ETAG,
+    ),
     _heeded(
         "If-Modified-Since",
         "Answer 304 where the file is not newer; of no effect beside If-None-Match.",

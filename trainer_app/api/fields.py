@@ -23,14 +23,23 @@ UINT32_MAX: Final = 2**32 - 1  # what numpy takes for a seed
 LONGEST_PATH: Final = 8_192  # characters: more than any path has, which is then just not there
 OF_BODY: Final = "The whole body has a limit of its own, API__MAX_BODY_BYTES."
 LONGEST_TEXT: Final = 1_048_576  # to use a model on: characters of a text, bytes of a file
-_INTEGER_TEXT: Final = re.compile(r"-?[0-9]{1,20}")
+_INTEGER_TEXT: Final = re.compile(r"-?[0-9]+")
+_MAX_DIGITS: Final = 100  # of an integer literal; int() refuses 4,300, and takes a while before
+_OUT_OF_RANGE: Final = 10**_MAX_DIGITS  # stands for a longer literal: no field takes it
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SHOWN: Final = 64  # characters of a refused value that its message repeats
 
 
+class _Range(validate.Range):
+    """Says both bounds, and of a long number how it begins."""
+
+    def _format_error(self, value: object, message: str) -> str:  # noqa: ARG002
+        return f"{shown(value)} is not within {self.min} to {self.max}"
+
+
 def between(low: float, high: float) -> validate.Range:
     """From ``low`` to ``high``, both allowed."""
-    return validate.Range(low, high, error=f"{{input}} is not within {low} to {high}")
+    return _Range(low, high)
 
 
 def one_of(choices: Sequence[str]) -> validate.OneOf:
@@ -62,6 +71,20 @@ def shown(value: object) -> str:
     """A value as an error message may repeat it: short, and printable in any encoding."""
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def integer(literal: str) -> int:
+    """What digits stand for; more of them than any field takes stand for a number out of range."""
+    if len(literal) > _MAX_DIGITS:
+        return -_OUT_OF_RANGE if literal.startswith("-") else _OUT_OF_RANGE
+    return int(literal)
+
+
+def name_of(field: object) -> str:
+    """A field's name as it was sent, unless it is too long or strange to repeat."""
+    text = str(field)
+    plain = 1 <= len(text) <= _SHOWN and text.isprintable() and text.isascii()
+    return text if plain else shown(text)
 
 
 def _messages(kind: str) -> ErrorMessages:
@@ -97,7 +120,7 @@ class QueryInteger(StrictInteger):
         **kwargs: object,
     ) -> int:
         if isinstance(value, str) and _INTEGER_TEXT.fullmatch(value):
-            return super()._deserialize(int(value), attr, data, **kwargs)
+            return super()._deserialize(integer(value), attr, data, **kwargs)
         raise ValidationError(f"{shown(value)} is not an integer")
 
 

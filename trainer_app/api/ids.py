@@ -6,7 +6,7 @@ from typing import Final
 
 from werkzeug.routing import BaseConverter
 
-from trainer_app.safe_paths import ID_PATTERN, id_pattern, is_id, is_new_id
+from trainer_app.safe_paths import ID_PATTERN, id_pattern, is_id, is_new_id, new_id_pattern
 
 __all__ = [
     "DOCUMENTED",
@@ -17,6 +17,7 @@ __all__ = [
     "id_pattern",
     "is_id",
     "is_new_id",
+    "new_id_pattern",
 ]
 
 PATTERN: Final = ID_PATTERN

@@ -11,7 +11,7 @@ from marshmallow.schema import Schema as AnySchema
 
 from trainer_app.api import examples
 from trainer_app.api.errors import STATUSES, Detail
-from trainer_app.api.fields import QueryInteger, StrictString, about, between, shown
+from trainer_app.api.fields import QueryInteger, StrictString, about, between, name_of
 from trainer_app.api.rules import Rule, exactly_one
 from trainer_app.store.pages import CURSOR
 from trainer_app.store.tables import Status
@@ -159,19 +159,12 @@ def details_of(messages: object, schema: AnySchema) -> list[Detail]:
 def _flatten(messages: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     if isinstance(messages, Mapping):
         for name, inner in messages.items():
-            step = () if name == "_schema" else (_name(name),)
+            step = () if name == "_schema" else (name_of(name),)
             yield from _flatten(inner, path + step)
     else:
         assert isinstance(messages, list)
         for message in messages:
             yield path, str(message)
-
-
-def _name(name: object) -> str:
-    """A field's name as it was sent, unless it is too long or strange to repeat."""
-    text = str(name)
-    plain = 1 <= len(text) <= 64 and text.isprintable() and text.isascii()
-    return text if plain else shown(text)
 
 
 def _suggest(path: tuple[str, ...], schema: AnySchema) -> str:

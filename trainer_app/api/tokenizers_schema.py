@@ -20,7 +20,7 @@ from trainer_app.api.fields import (
     one_of,
     shown,
 )
-from trainer_app.api.ids import RESERVED, id_pattern, is_new_id
+from trainer_app.api.ids import RESERVED, id_pattern, is_new_id, new_id_pattern
 from trainer_app.api.rules import at_least, where
 from trainer_app.api.schema import StrictSchema, page_of
 from trainer_app.core.spec import TokenizerSpec
@@ -73,7 +73,7 @@ class TokenizerTrainSchema(StrictSchema):
         load_default=None,
         validate=length(1, _LONGEST_NAME),
         metadata=about("A name of your own; null: one is made.", examples.TOKENIZER_ID)
-        | {"pattern": f"^{_NAME}$"},
+        | {"pattern": f"^(?!{RESERVED}$){new_id_pattern(_LONGEST_NAME)}$"},
     )
     user_id = job_fields.user_id(_DEFAULTS["user_id"], "Whose tokenizer it is; a label.")
 

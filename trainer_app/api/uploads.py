@@ -18,11 +18,12 @@ from werkzeug.sansio.multipart import (
     File,
     MultipartDecoder,
     NeedData,
+    State,
 )
 
 from trainer_app.api.body import check_charset, check_encoding, check_framing, read_blocks
 from trainer_app.api.errors import Detail, InvalidInput
-from trainer_app.api.fields import shown
+from trainer_app.api.fields import name_of
 from trainer_app.api.text_scan import Text, TextScan
 from trainer_app.core.files import disk_full_named, fsync_directory
 from trainer_app.errors import DiskFull, Unavailable
@@ -45,8 +46,13 @@ if TYPE_CHECKING:
 
 FIELD: Final = "file"
 RAW_TYPES: Final = ("text/plain", "application/octet-stream")
-# Of a multipart body beside the file: boundaries and headers.
+# Of a multipart body beside the file: boundaries and headers; and of each of these by itself.
 _OVERHEAD: Final = 65_536
+_BESIDE: Final = {
+    State.PREAMBLE: "before its first part",
+    State.PART: "in the headers of a part",
+    State.EPILOGUE: "after its last part",
+}
 # Of a part of a form, by which its bytes are the text's own.
 _PLAIN: Final = {
     "Content-Encoding": frozenset({"identity"}),
@@ -162,10 +168,10 @@ def _content(request: Request, limit: int) -> Iterator[bytes]:
 
 def _parts(request: Request, boundary: bytes, limit: int) -> Iterator[Event]:
     """The events of a multipart body, parsed block by block without a temporary file."""
-    decoder = MultipartDecoder(boundary, _OVERHEAD + 65_536, max_parts=8)
+    decoder = MultipartDecoder(boundary)
     blocks = read_blocks(request, limit + _OVERHEAD)
     try:
-        while not isinstance(event := decoder.next_event(), Epilogue):
+        while not isinstance(event := _next_event(decoder), Epilogue):
             if isinstance(event, NeedData):
                 decoder.receive_data(next(blocks, None))
             else:
@@ -174,13 +180,28 @@ def _parts(request: Request, boundary: bytes, limit: int) -> Iterator[Event]:
         raise BadRequest("the multipart body is cut off or malformed") from error
 
 
+def _next_event(decoder: MultipartDecoder) -> Event:
+    """What comes next; raises RequestEntityTooLarge for too much beside the file.
+
+    The decoder has a limit of its own, and would not say what has gone beyond it.
+    """
+    beside, held = _BESIDE.get(decoder.state), len(decoder.buffer)
+    event = decoder.next_event()
+    size = held if isinstance(event, NeedData) else held - len(decoder.buffer)
+    if beside and size > _OVERHEAD:
+        raise RequestEntityTooLarge(
+            f"the multipart body must not have more than {_OVERHEAD} bytes {beside}"
+        )
+    return event
+
+
 def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
     """The bytes of the one field that there may be."""
     found = False
     for event in events:
         if isinstance(event, (Field, File)):
             if found or event.name != FIELD:
-                raise InvalidInput([Detail(shown(event.name), f"one {FIELD!r} alone is taken")])
+                raise InvalidInput([_detail(event)])
             check_charset(parse_options_header(event.headers.get("Content-Type"))[1])
             _check_plain(event.headers)
             found = True
@@ -188,6 +209,14 @@ def _file_of(events: Iterator[Event]) -> Iterator[bytes]:
             yield event.data
     if not found:
         raise InvalidInput([Detail(FIELD, "is missing")])
+
+
+def _detail(part: Field | File) -> Detail:
+    """What is wrong with a part that is not, or no more, the one to be."""
+    name: str | None = part.name  # None where it has none, whatever the type says
+    if name is None:
+        return Detail(FIELD, f"one {FIELD!r} alone is taken, and no part without a name")
+    return Detail(name_of(name), f"one {FIELD!r} alone is taken")
 
 
 def _check_plain(headers: Headers) -> None:

@@ -56,7 +56,7 @@ class Worker(ThreadWorker):
         """Serve a request whose headers are complete."""
         self._reading.pop(conn, None)
         conn.sock.settimeout(IDLE_SECONDS)
-        if _may_be_left(req):
+        if _is_last(req) or _may_be_left(req):
             req.force_close()  # says so in the answer
         # gunicorn asks for every body; ours is asked for when it is read, and not to be refused.
         awaited, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001
@@ -97,6 +97,15 @@ class Worker(ThreadWorker):
                 # The thread that waits in recv() gets an end of file and gives itself back.
                 with suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _is_last(req: Request) -> bool:
+    """Whether the client wants no other request on its connection.
+
+    RFC 9112, 9.6: by "close" anywhere in Connection; gunicorn knows it by itself alone.
+    """
+    options = (value.split(",") for name, value in req.headers if name == "CONNECTION")
+    return any(option.strip(" \t").lower() == "close" for each in options for option in each)
 
 
 def _may_be_left(req: Request) -> bool:
