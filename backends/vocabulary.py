@@ -47,7 +47,10 @@ def sentencepiece_sizes(pieces: int, *, characters: int) -> str:
 
     ``characters`` of the pieces are characters. There are two ranges: a vocabulary that has
     room for the bytes and one piece more always holds them, and then all the characters, too.
+    Raises ValueError for more characters than pieces, which would make the second range empty.
     """
+    if not 1 <= characters <= pieces:
+        raise ValueError(f"{characters} characters among {pieces} pieces")
     with_bytes = _WITHOUT_BYTES + _BYTES
     least = TOKENIZER_MIN_VOCAB["sentencepiece"]
     most = min(_WITHOUT_BYTES + pieces, with_bytes)

@@ -41,8 +41,14 @@ FIXED_WITHOUT_BYTES: Final = (*SPECIAL_TOKENS, *APART)
 MIN_VOCAB_SIZE: Final = len(FIXED_WITHOUT_BYTES) + 1
 
 # Pieces have at most 16 characters: what stands further apart need not be learned from as one.
-# U+2581 and U+2585 mean a space and an unknown character to sentencepiece.
-WORDS: Final = re.compile(r" {0,64}[^ \n\t\0\u2581\u2585]{1,64}| {1,64}")
+# U+2581, U+2585 and U+001F mean a space, an unknown character and a border to sentencepiece.
+WORDS: Final = re.compile(r" {0,64}[^ \n\t\0\x1f\u2581\u2585]{1,64}| {1,64}")
+# The first character of a name of FIXED. sentencepiece learns nothing from such a name, not even
+# its characters, which would be counted here and be no pieces there.
+NAMES: Final = re.compile(
+    "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in SPECIAL_TOKENS)
+    + "|<(?=0x[0-9A-F]{2}>)"
+)
 
 
 class SentencePieceTokenizer:
@@ -111,7 +117,7 @@ class SentencePieceKind:
         """
         fixed = FIXED if vocab_size > len(FIXED) else FIXED_WITHOUT_BYTES
         _check_room(vocab_size, fixed, characters=1)
-        words = count_words(texts, WORDS)
+        words = _without_names(count_words(texts, WORDS))
         characters = _common_characters(words, min_frequency)
         if fixed is FIXED_WITHOUT_BYTES:
             characters = characters[: vocab_size - len(fixed)]
@@ -119,11 +125,12 @@ class SentencePieceKind:
         model, learned = _learn(_samples(words, characters), vocab_size, fixed)
         pieces = _frequent(learned, fixed, words, min_frequency)
         if len(fixed) + pieces < vocab_size:  # then there was room for all the characters
+            singles = sum(len(piece) == 1 for piece in learned)
             without_bytes = "" if fixed is FIXED else " without the 256 bytes"
             raise TokenizerTrainFailed(
                 f"vocab_size {vocab_size} cannot be reached: with min_frequency {min_frequency} "
                 f"this corpus gives {len(fixed) + pieces} tokens{without_bytes}; ask for "
-                f"{sentencepiece_sizes(pieces, characters=len(characters))}, lower min_frequency "
+                f"{sentencepiece_sizes(pieces, characters=singles)}, lower min_frequency "
                 "or give more text"
             )
         return SentencePieceTokenizer(_as_huggingface(learned, fixed), model)
@@ -145,6 +152,15 @@ def _check_room(vocab_size: int, fixed: Sequence[str], *, characters: int) -> No
             f"vocab_size {vocab_size} is too small: the special tokens, the line end, the tab"
             f"{with_bytes} and {characters} characters of this corpus need {needed}"
         )
+
+
+def _without_names(words: Counter[str]) -> Counter[str]:
+    """The words, cut in two within each name of FIXED: then it is text, as it is when encoded."""
+    parts: Counter[str] = Counter()
+    for word, count in words.items():
+        for part in NAMES.sub(r"\g<0>\n", word).split("\n"):
+            parts[part] += count
+    return parts
 
 
 def _common_characters(words: Counter[str], min_frequency: int) -> list[str]:

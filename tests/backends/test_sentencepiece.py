@@ -144,7 +144,15 @@ def test_bytes_that_are_no_text_become_one_replacement_character(tokenizer: Toke
 
 @pytest.mark.parametrize(
     ("around", "characters"),
-    [("\t{}\t", 4), ("{}\r", 5), ("\u2585{}", 4), ("\u2581{}\0", 4), ("{}\n\n", 4), ("1{}2", 6)],
+    [
+        ("\t{}\t", 4),
+        ("{}\r", 5),
+        ("\u2585{}", 4),
+        ("\u2581{}\0", 4),
+        ("{}\n\n", 4),
+        ("1{}2", 6),
+        ("\x1f{}\x1f", 4),
+    ],
 )
 def test_what_stands_beside_a_word_does_not_keep_it_from_being_learned(
     around: str, characters: int
@@ -221,6 +229,26 @@ def test_each_vocabulary_of_the_ranges_that_a_refusal_names_is_reached_and_none_
     for low, high in named:
         assert all(reaches(texts, size) for size in (low, (low + high) // 2, high))
         assert not any(reaches(texts, size) for size in (low - 1, high + 1) if size >= 100)
+
+
+NAMED = [*SPECIAL_TOKENS, "<0x41>", "<0x0A>", "<0xZZ>", "<s>", "[", "<", "x", "0", "OS]", " ", "\n"]
+NAMED += ["\x1f", "\u2581"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(NAMED), min_size=1, max_size=30).map("".join))
+@example("[PAD] [UNK] [BOS] [EOS] <s> </s> <unk> <0x41>\n" * 2)
+def test_a_corpus_of_names_of_special_tokens_and_bytes_is_text_like_any_other(text: str) -> None:
+    with pytest.raises(TokenizerTrainFailed) as refused:
+        KIND.train([text], vocab_size=5_000, min_frequency=1)
+    asked = re.findall(r"(\d+) to (\d+)", str(refused.value))
+    assert all(int(low) <= int(high) for low, high in asked)
+    for size in {int(size) for sizes in asked for size in sizes}:
+        learned = KIND.train([text], vocab_size=size, min_frequency=1)
+        assert learned.vocab_size == size
+        if size > len(FIXED):
+            assert learned.decode(learned.encode(text)) == text
+            assert not {*map(learned.token_text, range(len(FIXED), size))} & {*FIXED}
 
 
 def test_pieces_rarer_than_the_least_frequency_do_not_count() -> None:
@@ -316,6 +344,13 @@ def test_a_small_one_gives_the_same_ids_in_all_libraries(small: Tokenizer, tmp_p
         assert own.EncodeAsIds(text) == again.encode(text) == theirs(text)["input_ids"] == ids
 
     check()
+
+
+def test_an_ordinary_corpus_gives_the_pieces_that_it_has_always_given() -> None:
+    learned = KIND.train(WORDS, vocab_size=44, min_frequency=2)
+    pieces = [learned.token_text(token_id) for token_id in range(6, 44)]
+    merged = "th|in| k|ing|the| king|ld| o| old|ad|ai|an|as|au|ee|er|gh|go| d| h"
+    assert "|".join(pieces) == merged + "| |d|e|h|a|g|t|i|n|k|o|s|l|r|,|:|u|w"
 
 
 def test_of_more_characters_than_a_small_one_holds_the_rarest_are_unknown() -> None:

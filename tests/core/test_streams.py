@@ -48,6 +48,13 @@ def test_each_unit_is_in_one_stream_and_runs_of_neighbours_end_with_eos(
         assert streams.of(split).bytes == len(chosen) * tokens_each * 3
 
 
+def test_streams_that_the_rule_of_versions_before_has_split_are_not_taken(tmp_path: Path) -> None:
+    corpus = encoded(tmp_path, units=30, tokens_each=3)
+    (tmp_path / "split-1-0.1-0.2").mkdir()  # damaged, too
+    streams = split_streams(corpus, RULE, should_stop=lambda: None)
+    assert [streams.of(split).bytes for split in Split] == [189, 27, 54]
+
+
 def test_a_text_of_one_line_is_split_in_bounded_memory(tmp_path: Path) -> None:
     corpus = encoded(tmp_path, units=4_000, tokens_each=16_384)  # 65 M tokens
     tracemalloc.start()

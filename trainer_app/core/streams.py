@@ -1,6 +1,6 @@
 """The token streams of the three splits, made once for each way to split a tokenized corpus.
 
-``<tokenized corpus>/split-<seed>-<fractions>/`` holds train.bin, validation.bin and test.bin and
+``<tokenized corpus>/split2-<seed>-<fractions>/`` holds train.bin, validation.bin and test.bin and
 meta.json. An [EOS] follows each run of units that are neighbours in the corpus too, so that the
 model is told where the text goes on elsewhere.
 """
