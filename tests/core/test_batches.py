@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,18 @@ def test_a_stream_without_one_window_is_refused_with_both_numbers() -> None:
     assert batches(9).windows == 1
     with pytest.raises(CorpusTooShort, match="has 8 tokens, but max_seq_len 8 needs at least 9"):
         batches(8)
+
+
+def test_a_batch_takes_little_more_memory_than_its_own_numbers() -> None:
+    ids = np.zeros(100_000, dtype=np.uint16)
+    made = Batches(ids, seq_len=1_000, batch_size=64, accumulation=1, seed=0)
+    tracemalloc.start()
+    try:
+        made.at(0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 64 * 1_001 * 8  # int64; the places of all tokens would be as much again
 
 
 @pytest.mark.parametrize("workers", [1, 3])

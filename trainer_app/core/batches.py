@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from trainer_app.core.corpus_size import fewest_tokens
 from trainer_app.errors import CorpusTooShort
@@ -50,6 +51,7 @@ class Batches:
         self.batch_size = min(batch_size, self.windows // self.accumulation)  # B
         self.steps_per_epoch = self.windows // (self.batch_size * self.accumulation)
         self.ids = ids
+        self._windows_at = sliding_window_view(ids, seq_len + 1)  # takes no memory
         self._seed = seed
         self._epoch = -1
         self._starts = np.empty(0, dtype=np.int64)
@@ -78,8 +80,7 @@ class Batches:
 
     def gather(self, starts_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T), int64, of the windows that begin there. Thread-safe."""
-        places = starts_B[:, None] + np.arange(self.seq_len + 1)
-        window = torch.from_numpy(self.ids[places].astype(np.int64))
+        window = torch.from_numpy(self._windows_at[starts_B].astype(np.int64))
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
