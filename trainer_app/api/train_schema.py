@@ -88,7 +88,11 @@ class TrainSchema(StrictSchema):
     num_epochs = StrictInteger(
         load_default=DEFAULTS["num_epochs"],
         validate=between(1, _COUNT),
-        metadata=about("Passes over the training split.", 3),
+        metadata=about(
+            "Passes over all of the training split; the last step of one is filled up with what "
+            "the pass began with.",
+            3,
+        ),
     )
     max_steps = StrictInteger(
         load_default=DEFAULTS["max_steps"],

@@ -2,7 +2,8 @@
 
 A resumed run therefore needs no replay, and shuffling costs one permutation an epoch. In each
 epoch the stream is cut into windows whose targets do not overlap, from an offset that differs by
-epoch, and the windows are taken in random order.
+epoch, and the windows are taken in random order: all of them. The last step of an epoch is filled up
+with its first ones, so that all batches have one shape.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Batches:
         self.windows = (len(ids) - 1) // seq_len  # the last target needs one token more
         # Micro-batches a step: no more than it takes to see all windows, or each would be of one.
         self.accumulation = min(accumulation, -(-self.windows // min(batch_size, self.windows)))
-        self.batch_size = min(batch_size, self.windows // self.accumulation)  # B
-        self.steps_per_epoch = self.windows // (self.batch_size * self.accumulation)
+        self.batch_size = min(batch_size, -(-self.windows // self.accumulation))  # B
+        self.steps_per_epoch = -(-self.windows // (self.batch_size * self.accumulation))
         self.ids = ids
         self._windows_at = sliding_window_view(ids, seq_len + 1)  # takes no memory
         self._seed = seed
@@ -72,7 +73,7 @@ class Batches:
             self._starts = self._shuffled(epoch)
             self._epoch = epoch
         first = (position * self.accumulation + micro) * self.batch_size
-        return self._starts[first : first + self.batch_size]
+        return self._starts.take(np.arange(first, first + self.batch_size), mode="wrap")
 
     def at(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T), int64, of a micro-batch of a step (from 0)."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ResolvedDevice = Literal["cpu", "cuda"]
 ResolvedPrecision = Literal["fp32", "fp16", "bf16", "fp8"]
 # Raised with each change of the engine after which an equal spec may give other bytes.
-ENGINE: Final = 5
+ENGINE: Final = 6
 FP8_CAPABILITY: Final = (9, 0)  # Hopper's
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")

@@ -38,7 +38,7 @@ class TrainSpec(JsonSpec):
     model_family: str = "gpt2"
     model_size: str = "small"
     max_seq_len: int = 512  # tokens per sequence
-    num_epochs: int = 1  # passes over the training split
+    num_epochs: int = 1  # passes over all of the training split
     max_steps: int = 0  # optimizer steps; 0: as many as num_epochs needs
     batch_size: int = 4  # sequences per forward pass
     gradient_accumulation_steps: int = 1  # forward passes per optimizer step
