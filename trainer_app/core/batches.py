@@ -2,8 +2,8 @@
 
 A resumed run therefore needs no replay, and shuffling costs one permutation an epoch. In each
 epoch the stream is cut into windows whose targets do not overlap, from an offset that differs by
-epoch, and the windows are taken in random order: all of them. The last step of an epoch is filled up
-with its first ones, so that all batches have one shape.
+epoch, and the windows are taken in random order: all of them. The last step is filled up with the
+first ones of its epoch, so that all batches have one shape.
 """
 
 from __future__ import annotations
