@@ -222,6 +222,26 @@ def test_a_loss_that_explodes_names_the_step(bench: Bench, recorder: MakeRecorde
     assert observer.checkpoints == []
 
 
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+@pytest.mark.parametrize(("rate", "decay"), [(1e38, 1e3), (1e18, 1e3)])
+def test_weights_that_the_last_step_leaves_without_a_finite_loss_are_not_published(
+    bench: Bench, recorder: MakeRecorder, held_out: float, rate: float, decay: float
+) -> None:
+    spec = replace(
+        bench.spec,
+        max_steps=1,
+        learning_rate=rate,  # times the decay: beyond float32, or so large that products are
+        weight_decay=decay,
+        warmup_ratio=0.0,
+        holdout_fraction=0.0,
+        test_split_ratio=held_out,
+    )
+    observer = recorder()
+    with pytest.raises(LossNotFinite, match=r"is not finite after step 1: set a learning_rate"):
+        bench.fit(spec, observer)
+    assert math.isfinite(observer.steps[-1].train_loss)
+
+
 def test_a_batch_larger_than_the_corpus_is_cut_to_it(bench: Bench, recorder: MakeRecorder) -> None:
     other = bench.with_corpus("short.txt", "one two three\n" * 8)
     spec = replace(
