@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backends.json_files import open_plain, read_json, shown
@@ -25,6 +25,7 @@ CONFIG_FILE: Final = "config.json"
 GENERATION_FILE: Final = "generation_config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
+_FLOATS: Final = ("F64", "F32", "F16", "BF16", "F8_")  # what safetensors' names of them begin with
 _LARGEST: Final = 1 << 24  # number in a config: products of three are still sizes of a tensor
 
 
@@ -100,19 +101,42 @@ def write_weights(tensors: Mapping[str, Tensor], directory: Path) -> None:
     path.chmod(mode)  # as of all other files: the library leaves it to its owner alone
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
+def read_weights(directory: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that its index lists, as float32.
 
-    Raises ModelIncompatible where a file is missing, damaged, no plain file or outside the folder.
+    They are copies: what becomes of the files later does not reach them. ``without``: endings of
+    the names of those that are left out. Raises ModelIncompatible where a file is missing, damaged,
+    no plain file or outside the folder, and where a tensor is not of floating-point numbers.
     """
     tensors: dict[str, Tensor] = {}
     for name in _weight_files(directory):
         try:
             with open_plain(directory / name):  # the library would wait for a FIFO
-                tensors |= load_file(directory / name)
+                tensors |= _copied(directory / name, without)
         except (SafetensorError, FileNotFoundError) as error:
             raise ModelIncompatible(f"{name} cannot be read: {error}") from error
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return tensors
+
+
+def _copied(path: Path, without: tuple[str, ...]) -> dict[str, Tensor]:
+    tensors = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            if name.endswith(without):
+                continue
+            if not (dtype := file.get_slice(name).get_dtype()).startswith(_FLOATS):
+                raise ModelIncompatible(
+                    f"{path.name}: {name} is of {dtype}, no floating-point numbers that can be "
+                    "cast to float32"
+                )
+            tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
+    return tensors
+
+
+def taken_out(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, which ``tensors`` lets go of: what is made of it is not there twice."""
+    for name in list(tensors):
+        yield name, tensors.pop(name)
 
 
 def drop_tied_head(tensors: dict[str, Tensor], head: str, embedding: str) -> None:

@@ -85,6 +85,8 @@ def _published_name(name: str) -> str:
 class GPT2Family(TransformerFamily):
     """Names and config of ``GPT2LMHeadModel``."""
 
+    buffers = (".attn.bias", ".attn.masked_bias")  # masks
+
     def published_config(self, model: Transformer) -> dict[str, object]:
         shape = model.shape
         return {
@@ -147,20 +149,19 @@ class GPT2Family(TransformerFamily):
             for name, tensor in model.state_dict().items()
         }
 
-    def own_tensors(self, published: Mapping[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+    def own_tensors(self, published: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
         ours = {_published_name(name): name for name in model.state_dict()}
-        kept = {  # without the mask buffers of old files
+        kept = {
             name if name.startswith(("transformer.", HEAD)) else f"transformer.{name}": tensor
-            for name, tensor in published.items()
-            if not name.endswith((".attn.bias", ".attn.masked_bias"))
+            for name, tensor in files.taken_out(published)
         }
         if model.shape.tied:
             files.drop_tied_head(kept, HEAD, "transformer.wte.weight")
-        renamed = {ours.get(name, name): tensor for name, tensor in kept.items()}
-        return {
-            name: tensor.t().contiguous() if name.endswith(_TRANSPOSED) else tensor
-            for name, tensor in renamed.items()
-        }
+        own: dict[str, Tensor] = {}
+        for published_name, tensor in files.taken_out(kept):
+            name = ours.get(published_name, published_name)
+            own[name] = tensor.t().contiguous() if name.endswith(_TRANSPOSED) else tensor
+        return own
 
 
 FAMILY: Final = GPT2Family("gpt2", DESIGN, SIZES)

@@ -71,6 +71,8 @@ class ScaledShape(Shape):
 class LlamaFormatFamily(TransformerFamily):
     """A family whose files read as llama's; ``designs`` and ``sizes`` say what is inside."""
 
+    buffers = (".rotary_emb.inv_freq",)  # angles
+
     def __init__(
         self,
         name: str,
@@ -187,11 +189,10 @@ class LlamaFormatFamily(TransformerFamily):
             published |= zip(_published_names(name), parts, strict=True)
         return published
 
-    def own_tensors(self, published: Mapping[str, Tensor], model: Transformer) -> dict[str, Tensor]:
-        left = {  # without what old files hold of the rotary angles
+    def own_tensors(self, published: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+        left = {
             name if name.startswith(("model.", "lm_head.")) else f"model.{name}": tensor
-            for name, tensor in published.items()
-            if not name.endswith(".rotary_emb.inv_freq")
+            for name, tensor in files.taken_out(published)
         }
         if model.shape.tied:
             files.drop_tied_head(left, "lm_head.weight", "model.embed_tokens.weight")

@@ -27,6 +27,7 @@ class TransformerFamily(ABC):
 
     context_is_bounded = True
     loads_in_transformers = True
+    buffers: tuple[str, ...] = ()  # endings of the names of what old files hold beside the weights
 
     def __init__(self, name: str, design: Design, sizes: Mapping[str, Shape]) -> None:
         self.name = name
@@ -66,7 +67,7 @@ class TransformerFamily(ABC):
                 f"config.json: a context of {config.max_seq_len} tokens is beyond "
                 f"{LONGEST_CONTEXT}, the most that is supported"
             )
-        tensors = files.read_weights(directory)
+        tensors = files.read_weights(directory, without=self.buffers)
         files.check_layers(shape.layers, tensors)
         with torch.device("meta"):
             model = Transformer(config, design, shape)
@@ -93,9 +94,10 @@ class TransformerFamily(ABC):
         """The weights by their published names."""
 
     @abstractmethod
-    def own_tensors(self, published: Mapping[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+    def own_tensors(self, published: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
         """Published weights by this module's names; what does not belong keeps its name.
 
+        They are taken out of ``published``: none but the one at hand is there twice.
         Raises ModelIncompatible.
         """
 

@@ -74,6 +74,21 @@ def test_what_is_left_out_has_the_defaults_of_the_contract(client: FlaskClient, 
     assert len(spec["corpus_sha256"]) == 64
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "decay"), [("adamw", 0.1), ("muon", 0.1), ("adam", 0.0), ("sgd", 0.0)]
+)
+def test_a_weight_decay_that_is_left_out_is_that_of_the_optimizer(
+    client: FlaskClient, body: Body, optimizer: str, decay: float
+) -> None:
+    def shown(asked: Body) -> object:
+        run_id = train(client, asked).get_json()["run_id"]
+        return client.get(f"/runs/{run_id}").get_json()["spec"]["weight_decay"]
+
+    assert shown(body | {"optimizer": optimizer}) == decay
+    assert shown(body | {"optimizer": optimizer, "weight_decay": 0.1}) == 0.1
+    assert shown(body | {"optimizer": optimizer, "weight_decay": 0}) == 0
+
+
 @ON_BOTH_DATABASES
 def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: Body) -> None:
     world.worker("trainer", "trainer.host.gpu0")

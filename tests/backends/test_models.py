@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from backends.contracts import CausalModel, ModelConfig
 from backends.loading import load_model, model_family
-from backends.models.files import WEIGHTS_FILE, write_weights
+from backends.models.files import WEIGHTS_FILE, read_weights, write_weights
+from backends.models.transformer import Transformer
+from backends.models.transformer_family import TransformerFamily
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, UNBOUNDED_FAMILIES
 from trainer_app.errors import FieldError, ModelIncompatible
 
@@ -140,6 +144,74 @@ def test_a_saved_model_comes_back_the_same(family: str, tmp_path: Path) -> None:
     # and learns: nothing of it is left on the meta device or detached
     loaded(some_ids()).sum().backward()
     assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_model_does_not_change_with_its_file(family: str, tmp_path: Path) -> None:
+    model_family(family).save(build(family), tmp_path)
+    loaded = load_model(tmp_path).eval()
+    with torch.inference_mode():
+        before = loaded(some_ids())
+        path = tmp_path / WEIGHTS_FILE
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(bytes(size))  # in place
+        assert torch.equal(loaded(some_ids()), before)
+        os.truncate(path, 0)  # a map of it would be no memory any more
+        assert torch.equal(loaded(some_ids()), before)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"char_lstm"}))
+def test_no_tensor_that_was_read_is_kept_beside_what_is_made_of_it(
+    family: str, tmp_path: Path
+) -> None:
+    loading = model_family(family)
+    assert isinstance(loading, TransformerFamily)
+    model = build(family)
+    assert isinstance(model, Transformer)
+    loading.save(model, tmp_path)
+    tensors = read_weights(tmp_path)
+    own = loading.own_tensors(tensors, model)
+    assert not tensors
+    assert own.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_other_floating_point_numbers_are_cast(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    write_weights({"weight": torch.tensor([0.5, -2.0], dtype=dtype)}, tmp_path)
+    (weight,) = read_weights(tmp_path).values()
+    assert weight.dtype == torch.float32
+    assert weight.tolist() == [0.5, -2.0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("dtype", "named"),
+    [
+        (torch.int64, "I64"),
+        (torch.uint8, "U8"),
+        (torch.bool, "BOOL"),
+        (torch.complex64, "C64"),
+        (None, "F4"),
+    ],
+)
+def test_a_tensor_of_no_floating_point_numbers_is_refused_with_its_name_and_dtype(
+    family: str, dtype: torch.dtype | None, named: str, tmp_path: Path
+) -> None:
+    model_family(family).save(build(family), tmp_path)
+    path = tmp_path / WEIGHTS_FILE
+    tensors = load_file(path)
+    name = min(tensors)
+    if dtype is None:  # of half a byte each
+        data = torch.zeros(tensors[name].numel() // 2, dtype=torch.uint8)
+        tensors[name] = data.view(torch.float4_e2m1fn_x2)
+    else:
+        tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, path)
+    with pytest.raises(ModelIncompatible, match=f"{re.escape(name)} is of {named}, no floating"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,23 @@ def test_an_epoch_holds_each_window_once_and_windows_share_no_target() -> None:
         assert starts[-1] + 8 < 8 * 16 + 1 + 5
 
 
+@pytest.mark.parametrize(
+    ("windows", "batch", "accumulation"),
+    [(127, 64, 1), (127, 8, 4), (65, 64, 1), (18, 4, 100), (17, 8, 3), (3, 4, 1), (1, 1, 1)],
+)
+def test_an_epoch_leaves_no_window_out_and_is_filled_up_with_its_own_first_ones(
+    windows: int, batch: int, accumulation: int
+) -> None:
+    made = batches(8 * windows + 1 + 3, batch=batch, accumulation=accumulation)
+    per_step = made.batch_size * made.accumulation
+    assert windows <= made.steps_per_epoch * per_step < windows + per_step
+    for epoch in (0, 1, 5):
+        starts = starts_of_epoch(made, epoch)
+        assert len(starts) == made.steps_per_epoch * per_step  # all batches have one shape
+        assert len(set(starts[:windows])) == windows
+        assert starts[windows:] == starts[: len(starts) - windows]
+
+
 def test_epochs_differ_in_order_and_offset_and_seeds_in_all() -> None:
     made = batches(8 * 64 + 1 + 7)
     assert starts_of_epoch(made, 0) != starts_of_epoch(made, 1)
@@ -72,15 +91,29 @@ def test_accumulation_that_asks_for_more_than_all_windows_keeps_the_batches_larg
     assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (3, 1, 1)
     assert made.tokens_per_step == 24
     made = batches(8 * 18 + 1, batch=4, accumulation=100)
-    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (3, 5, 1)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (4, 5, 1)
+    made = batches(8 * 17 + 1, batch=8, accumulation=100)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (6, 3, 1)
     made = batches(8 * 18 + 1, batch=4, accumulation=4)
-    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (4, 4, 1)
+    assert (made.batch_size, made.accumulation, made.steps_per_epoch) == (4, 4, 2)
 
 
 def test_a_stream_without_one_window_is_refused_with_both_numbers() -> None:
     assert batches(9).windows == 1
     with pytest.raises(CorpusTooShort, match="has 8 tokens, but max_seq_len 8 needs at least 9"):
         batches(8)
+
+
+def test_a_batch_takes_little_more_memory_than_its_own_numbers() -> None:
+    ids = np.zeros(100_000, dtype=np.uint16)
+    made = Batches(ids, seq_len=1_000, batch_size=64, accumulation=1, seed=0)
+    tracemalloc.start()
+    try:
+        made.at(0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 64 * 1_001 * 8  # int64; the places of all tokens would be as much again
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -137,6 +137,11 @@ def test_an_allocation_that_fails_is_out_of_memory_with_the_numbers() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(OutOfMemory), out_of_memory_named("gpt2 xl", "cpu"):
         raise torch.OutOfMemoryError
+    with (
+        pytest.raises(OutOfMemory, match="gpt2 xl does not"),
+        out_of_memory_named("gpt2 xl", "cpu"),
+    ):
+        np.empty(1 << 60, dtype=np.uint8)
 
 
 def test_other_errors_pass_as_they_are() -> None:

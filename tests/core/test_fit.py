@@ -79,7 +79,7 @@ def test_a_run_takes_a_tokenizer_of_any_kind_and_publishes_its_files(
     assert load_model(done.directory).config.vocab_size == trained.vocab_size
 
 
-def test_one_epoch_takes_each_window_once_and_is_evaluated_at_its_end(
+def test_an_epoch_takes_every_window_and_is_evaluated_at_its_end(
     bench: Bench, recorder: MakeRecorder
 ) -> None:
     observer = recorder()
@@ -87,7 +87,9 @@ def test_one_epoch_takes_each_window_once_and_is_evaluated_at_its_end(
     outcome = bench.fit(spec, observer)
     assert isinstance(outcome, Finished)
     (start,) = observer.starts
-    per_epoch = (start.train_tokens - 1) // 16 // 16
+    windows = (start.train_tokens - 1) // 16
+    assert windows % 16  # the last step is filled up
+    per_epoch = windows // 16 + 1
     assert start.total_steps == outcome.steps == 2 * per_epoch
     assert start.total_epochs == outcome.epochs == 2
     assert [report.step for report in observer.evaluations] == [per_epoch, 2 * per_epoch]
@@ -218,6 +220,26 @@ def test_a_loss_that_explodes_names_the_step(bench: Bench, recorder: MakeRecorde
     with pytest.raises(LossNotFinite, match=r"at step [1-9]"):
         bench.fit(spec, observer)
     assert observer.checkpoints == []
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+@pytest.mark.parametrize(("rate", "decay"), [(1e38, 1e3), (1e18, 1e3)])
+def test_weights_that_the_last_step_leaves_without_a_finite_loss_are_not_published(
+    bench: Bench, recorder: MakeRecorder, held_out: float, rate: float, decay: float
+) -> None:
+    spec = replace(
+        bench.spec,
+        max_steps=1,
+        learning_rate=rate,  # times the decay: beyond float32, or so large that products are
+        weight_decay=decay,
+        warmup_ratio=0.0,
+        holdout_fraction=0.0,
+        test_split_ratio=held_out,
+    )
+    observer = recorder()
+    with pytest.raises(LossNotFinite, match=r"is not finite after step 1: set a learning_rate"):
+        bench.fit(spec, observer)
+    assert math.isfinite(observer.steps[-1].train_loss)
 
 
 def test_a_batch_larger_than_the_corpus_is_cut_to_it(bench: Bench, recorder: MakeRecorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
@@ -18,6 +19,7 @@ from backends.registry import MODEL_FAMILIES
 from trainer_app.core.generate import READ_AT_ONCE, Generation, generate
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.loaded import LoadedModel, load_model
+from trainer_app.errors import LossNotFinite
 
 FAMILIES = sorted(MODEL_FAMILIES)
 CONTEXT = 16
@@ -243,6 +245,16 @@ def test_an_unfinished_character_at_the_end_is_left_out() -> None:
         dict(loaded.model.named_parameters())["ln_f.bias"].fill_(1.0)
     result = run(loaded, GenerateSpec(temperature=0, max_new_tokens=1))
     assert (result.outputs, result.steps) == ([""], 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_give_no_finite_logits_are_told(family: str, temperature: float) -> None:
+    loaded = build(family)
+    with torch.no_grad():
+        loaded.model.head_weight()[7, 0] = math.nan
+    with pytest.raises(LossNotFinite, match="its weights are not finite"):
+        run(loaded, GenerateSpec(prompt_text="The", temperature=temperature, max_new_tokens=4))
 
 
 def test_it_stops_when_told_and_gives_what_there_is() -> None:

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from trainer_app.core.optim import learning_rate, make_optimizer
-from trainer_app.core.spec import OPTIMIZERS, SCHEDULERS, OptimizerName, SchedulerName, TrainSpec
+from trainer_app.core.spec import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    WEIGHT_DECAY,
+    OptimizerName,
+    SchedulerName,
+    TrainSpec,
+)
 
 SPEC = TrainSpec(corpus_sha256="", learning_rate=1.0, warmup_ratio=0.1)
 
@@ -45,6 +52,25 @@ def test_every_optimizer_learns(name: OptimizerName) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_decay_of_its_own_keeps_no_optimizer_from_what_is_seldom_seen(
+    name: OptimizerName,
+) -> None:
+    """A rare token's row has next to no gradient in most steps: what outweighs it unlearns it."""
+    torch.manual_seed(0)
+    model = nn.Embedding(8, 4)
+    begun = model.weight.detach().clone()
+    optimizer = make_optimizer(
+        model, replace(SPEC, optimizer=name, learning_rate=1e-2, weight_decay=WEIGHT_DECAY[name])
+    )
+    for _ in range(100):
+        torch.autograd.backward((model(torch.tensor([0])) * 1e-6).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+    kept = model.weight[1:].norm() / begun[1:].norm()
+    assert kept > 0.85
 
 
 def test_what_is_frozen_is_not_optimized() -> None:

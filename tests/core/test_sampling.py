@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 
 from trainer_app.core.generation_spec import GenerateSpec
-from trainer_app.core.sampling import Sampler
+from trainer_app.core.sampling import NONE, Sampler
 
 # The tokens that no text has would win, could they be chosen.
 PROBABILITIES = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.4, 0.2, 0.3])
@@ -69,6 +70,29 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(
 
 def test_top_p_counts_among_the_top_k() -> None:
     assert list(drawn(GenerateSpec(top_k=2, top_p=0.5, seed=1))) == [4]  # 4/7 of the two
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GenerateSpec(temperature=0.0),
+        GenerateSpec(seed=1),
+        GenerateSpec(seed=1, top_k=0),
+        GenerateSpec(seed=1, top_k=0, top_p=0.9),
+        GenerateSpec(seed=1, top_k=3, top_p=0.9),
+    ],
+)
+def test_a_row_of_logits_that_are_not_finite_gives_no_id_and_leaves_the_others_theirs(
+    spec: GenerateSpec, wrong: float
+) -> None:
+    sound_BV = LOGITS.expand(3, -1).clone()
+    expected = Sampler(spec, "cpu").choose(sound_BV.clone()).tolist()
+    broken_BV = sound_BV.clone()
+    broken_BV[1, 5] = wrong
+    assert Sampler(spec, "cpu").choose(broken_BV).tolist() == [expected[0], NONE, expected[2]]
+    broken_BV[1] = -math.inf
+    assert Sampler(spec, "cpu").choose(broken_BV).tolist() == [expected[0], NONE, expected[2]]
 
 
 def test_the_seed_decides_and_no_seed_surprises() -> None:

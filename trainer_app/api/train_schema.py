@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final
@@ -34,6 +33,7 @@ from trainer_app.core.spec import (
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULERS,
+    WEIGHT_DECAY,
     TrainSpec,
 )
 
@@ -42,6 +42,7 @@ DEFAULTS: Final = asdict(TrainSpec(corpus_sha256=""))
 _SIZES: Final = tuple(dict.fromkeys(size for sizes in MODEL_SIZES.values() for size in sizes))
 _ON_CPU: Final = tuple(name for name in PRECISIONS if name not in HALF_PRECISIONS)
 _MOST_HELD: Final = 0.5  # of the corpus, for validation and for the test
+_DECAYS: Final = ", ".join(f"{decay:g} for {name}" for name, decay in WEIGHT_DECAY.items())
 _COUNT: Final = 1_000_000_000  # steps, epochs: more than any run has
 
 _FAMILY_RULES: Final = tuple(
@@ -88,7 +89,11 @@ class TrainSchema(StrictSchema):
     num_epochs = StrictInteger(
         load_default=DEFAULTS["num_epochs"],
         validate=between(1, _COUNT),
-        metadata=about("Passes over the training split.", 3),
+        metadata=about(
+            "Passes over all of the training split; the last step of one is filled up with what "
+            "the pass began with.",
+            3,
+        ),
     )
     max_steps = StrictInteger(
         load_default=DEFAULTS["max_steps"],
@@ -121,9 +126,12 @@ class TrainSchema(StrictSchema):
         metadata=about("Of all steps, how many rise from 0 to the peak."),
     )
     weight_decay = StrictNumber(
-        load_default=DEFAULTS["weight_decay"],
         validate=between(0, 1_000),
-        metadata=about("Decoupled weight decay, on matrices alone."),
+        metadata=about(
+            "Of matrices alone: decoupled for adamw and muon, added to the gradient (L2) for adam "
+            f"and sgd. Where it is left out, {_DECAYS}.",
+            DEFAULTS["weight_decay"],
+        ),
     )
     optimizer = StrictString(
         load_default=DEFAULTS["optimizer"],
@@ -263,4 +271,5 @@ class TrainSchema(StrictSchema):
     @post_load
     def to_spec(self, data: dict[str, object], **_: object) -> TrainSpec:
         """The spec; its corpus_sha256 is known once the corpus has been read."""
-        return TrainSpec.from_json(json.dumps({**data, "corpus_sha256": ""}))
+        decay = WEIGHT_DECAY[str(data["optimizer"])]
+        return TrainSpec.from_fields({"weight_decay": decay, **data, "corpus_sha256": ""})

@@ -2,7 +2,8 @@
 
 A resumed run therefore needs no replay, and shuffling costs one permutation an epoch. In each
 epoch the stream is cut into windows whose targets do not overlap, from an offset that differs by
-epoch, and the windows are taken in random order.
+epoch, and the windows are taken in random order: all of them. The last step is filled up with the
+first ones of its epoch, so that all batches have one shape.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from trainer_app.core.corpus_size import fewest_tokens
 from trainer_app.errors import CorpusTooShort
@@ -47,9 +49,10 @@ class Batches:
         self.windows = (len(ids) - 1) // seq_len  # the last target needs one token more
         # Micro-batches a step: no more than it takes to see all windows, or each would be of one.
         self.accumulation = min(accumulation, -(-self.windows // min(batch_size, self.windows)))
-        self.batch_size = min(batch_size, self.windows // self.accumulation)  # B
-        self.steps_per_epoch = self.windows // (self.batch_size * self.accumulation)
+        self.batch_size = min(batch_size, -(-self.windows // self.accumulation))  # B
+        self.steps_per_epoch = -(-self.windows // (self.batch_size * self.accumulation))
         self.ids = ids
+        self._windows_at = sliding_window_view(ids, seq_len + 1)  # takes no memory
         self._seed = seed
         self._epoch = -1
         self._starts = np.empty(0, dtype=np.int64)
@@ -70,7 +73,7 @@ class Batches:
             self._starts = self._shuffled(epoch)
             self._epoch = epoch
         first = (position * self.accumulation + micro) * self.batch_size
-        return self._starts[first : first + self.batch_size]
+        return self._starts.take(np.arange(first, first + self.batch_size), mode="wrap")
 
     def at(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T), int64, of a micro-batch of a step (from 0)."""
@@ -78,8 +81,7 @@ class Batches:
 
     def gather(self, starts_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T), int64, of the windows that begin there. Thread-safe."""
-        places = starts_B[:, None] + np.arange(self.seq_len + 1)
-        window = torch.from_numpy(self.ids[places].astype(np.int64))
+        window = torch.from_numpy(self._windows_at[starts_B].astype(np.int64))
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:

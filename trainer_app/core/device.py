@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ResolvedDevice = Literal["cpu", "cuda"]
 ResolvedPrecision = Literal["fp32", "fp16", "bf16", "fp8"]
 # Raised with each change of the engine after which an equal spec may give other bytes.
-ENGINE: Final = 5
+ENGINE: Final = 6
 FP8_CAPABILITY: Final = (9, 0)  # Hopper's
 
 LIBRARIES: Final = ("torch", "accelerate", "transformers", "tokenizers", "safetensors", "numpy")
@@ -261,7 +261,7 @@ def out_of_memory_named(what: str, device: str) -> Iterator[None]:
     """Turn a failed allocation into OutOfMemory, which says what did not fit."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:  # torch's, and numpy's or Python's
         raise OutOfMemory(f"{what} does not fit into {_memory(device)}") from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # how torch words it on a CPU

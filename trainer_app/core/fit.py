@@ -252,6 +252,8 @@ class _Attempt:
             if len(data.streams.test):
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
+            elif not len(data.streams.validation):
+                loop.check_weights()
             self._observer.on_message("saving the model")
             # Others who ask to stop are better served by the end, which is near.
             heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)

@@ -16,7 +16,8 @@ from torch import Tensor
 from backends.contracts import EOS_ID, SPECIAL_TOKENS, CausalModel, Tokenizer
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.loaded import LoadedModel
-from trainer_app.core.sampling import Sampler
+from trainer_app.core.sampling import NONE, Sampler
+from trainer_app.errors import LossNotFinite
 
 READ_AT_ONCE: Final = 2048  # tokens of a prompt: bounds the memory that reading it takes
 
@@ -42,7 +43,7 @@ def generate(
     An empty prompt starts from [EOS], which is what stands before each text in training. Of a
     prompt longer than the context the last tokens count. ``should_stop`` is asked before each
     token, and between the parts of READ_AT_ONCE tokens that a long prompt is read in; what there
-    is by then is returned.
+    is by then is returned. Raises LossNotFinite for weights that give no finite logits.
     """
     with loaded.in_use():
         return _generate(loaded, spec, should_stop)
@@ -59,7 +60,10 @@ def _generate(
     logits_BV = reader.read_prompt(len(sequences))
     while logits_BV is not None and not should_stop():
         ids_B = sampler.choose(logits_BV)
-        for sequence, token_id in zip(growing, ids_B.tolist(), strict=True):
+        ids: list[int] = ids_B.tolist()
+        if NONE in ids:
+            raise LossNotFinite("the model gives no finite logits: its weights are not finite")
+        for sequence, token_id in zip(growing, ids, strict=True):
             sequence.append(token_id)
         rows = [row for row, sequence in enumerate(growing) if not sequence.finished]
         if not rows:

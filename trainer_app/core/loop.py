@@ -28,6 +28,7 @@ from trainer_app.core.samples import continue_prompt
 from trainer_app.core.step import TrainingStep
 from trainer_app.core.step_log import StepLog, remedies
 from trainer_app.core.stopping import raise_if_stopped
+from trainer_app.core.streams import TokenStream
 from trainer_app.core.tensors import (
     Tensors,
     copied_to_cpu,
@@ -36,6 +37,7 @@ from trainer_app.core.tensors import (
     model_tensors,
     optimizer_tensors,
 )
+from trainer_app.errors import LossNotFinite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from trainer_app.core.data import Data
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
-    from trainer_app.core.streams import TokenStream
 
 Looked = TypeVar("Looked")
 
@@ -274,8 +275,8 @@ class Loop:
             with self._in_one_piece():
                 load_model_tensors(self._place.model, self._best)
 
-    def evaluate(self, stream: TokenStream) -> Evaluation:
-        """The present weights on a split."""
+    def evaluate(self, stream: TokenStream, what: str = "held-out text") -> Evaluation:
+        """The present weights on a split, or on ``what`` else. Raises LossNotFinite."""
         look = partial(
             evaluate,
             self._place.prepared,
@@ -285,7 +286,23 @@ class Loop:
             device=self._place.fingerprint.device,
             should_stop=self._observer.should_stop,
         )
-        return self._with_room(look)
+        try:
+            return self._with_room(look)
+        except LossNotFinite as error:
+            raise self._not_finite(f"the loss on {what}") from error
+
+    def check_weights(self) -> None:
+        """Raise LossNotFinite for weights that no text is held out to be evaluated on."""
+        tensors = model_tensors(self._place.model).values()
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise self._not_finite("a weight")
+        window = self._data.streams.train.ids[: self._spec.max_seq_len + 1]
+        self.evaluate(TokenStream(ids=window, bytes=1), "the text that it is trained on")
+
+    def _not_finite(self, what: str) -> LossNotFinite:
+        return LossNotFinite(
+            f"{what} is not finite after step {self.state.step}{self._log.remedies}"
+        )
 
     def _with_room(self, look: Callable[[], Looked]) -> Looked:
         """What is called; where memory is short, a second time without the recorded step's."""

@@ -15,6 +15,7 @@ from trainer_app.core.generation_spec import GenerateSpec
 
 # Below this every other token's probability is 0 in float32, unless it ties with the first.
 COLDEST: Final = 1e-5
+NONE: Final = -1  # no id; drawn from NaN, a GPU would fail for good
 
 
 class Sampler:
@@ -41,15 +42,23 @@ class Sampler:
         self._places_B = rows_B if self._places_B is None else self._places_B[rows_B]
 
     def choose(self, logits_BV: Tensor) -> Tensor:
-        """One id for each sequence (B,); changes ``logits_BV``."""
-        # The special tokens before [EOS] are in no text; a barely trained model might give them.
+        """One id for each sequence (B,); changes ``logits_BV``.
+
+        NONE where the largest logit is not finite: whoever reads the ids sees it without a second
+        wait for the device.
+        """
+        # Never [PAD], [UNK] and [BOS], which write nothing: [UNK] stands in texts with characters
+        # that the tokenizer does not know, and is learnt there.
         logits_BV[:, :EOS_ID] = -torch.inf
         if self._spec.temperature < COLDEST:
-            return logits_BV.argmax(dim=-1)
-        logits_BK, ids_BK = self._candidates(logits_BV.float())
-        probabilities_BK = self._probabilities(logits_BK)
-        drawn_B1 = self._drawn(probabilities_BK)
-        return drawn_B1[:, 0] if ids_BK is None else ids_BK.gather(1, drawn_B1)[:, 0]
+            ids_B1 = logits_BV.argmax(dim=-1, keepdim=True)
+            top_B1 = logits_BV.gather(1, ids_B1)
+        else:
+            logits_BK, ids_BK = self._candidates(logits_BV.float())
+            top_B1 = logits_BK.amax(dim=-1, keepdim=True)
+            drawn_B1 = self._drawn(self._probabilities(logits_BK, top_B1))
+            ids_B1 = drawn_B1 if ids_BK is None else ids_BK.gather(1, drawn_B1)
+        return ids_B1.masked_fill(~top_B1.isfinite(), NONE)[:, 0]
 
     def _candidates(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits to choose from, likeliest first, and their ids; None: all, in their order."""
@@ -62,9 +71,9 @@ class Sampler:
             return logits_BK, ids_BK
         return logits_BV, None
 
-    def _probabilities(self, logits_BK: Tensor) -> Tensor:
+    def _probabilities(self, logits_BK: Tensor, top_B1: Tensor) -> Tensor:
         # The largest is made 0 first: a small temperature must not take it to infinity.
-        centred_BK = logits_BK - logits_BK.amax(dim=-1, keepdim=True)
+        centred_BK = (logits_BK - top_B1).masked_fill_(~top_B1.isfinite(), 0.0)  # not NaN: see NONE
         probabilities_BK = (centred_BK / self._spec.temperature).softmax(dim=-1)
         if self._spec.top_p < 1:
             # Nucleus sampling (Holtzman et al. 2020): a token stays while those before it have

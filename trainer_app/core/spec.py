@@ -4,6 +4,7 @@ TrainingArguments; the API's schema, the manifest and the database hold the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -21,6 +22,14 @@ HALF_PRECISIONS: Final = ("fp16", "bf16", "fp8")  # that a CPU does not train in
 OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
 SCHEDULERS: Final[tuple[str, ...]] = get_args(SchedulerName)
 COMPILE_CHOICES: Final[tuple[str, ...]] = get_args(CompileChoice)
+# Where none is asked for. In the gradient of adam and sgd a decay that is usual for the decoupled
+# ones outweighs the loss: nothing is learnt.
+WEIGHT_DECAY: Final[Mapping[str, float]] = {
+    "adamw": 0.1,
+    "adam": 0.0,
+    "sgd": 0.0,
+    "muon": 0.1,
+}
 # What a request may leave to the worker, by auto or null.
 LEFT_TO_WORKER: Final = (
     "device",
@@ -38,14 +47,15 @@ class TrainSpec(JsonSpec):
     model_family: str = "gpt2"
     model_size: str = "small"
     max_seq_len: int = 512  # tokens per sequence
-    num_epochs: int = 1  # passes over the training split
+    num_epochs: int = 1  # passes over all of the training split
     max_steps: int = 0  # optimizer steps; 0: as many as num_epochs needs
     batch_size: int = 4  # sequences per forward pass
     gradient_accumulation_steps: int = 1  # forward passes per optimizer step
     learning_rate: float = 5e-4  # peak, before any schedule
     lr_scheduler_type: SchedulerName = "cosine"
     warmup_ratio: float = 0.05  # of all steps, rising from 0 to the peak
-    weight_decay: float = 0.1  # decoupled, on matrices alone
+    # on matrices alone: decoupled for adamw and muon, a part of the gradient (L2) for adam and sgd
+    weight_decay: float = WEIGHT_DECAY["adamw"]
     optimizer: OptimizerName = "adamw"
     gradient_clipping: float = 1.0  # largest gradient norm; 0: off
     corpus_file_id: str | None = None  # sha256 of an uploaded corpus
