@@ -180,7 +180,7 @@ def _read(directory: Path, sealed: str | None = None) -> _Manifest:
         with open_beneath(directory, MANIFEST) as file:
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
-        raise NotReady(f"{directory.name} has no finished artifact yet") from None
+        raise NotReady(f"{directory.name} has no finished artifact") from None
     sha256 = hashlib.sha256(data).hexdigest()
     damaged = ModelIncompatible(
         f"{directory.name}: its {MANIFEST} is damaged, it is not what was published"

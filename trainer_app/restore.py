@@ -63,6 +63,11 @@ def damage(run_id: str, name: str) -> str:
     return f"{run_id}: its {name} is damaged or gone, it is not what was published"
 
 
+def unfinished(run_id: str, status: str) -> str:
+    """What is said of a run that has no model, and perhaps never will."""
+    return f"{run_id} is {status}: it has no finished model"
+
+
 def check_sizes(
     directory: Path, *, needed: frozenset[str] = MODEL, sealed: str | None = None
 ) -> None:

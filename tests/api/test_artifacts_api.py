@@ -96,11 +96,14 @@ def test_all_files_come_as_one_archive(client: FlaskClient, run_id: str) -> None
 
 
 @pytest.mark.parametrize("path", ["artifact", "artifact/weights", "artifact.tar.gz"])
-def test_a_run_without_a_model_has_nothing_to_download(
-    client: FlaskClient, world: World, path: str
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.FAILED, Status.CANCELLED])
+def test_a_run_without_a_model_has_nothing_to_download_and_says_why(
+    client: FlaskClient, world: World, status: Status, path: str
 ) -> None:
-    response = client.get(f"/runs/{world.run()}/{path}")
+    run_id = world.run(status)
+    response = client.get(f"/runs/{run_id}/{path}")
     assert (response.status_code, response.get_json()["code"]) == (409, "NOT_READY")
+    assert response.get_json()["message"] == f"{run_id} is {status}: it has no finished model"
 
 
 def list_also(folder: Path, name: str) -> None:
