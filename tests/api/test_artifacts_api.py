@@ -214,6 +214,30 @@ def test_a_completed_run_whose_manifest_is_gone_gets_none_any_more(
     assert f"{run_id}: its manifest.json is damaged" in response.get_json()["message"]
 
 
+@pytest.mark.parametrize(("method", "path", "body"), [("GET", "artifact", None), *ASKED])
+def test_a_link_in_the_place_of_a_models_folder_is_not_followed(
+    client: FlaskClient, world: World, run_id: str, method: str, path: str, body: object
+) -> None:
+    folder = artifacts.model_directory(world.settings, run_id)
+    elsewhere = world.settings.paths.data_root / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    response = client.open(f"/runs/{run_id}/{path}", method=method, json=body)
+    assert (response.status_code, response.get_json()["code"]) == (409, "MODEL_INCOMPATIBLE")
+
+
+@pytest.mark.parametrize("linked", ["artifacts", "artifacts/models"])
+def test_the_folders_above_that_of_a_model_may_be_links(
+    client: FlaskClient, world: World, run_id: str, linked: str
+) -> None:
+    folder = world.settings.paths.data_root / linked
+    elsewhere = world.settings.paths.data_root / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    for path in ("artifact", "artifact.tar.gz", "artifact/weights"):
+        assert client.get(f"/runs/{run_id}/{path}").status_code == 200
+
+
 @contextmanager
 def no_file_left() -> Iterator[None]:
     """This process can open no file more than it has."""

@@ -23,7 +23,6 @@ from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.restore import damage, damaged_of, unfinished
-from trainer_app.safe_paths import open_beneath
 from trainer_app.store import runs
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import DATA_BANK
@@ -79,7 +78,7 @@ def download_artifact(run_id: str) -> Response:
     for file in files:
         if file.bytes <= artifacts.BLOCK:
             # One that is gone since then ends the stream.
-            with suppress(FileNotFoundError), open_beneath(directory, file.name) as source:
+            with suppress(FileNotFoundError), artifacts.open_inside(directory, file.name) as source:
                 _check(run, source, file)
     blocks = _told(run, artifacts.stream_tar(directory, files))
     response = Response(blocks, mimetype="application/gzip")
