@@ -30,7 +30,15 @@ from trainer_app.errors import (
     TokenizerNotFound,
 )
 from trainer_app.file_lock import locked
-from trainer_app.restore import TOKENIZER, check_digests, damage, damaged_file, lock_of, restore
+from trainer_app.restore import (
+    TOKENIZER,
+    check_digests,
+    damage,
+    damaged_file,
+    lock_of,
+    restore,
+    unfinished,
+)
 from trainer_app.store import lease, runs, tokenizers, uploads
 from trainer_app.store.runs import Run
 from trainer_app.store.tables import Status
@@ -138,7 +146,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
     with locked(lock_of(directory), should_stop=job.held.should_stop):
         run = run_of(job, run_id)
         if run.status is not Status.COMPLETED:
-            raise NotReady(f"{run_id} is {run.status}: it has no finished model")
+            raise NotReady(unfinished(run_id, run.status))
         damaged = damaged_file(directory, sealed=run.artifact_sha256)
         if damaged is not None:
             _fetch(job, run, directory, damaged, on_message)

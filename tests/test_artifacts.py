@@ -176,6 +176,19 @@ def test_a_manifest_is_not_a_link(model: Path) -> None:
         artifacts.pointer(model)
 
 
+def test_the_folder_is_not_a_link(model: Path) -> None:
+    files = artifacts.pointer(model).files
+    elsewhere = model.parent / "elsewhere"
+    model.rename(elsewhere)
+    model.symlink_to(elsewhere)
+
+    assert not is_whole(model)
+    with pytest.raises(NotReady):
+        artifacts.pointer(model)
+    with pytest.raises(FileNotFoundError):
+        list(artifacts.stream_tar(model, files))
+
+
 def test_what_is_not_published_is_not_ready(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="run-9"):
         artifacts.pointer(tmp_path / "run-9")

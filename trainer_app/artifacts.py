@@ -177,10 +177,10 @@ class _Manifest:
 
 def _read(directory: Path, sealed: str | None = None) -> _Manifest:
     try:
-        with open_beneath(directory, MANIFEST) as file:
+        with open_inside(directory, MANIFEST) as file:
             data = file.read(_LARGEST + 1)
     except FileNotFoundError:
-        raise NotReady(f"{directory.name} has no finished artifact yet") from None
+        raise NotReady(f"{directory.name} has no finished artifact") from None
     sha256 = hashlib.sha256(data).hexdigest()
     damaged = ModelIncompatible(
         f"{directory.name}: its {MANIFEST} is damaged, it is not what was published"
@@ -220,17 +220,26 @@ def _file(name: str, value: object) -> ArtifactFile:
     return ArtifactFile(name=name, bytes=size, sha256=sha256)
 
 
+def open_inside(directory: Path, name: str) -> BinaryIO:
+    """A file of an artifact's folder, which is as little to be a link as what is in it.
+
+    Raises as ``open_beneath`` does. The folder that holds the artifacts may be a link, to another
+    disk for example.
+    """
+    return open_beneath(directory.parent, f"{directory.name}/{name}")
+
+
 def open_file(
     directory: Path, name: str, *, sealed: str | None = None
 ) -> tuple[BinaryIO, ArtifactFile]:
     """A file of an artifact by its listed name, so that no other file can be named.
 
     Raises as ``pointer`` does, DataNotFound for a name that is not listed, and
-    FileNotFoundError for a listed file that is not there or that a link stands for.
+    FileNotFoundError for a listed file that is not there, or that a link stands for.
     """
     for file in pointer(directory, sealed=sealed).files:
         if file.name == name:
-            return open_beneath(directory, name), file
+            return open_inside(directory, name), file
     raise DataNotFound(f"the artifact of {directory.name} has no file of this name")
 
 
@@ -271,7 +280,7 @@ def _tar(directory: Path, files: Sequence[ArtifactFile]) -> Iterator[bytes]:
         header.size = file.bytes
         header.mode = 0o644
         yield header.tobuf(format=tarfile.PAX_FORMAT)
-        with open_beneath(directory, file.name) as source:
+        with open_inside(directory, file.name) as source:
             yield from checked(source, file)
         yield bytes(-file.bytes % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)

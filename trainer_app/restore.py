@@ -17,7 +17,7 @@ from trainer_app.core.files import disk_full_named, replace_directory, sha256_fi
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.databank.digests import sha256_of, sha256_of_open
 from trainer_app.errors import DataBankUnavailable, ModelIncompatible, NotReady
-from trainer_app.safe_paths import is_plain_name, open_beneath
+from trainer_app.safe_paths import is_plain_name
 
 _BLOCK: Final = 1 << 20
 # What every such folder has.
@@ -63,6 +63,11 @@ def damage(run_id: str, name: str) -> str:
     return f"{run_id}: its {name} is damaged or gone, it is not what was published"
 
 
+def unfinished(run_id: str, status: str) -> str:
+    """What is said of a run that has no model, and perhaps never will."""
+    return f"{run_id} is {status}: it has no finished model"
+
+
 def check_sizes(
     directory: Path, *, needed: frozenset[str] = MODEL, sealed: str | None = None
 ) -> None:
@@ -93,7 +98,7 @@ def check_digests(
     """
     for file in _listed(directory, needed, sealed):
         try:
-            with open_beneath(directory, file.name) as opened:
+            with artifacts.open_inside(directory, file.name) as opened:
                 sha256 = sha256_of_open(opened, should_stop)
         except FileNotFoundError:
             raise _is_gone(file.name, directory) from None
@@ -133,7 +138,7 @@ def _is_gone(name: str, directory: Path) -> ModelIncompatible:
 
 
 def _size(directory: Path, name: str) -> int:
-    with open_beneath(directory, name) as file:
+    with artifacts.open_inside(directory, name) as file:
         return os.fstat(file.fileno()).st_size
 
 

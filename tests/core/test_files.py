@@ -175,6 +175,18 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["final"]  # noqa: PTH208 - hidden names count
 
 
+def test_a_link_is_replaced_by_a_folder_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    for name in ("staging", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "final").symlink_to(tmp_path / "elsewhere")
+    replace_directory(tmp_path / "staging", tmp_path / "final")
+    assert not (tmp_path / "final").is_symlink()
+    assert (tmp_path / "final" / "file").read_text() == "staging"
+    assert (tmp_path / "elsewhere" / "file").read_text() == "elsewhere"
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "final"]  # noqa: PTH208
+
+
 def test_a_tree_with_a_missing_root_has_nothing_to_wait_for(tmp_path: Path) -> None:
     fsync_tree(tmp_path / "absent")
 

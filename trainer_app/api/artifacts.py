@@ -22,8 +22,7 @@ from trainer_app.api.examples import RUN_ID
 from trainer_app.api.schema import ErrorSchema
 from trainer_app.artifacts import ArtifactFile, Pointer
 from trainer_app.errors import ModelIncompatible, NotReady
-from trainer_app.restore import damage, damaged_of
-from trainer_app.safe_paths import open_beneath
+from trainer_app.restore import damage, damaged_of, unfinished
 from trainer_app.store import runs
 from trainer_app.store.tables import Status
 from trainer_app.store.uploads import DATA_BANK
@@ -79,7 +78,7 @@ def download_artifact(run_id: str) -> Response:
     for file in files:
         if file.bytes <= artifacts.BLOCK:
             # One that is gone since then ends the stream.
-            with suppress(FileNotFoundError), open_beneath(directory, file.name) as source:
+            with suppress(FileNotFoundError), artifacts.open_inside(directory, file.name) as source:
                 _check(run, source, file)
     blocks = _told(run, artifacts.stream_tar(directory, files))
     response = Response(blocks, mimetype="application/gzip")
@@ -188,13 +187,13 @@ def _file_response(source: BinaryIO, file: ArtifactFile) -> Response:
 
 @contextmanager
 def _manifest_missed(run: Run) -> Iterator[None]:
-    """NotReady tells a client to wait, and a completed run gets no manifest any more."""
+    """Say what a missing manifest means: a completed run gets none any more, others may yet."""
     try:
         yield
     except NotReady:
         if run.status is Status.COMPLETED:
             raise _elsewhere(run, artifacts.MANIFEST) from None
-        raise
+        raise NotReady(unfinished(run.run_id, run.status)) from None
 
 
 def _elsewhere(run: Run, name: str) -> NotReady | ModelIncompatible:

@@ -12,6 +12,7 @@ from trainer_app.api.finished_model import damage_of
 from trainer_app.core.json_spec import JsonSpec
 from trainer_app.errors import ModelIncompatible, NotReady
 from trainer_app.queue import queue_of
+from trainer_app.restore import unfinished
 from trainer_app.store import idempotency, requests, runs
 from trainer_app.store.requests import Request
 from trainer_app.store.runs import Run
@@ -95,7 +96,7 @@ def _as_queued(found: Request) -> Request:
 
 def _require_model(run: Run) -> None:
     if run.status is not Status.COMPLETED:
-        raise NotReady(f"{run.run_id} is {run.status}: it has no finished model")
+        raise NotReady(unfinished(run.run_id, run.status))
     damaged = damage_of(run)
     if damaged is not None:
         raise ModelIncompatible(damaged)

@@ -205,7 +205,9 @@ def _swap(source: Path, target: Path) -> None:
             old.rename(target)  # where this fails, too, the old one is kept under its other name
         raise
     finally:
-        if target.exists():
+        if old.is_symlink() and target.exists():
+            old.unlink()  # and nothing of what it leads to
+        elif target.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 
