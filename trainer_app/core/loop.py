@@ -129,9 +129,9 @@ class Loop:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, of whose tensors, which may be mapped files, none is kept."""
         self.state = snapshot.state
-        self._best = snapshot.best
+        self._best = None if snapshot.best is None else copied_to_cpu(snapshot.best)
         self._log.last_loss = snapshot.state.last_loss
         self._log.chain = snapshot.state.loss_chain
         load_model_tensors(self._place.model, snapshot.model)
