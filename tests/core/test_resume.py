@@ -219,6 +219,19 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_name(
     assert weights(bench.finish(spec, attempt=3)) == weights(whole)  # the first one is back
 
 
+def test_a_run_whose_tokenizer_is_gone_when_it_is_resumed_says_what_it_lacks(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    own = replace(bench, tokenizer=bench.folder / "tale-4k")
+    shutil.copytree(bench.tokenizer, own.tokenizer)
+    assert isinstance(own.fit(own.spec, recorder(stop_after=3)), Stopped)
+    shutil.rmtree(own.tokenizer)
+    with pytest.raises(
+        ModelIncompatible, match=r"tale-4k has no tokenizer\.json or tokenizer\.model"
+    ):
+        own.fit(own.spec, recorder(), attempt=2)
+
+
 def test_a_run_whose_checkpoint_names_no_tokenizer_as_of_an_older_version_goes_on(
     bench: Bench, recorder: MakeRecorder
 ) -> None:
