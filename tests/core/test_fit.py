@@ -117,6 +117,14 @@ def test_without_splits_the_last_weights_are_published(
     assert (outcome.best_val_loss, outcome.test_loss, outcome.bits_per_byte) == (None, None, None)
 
 
+def test_a_run_that_took_all_its_steps_was_not_stopped_early(bench: Bench) -> None:
+    # nothing improves after the first evaluation, because nothing is learnt
+    spec = replace(bench.spec, learning_rate=0.0, early_stopping_patience=2, eval_steps=2)
+    for steps, early_stopped in ((6, False), (8, True)):
+        outcome = bench.finish(replace(spec, max_steps=steps), run=f"of-{steps}")
+        assert (outcome.steps, outcome.early_stopped) == (6, early_stopped)
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(bench: Bench) -> None:
     spec = replace(bench.spec, max_steps=3, batch_size=8)
     whole = bench.finish(spec, run="whole")

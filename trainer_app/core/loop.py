@@ -322,7 +322,9 @@ class Loop:
         val_loss = self.evaluate(self._data.streams.validation).loss
         with self._in_one_piece():
             improved = self.state.record_evaluation(
-                val_loss, patience=self._spec.early_stopping_patience
+                val_loss,
+                patience=self._spec.early_stopping_patience,
+                total_steps=self.total_steps,
             )
             if improved:
                 self._best = copied_to_cpu(model_tensors(self._place.model))
