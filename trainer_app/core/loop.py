@@ -282,7 +282,7 @@ class Loop:
             self._place.prepared,
             stream,
             seq_len=self._spec.max_seq_len,
-            batch_size=self._spec.batch_size,
+            batch_size=self.batches.batch_size,
             device=self._place.fingerprint.device,
             should_stop=self._observer.should_stop,
         )
