@@ -35,10 +35,13 @@ class LanguageModelLoss(nn.Module):
     """A model and its loss in one forward pass: what Accelerate prepares."""
 
     def __init__(self, model: CausalModel, *, fp8: bool = False) -> None:
-        """``fp8``: of the products on an H100 or later; those of the model are its own concern."""
+        """In the mode of ``model``. ``fp8``: of the products on an H100 or later; those of the
+        model are its own concern.
+        """
         super().__init__()
         self.model = model
         self.fp8 = fp8
+        self.train(model.training)
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token."""
