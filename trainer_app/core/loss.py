@@ -21,6 +21,7 @@ from trainer_app.core import fp8_loss
 from trainer_app.core.fp8 import is_used
 from trainer_app.core.padding import VOCABULARY, padded
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
@@ -93,7 +94,7 @@ def why_unfused(dtype: torch.dtype) -> str | None:
     except (torch.OutOfMemoryError, StopRequested):  # pragma: needs cuda
         raise  # by what else is there, and an interruption: tried again
     except Exception as error:  # whatever a compiler may raise  # pragma: needs cuda
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None  # pragma: needs cuda
 
 
