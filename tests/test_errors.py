@@ -6,7 +6,14 @@ from typing import Final
 import pytest
 
 from trainer_app import errors
-from trainer_app.errors import Conflict, FieldError, NotFound, TrainerError, UserError
+from trainer_app.errors import (
+    Conflict,
+    FieldError,
+    NotFound,
+    TrainerError,
+    UserError,
+    first_line,
+)
 
 CLASSES: Final = [
     item
@@ -33,6 +40,18 @@ def test_the_kinds_of_an_error_can_be_told_apart_by_their_codes(
 ) -> None:
     codes = [error.code for error in CLASSES if issubclass(error, parent)]
     assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("no compiler\nTraceback ...", "no compiler"),
+        ("\n\n  cc: no \n", "cc: no"),
+        ("", "ValueError"),
+    ],
+)
+def test_of_a_librarys_error_the_first_line_is_told(said: str, line: str) -> None:
+    assert first_line(ValueError(said)) == line
 
 
 def test_the_message_is_what_the_error_reads_as() -> None:

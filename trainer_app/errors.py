@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without what libraries append to it; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class TrainerError(Exception):
     """An error with a code of its own and a message written for the person who reads it."""
 

@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -21,6 +22,7 @@ from backends.models.kv_cache import KeyValueCache, causal_mask
 from backends.models.rotary import rotate, rotation_tables
 
 INIT_STD: Final = 0.02
+_AS_IT_IS: Final = nullcontext()  # for all, at once and again
 BF16_SINCE: Final = 8  # Ampere, by its compute capability
 
 
@@ -92,12 +94,14 @@ class LayerNorm(nn.LayerNorm, StreamNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def as_it_comes(x: Tensor) -> torch.autocast:
+def as_it_comes(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off: it would write what a norm returns as float32, twice the bytes.
 
-    The kernels compute in float32 whatever they read.
+    The kernels compute in float32 whatever they read. Where it is off anyway nothing is made: on a
+    CPU that would take as long as the norm of a token.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
 
 
 def _norm(design: Design, width: int, eps: float) -> RMSNorm | LayerNorm:

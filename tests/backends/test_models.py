@@ -17,7 +17,7 @@ from backends.contracts import CausalModel, ModelConfig
 from backends.loading import load_model, model_family
 from backends.models import gpt2, llama, qwen
 from backends.models.files import WEIGHTS_FILE, read_weights, write_weights
-from backends.models.transformer import Transformer
+from backends.models.transformer import as_it_comes
 from backends.models.transformer_family import TransformerFamily
 from backends.registry import MODEL_FAMILIES, MODEL_SIZES, UNBOUNDED_FAMILIES
 from trainer_app.errors import FieldError, ModelIncompatible
@@ -124,6 +124,26 @@ def test_in_bfloat16_only_the_products_lose_digits(model: CausalModel) -> None:
     torch.testing.assert_close(rounded.float(), exact.float(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"char_lstm"}))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_norm_turns_autocast_off_only_where_it_is_on_and_breaks_no_compiled_graph(
+    family: str, autocast: bool
+) -> None:
+    model = build(family).eval()
+    compiled = torch.compile(model.hidden, fullgraph=True, dynamic=False, backend="eager")
+    ids = some_ids()
+    with torch.no_grad():  # one compiled form, used where autocast is off, on and off again
+        for enabled in (not autocast, autocast, not autocast):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                expected = model.hidden(ids)
+                assert expected.dtype == (torch.bfloat16 if enabled else torch.float32)
+                assert torch.equal(compiled(ids), expected)
+                off = as_it_comes(expected)
+                assert isinstance(off, torch.autocast) == enabled
+                with off:
+                    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_rows_of_a_cache_can_be_repeated_and_dropped(model: CausalModel) -> None:
     ids_BT = some_ids(batch=3)
     cache = model.new_cache(3, CONTEXT)
@@ -162,15 +182,14 @@ def test_a_loaded_model_does_not_change_with_its_file(family: str, tmp_path: Pat
         assert torch.equal(loaded(some_ids()), before)
 
 
-@pytest.mark.parametrize("loading", [gpt2.FAMILY, llama.FAMILY, qwen.FAMILY])
+@pytest.mark.parametrize("family", [gpt2.FAMILY, llama.FAMILY, qwen.FAMILY])
 def test_no_tensor_that_was_read_is_kept_beside_what_is_made_of_it(
-    loading: TransformerFamily, tmp_path: Path
+    family: TransformerFamily, tmp_path: Path
 ) -> None:
-    model = build(loading.name)
-    assert isinstance(model, Transformer)
-    loading.save(model, tmp_path)
+    model = family.build(config(family.name))
+    family.save(model, tmp_path)
     tensors = read_weights(tmp_path)
-    own = loading.own_tensors(tensors, model)
+    own = family.own_tensors(tensors, model)
     assert not tensors
     assert own.keys() == model.state_dict().keys()
 

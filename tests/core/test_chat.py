@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from backends.contracts import ModelConfig
+from backends.contracts import EOS_ID, Cache, CausalModel, ModelConfig
 from backends.loading import model_family, tokenizer_kind
+from backends.models.kv_cache import KeyValueCache
 from backends.registry import MODEL_FAMILIES
 from trainer_app.core.chat import prompt, reply
 from trainer_app.core.chat_spec import ChatSpec
@@ -67,6 +69,52 @@ def test_an_answer_is_what_the_model_writes_before_the_users_next_turn(
     spec = ChatSpec(message="How are you?", seed=3, max_new_tokens=30)
     answer = reply(loaded, spec, history, should_stop=lambda: False)
     assert answer == text.partition("\nUser:")[0].strip()
+
+
+class Reciter(CausalModel):
+    """Writes a text, whatever it has read, and then ends it."""
+
+    gains_by_compiling = False
+
+    def __init__(self, like: LoadedModel, text: str) -> None:
+        super().__init__()
+        self.config = like.model.config
+        self._ids = iter([*like.tokenizer.encode(text), EOS_ID])
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def head_weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def new_cache(self, batch: int, tokens: int) -> Cache:
+        return KeyValueCache(
+            layers=0, batch=batch, heads=0, max_len=tokens, head_width=0, like=torch.empty(0)
+        )
+
+    def decode(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+        logits_BV = torch.zeros(len(ids_BT), self.config.vocab_size)
+        logits_BV[:, next(self._ids)] = 1e3
+        return logits_BV
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "answer"),
+    [
+        ("I am well\nUser: you?", 60, "I am well"),
+        *(("I am well\nUser: you?", 9 + part, "I am well") for part in range(7)),
+        ("I am well\nUs", 60, "I am well\nUs"),  # so it ended the text itself
+        ("I am well, Us", 13, "I am well, Us"),
+        ("\nUser: you?", 4, ""),
+    ],
+)
+def test_of_an_answer_that_is_cut_off_no_begun_turn_of_the_users_is_left(
+    text: str, tokens: int, answer: str
+) -> None:
+    known = build("gpt2", context=256)
+    loaded = LoadedModel(model=Reciter(known, text), tokenizer=known.tokenizer, device="cpu")
+    spec = ChatSpec(message="How are you?", max_new_tokens=tokens)
+    assert reply(loaded, spec, TURNS, should_stop=lambda: False) == answer
 
 
 def test_what_was_said_before_counts() -> None:

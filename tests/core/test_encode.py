@@ -169,6 +169,16 @@ def test_what_a_killed_writer_left_is_removed_and_a_live_one_is_left_alone(
     assert (killed.exists(), live.exists()) == (False, True)
 
 
+def test_a_file_where_writers_have_their_folders_is_left_alone(
+    write_corpus: Write, tokenizer: Counting, tmp_path: Path
+) -> None:
+    stray = tmp_path / ".stray.tmp"
+    stray.write_text("not ours")
+    os.utime(stray, (0, 0))
+    encoded(write_corpus(b"one line\nand another\n"), tokenizer, tmp_path)
+    assert stray.read_text() == "not ours"
+
+
 def test_a_folder_that_cannot_be_renamed_is_an_error(
     write_corpus: Write, tokenizer: Counting, tmp_path: Path
 ) -> None:

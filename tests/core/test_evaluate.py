@@ -90,6 +90,14 @@ def test_it_draws_no_random_number_and_leaves_the_mode_as_it_was(family: str) ->
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("family", MODEL_FAMILIES)
+def test_a_model_that_is_in_use_stays_so(family: str) -> None:
+    loaded = model(family).model.eval()
+    with_loss = LanguageModelLoss(loaded)
+    evaluate(with_loss, stream(20), seq_len=8, batch_size=2, device="cpu", should_stop=never)
+    assert not any(module.training for module in loaded.modules())
+
+
 def test_a_stop_ends_it_between_two_batches() -> None:
     questions = iter([None, StopReason.DRAIN])
     made = model("gpt2").train()

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from backends.loading import load_model, load_tokenizer, tokenizer_kind
 from backends.registry import MODEL_FAMILIES, TOKENIZER_KINDS
 from tests.reports import START
+from trainer_app.core import loop
+from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.observer import StopReason
 from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
+from trainer_app.core.streams import TokenStream
 from trainer_app.errors import (
     CorpusChanged,
     CorpusTooShort,
@@ -115,6 +119,14 @@ def test_without_splits_the_last_weights_are_published(
     assert isinstance(outcome, Finished)
     assert observer.evaluations == []
     assert (outcome.best_val_loss, outcome.test_loss, outcome.bits_per_byte) == (None, None, None)
+
+
+def test_a_run_that_took_all_its_steps_was_not_stopped_early(bench: Bench) -> None:
+    # nothing improves after the first evaluation, because nothing is learnt
+    spec = replace(bench.spec, learning_rate=0.0, early_stopping_patience=2, eval_steps=2)
+    for steps, early_stopped in ((6, False), (8, True)):
+        outcome = bench.finish(replace(spec, max_steps=steps), run=f"of-{steps}")
+        assert (outcome.steps, outcome.early_stopped) == (6, early_stopped)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(bench: Bench) -> None:
@@ -252,6 +264,23 @@ def test_a_batch_larger_than_the_corpus_is_cut_to_it(bench: Bench, recorder: Mak
     assert isinstance(finished, Finished)
     assert observer.starts[0].batch_size == (observer.starts[0].train_tokens - 1) // 8
     assert finished.batch_size == observer.starts[0].batch_size
+
+
+def test_evaluations_take_no_larger_batches_than_the_steps(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def noted(model: nn.Module, stream: TokenStream, **how: object) -> Evaluation:
+        sizes.append(how["batch_size"])
+        return Evaluation(loss=1.0, perplexity=math.e, bits_per_byte=1.0, tokens=len(stream) - 1)
+
+    monkeypatch.setattr(loop, "evaluate", noted)
+    observer = recorder()
+    spec = replace(bench.spec, batch_size=1 << 16, max_steps=1, holdout_fraction=0.5)
+    bench.fit(spec, observer)
+    assert sizes == [observer.starts[0].batch_size] * 2
+    assert observer.starts[0].batch_size < 1 << 16
 
 
 def test_an_allocation_that_fails_anywhere_is_out_of_memory(

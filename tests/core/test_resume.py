@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
@@ -17,7 +18,7 @@ from backends.registry import MODEL_FAMILIES
 from tests.training_bench import Recorder
 from trainer_app.core import checkpoint
 from trainer_app.core.data import tokenizer_digest
-from trainer_app.core.observer import StopReason
+from trainer_app.core.observer import EvaluationReport, Silent, StopReason
 from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.spec import OPTIMIZERS, OptimizerName, TrainSpec
 from trainer_app.core.step import TrainingStep
@@ -218,6 +219,19 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_name(
     assert weights(bench.finish(spec, attempt=3)) == weights(whole)  # the first one is back
 
 
+def test_a_run_whose_tokenizer_is_gone_when_it_is_resumed_says_what_it_lacks(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    own = replace(bench, tokenizer=bench.folder / "tale-4k")
+    shutil.copytree(bench.tokenizer, own.tokenizer)
+    assert isinstance(own.fit(own.spec, recorder(stop_after=3)), Stopped)
+    shutil.rmtree(own.tokenizer)
+    with pytest.raises(
+        ModelIncompatible, match=r"tale-4k has no tokenizer\.json or tokenizer\.model"
+    ):
+        own.fit(own.spec, recorder(), attempt=2)
+
+
 def test_a_run_whose_checkpoint_names_no_tokenizer_as_of_an_older_version_goes_on(
     bench: Bench, recorder: MakeRecorder
 ) -> None:
@@ -409,3 +423,43 @@ def test_a_run_that_is_cancelled_while_its_model_is_saved_is_not_finished(
     resumed = bench.finish(bench.spec, run="late", attempt=2)
     assert weights(resumed) == weights(whole)
     assert resumed.test_loss == whole.test_loss
+
+
+class OneEvaluation(Silent):
+    """Stops after the first."""
+
+    reason: StopReason | None = None
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        self.reason = StopReason.DRAIN
+
+    def should_stop(self) -> StopReason | None:
+        return self.reason
+
+
+class MapReader(Silent):
+    """Remembers which files of checkpoints are mapped into memory at each evaluation."""
+
+    def __init__(self) -> None:
+        self.mapped: list[list[str]] = []
+
+    def on_evaluation(self, evaluation: EvaluationReport) -> None:
+        assert evaluation.step > 5
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        self.mapped.append([line for line in lines if "/checkpoints/" in line])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells which files are mapped")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_lets_go_of_the_files_that_it_went_on_from(
+    bench: Bench, optimizer: OptimizerName
+) -> None:
+    spec = replace(bench.spec, optimizer=optimizer)
+    stopped = bench.fit(spec, OneEvaluation())
+    assert isinstance(stopped, Stopped)
+    assert stopped.checkpoint is not None
+    assert (stopped.checkpoint / "best.safetensors").exists()
+    observer = MapReader()
+    bench.fit(spec, observer, attempt=2, checkpoint_seconds=0.0)
+    assert not stopped.checkpoint.exists()
+    assert observer.mapped == [[], []]

@@ -75,7 +75,11 @@ class EvaluationSchema(RequestSchema):
     bits_per_byte = fields.Float(
         required=True,
         allow_none=True,
-        metadata=about("Bits per byte of UTF-8 text, comparable across tokenizers.", 1.33),
+        metadata=about(
+            "Bits per byte of UTF-8 text, comparable across tokenizers. Of a split, those of the "
+            "[EOS] between its texts are counted, too.",
+            1.33,
+        ),
     )
     artifact_path = fields.String(
         required=True,

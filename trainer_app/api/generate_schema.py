@@ -53,7 +53,12 @@ class GenerateSchema(StrictSchema):
         StrictString(validate=length(1, 256)),
         load_default=list,
         validate=length(0, 16),
-        metadata=about("Texts to stop before; they are cut off.", ["\n\n"]) | EMPTY_BY_DEFAULT,
+        metadata=about(
+            "Texts to stop before; they are cut off. A part of one, at which max_new_tokens ends "
+            "the text, is not.",
+            ["\n\n"],
+        )
+        | EMPTY_BY_DEFAULT,
     )
     seed = job_fields.seed("The same seed gives the same text; null: another each time.")
     num_return_sequences = StrictInteger(

@@ -123,7 +123,9 @@ class TrainSchema(StrictSchema):
     warmup_ratio = StrictNumber(
         load_default=DEFAULTS["warmup_ratio"],
         validate=between(0, 1),
-        metadata=about("Of all steps, how many rise from 0 to the peak."),
+        metadata=about(
+            "Of all steps, how many rise to the peak; the first of n has 1 / (n + 1) of it."
+        ),
     )
     weight_decay = StrictNumber(
         validate=between(0, 1_000),
@@ -192,7 +194,10 @@ class TrainSchema(StrictSchema):
     data_num_workers = StrictInteger(
         load_default=None,
         validate=between(0, 256),
-        metadata=about("Processes that read data; null: as the device needs."),
+        metadata=about(
+            "Threads that prepare batches ahead; null: as many as there are cores, up to 4, on "
+            "CUDA, none on a CPU."
+        ),
     )
     data_pin_memory = StrictBoolean(
         load_default=None, metadata=about("Pinned memory for data; null: as the device needs.")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 WIDE: Final = 16  # bytes that the kernels read at once where all tensors begin on such a border
 NARROW: Final = 4  # where one does not: cuDNN's layers keep their weights in one piece
@@ -143,7 +144,7 @@ def why_not() -> str | None:  # pragma: needs cuda
     except (torch.OutOfMemoryError, StopRequested):
         raise  # by what else is there, and an interruption: not the kernels' doing
     except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 

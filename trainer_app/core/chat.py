@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 USER: Final = "User:"
 ASSISTANT: Final = "Assistant:"
+_NEXT_TURN: Final = f"\n{USER}"
 
 Turn = tuple[str, str]  # what the user said, and the answer
 
@@ -47,11 +48,18 @@ def reply(
             top_k=spec.top_k,
             top_p=spec.top_p,
             seed=spec.seed,
-            stop_sequences=(f"\n{USER}",),
+            stop_sequences=(_NEXT_TURN,),
         ),
         should_stop=should_stop,
     )
-    return generation.outputs[0].strip()
+    (answer,), (ended,) = generation.outputs, generation.eos_terminated
+    return (answer if ended else _without_begun_turn(answer)).strip()
+
+
+def _without_begun_turn(answer: str) -> str:
+    """An answer that was cut off within the words that begin the user's next turn, without them."""
+    begun = (_NEXT_TURN[:length] for length in range(len(_NEXT_TURN) - 1, 0, -1))
+    return next((answer.removesuffix(part) for part in begun if answer.endswith(part)), answer)
 
 
 def prompt(history: Sequence[Turn], message: str, tokenizer: Tokenizer, *, tokens: int) -> str:

@@ -23,6 +23,7 @@ import torch
 
 from trainer_app.core.files import write_atomically
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +202,7 @@ class Compilation:
         except StopRequested:  # an interruption, no failure
             raise
         except Exception as error:  # whatever a compiler may raise
-            return self.drop((str(error).strip() or type(error).__name__).splitlines()[0])
+            return self.drop(first_line(error))
         seconds = time.monotonic() - began
         self._note(_SECONDS, seconds)
         self.why_not = None

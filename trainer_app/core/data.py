@@ -97,6 +97,9 @@ def require_same_tokenizer(directory: Path, known: str | None, name: str | None)
 
 
 def tokenizer_digest(directory: Path) -> str:
-    """The SHA-256 of the file that defines a tokenizer."""
-    path = next(path for name in TOKENIZER_FILES if (path := directory / name).exists())
-    return sha256_file(path)
+    """The SHA-256 of the file that defines a tokenizer; ModelIncompatible where there is none."""
+    for name in TOKENIZER_FILES:
+        if (path := directory / name).exists():
+            return sha256_file(path)
+    names = " or ".join(TOKENIZER_FILES)
+    raise ModelIncompatible(f"the tokenizer's folder {directory.name} has no {names}")

@@ -227,7 +227,8 @@ def _remove(damage: Damaged) -> bool:
 def sweep(root: Path) -> None:
     """Remove what writers left behind that were killed; a live one writes all the time."""
     for path in root.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # finished or swept by another just now
+        # finished or swept by another just now; a file, which none of them makes, is left alone
+        with suppress(FileNotFoundError, NotADirectoryError):
             written_at = max(part.stat().st_mtime for part in (path, *path.iterdir()))
             if time.time() - written_at > ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)

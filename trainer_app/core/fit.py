@@ -86,14 +86,13 @@ class _Attempt:
             summed_by=workspace.summed_by,
         )
         self._staging = workspace.staging
+        # What is not yet taken up. Here alone: its tensors are mapped files, which keep their place
+        # on the disk and in memory, though deleted, for as long as anything refers to them.
+        self._found: tuple[Snapshot, Path] | None = None
         self._left_out: list[str] = []  # damaged checkpoints, as they were reported
 
     def fit(self) -> Finished | Stopped:
-        found = self._checkpoints.load_newest(self._report_damage)
-        before = found[0].fingerprint if found else None
-        if found and self._inputs.tokenizer is not None:  # others come with what they belong to
-            known = found[0].state.tokenizer_sha256
-            require_same_tokenizer(self._inputs.tokenizer, known, self._spec.tokenizer_id)
+        before = self._find_checkpoint()
         loading = self._resolve(before)
         spec = self._spec
         threads = use_threads(before.threads if before else self._workspace.max_threads)
@@ -135,8 +134,19 @@ class _Attempt:
                 is_cut_off=self._workspace.is_cut_off,
             )
             with closing(loop):
-                self._begin(loop, place, data, found)
+                self._begin(loop, place, data)
                 return self._run(loop, place, data)
+
+    def _find_checkpoint(self) -> Fingerprint | None:
+        """Look for what to go on from; where that was trained. Raises ModelIncompatible."""
+        self._found = self._checkpoints.load_newest(self._report_damage)
+        if self._found is None:
+            return None
+        snapshot, _ = self._found
+        if self._inputs.tokenizer is not None:  # others come with what they belong to
+            known = snapshot.state.tokenizer_sha256
+            require_same_tokenizer(self._inputs.tokenizer, known, self._spec.tokenizer_id)
+        return snapshot.fingerprint
 
     def _resolve(self, before: Fingerprint | None) -> DataLoading:
         """Choose what the request leaves to the worker; from here on the spec says what that is."""
@@ -194,10 +204,9 @@ class _Attempt:
             cache=self._workspace.compiled,
         )
 
-    def _begin(
-        self, loop: Loop, place: Place, data: Data, found: tuple[Snapshot, Path] | None
-    ) -> None:
-        """Take up the checkpoint, if any, and announce the start."""
+    def _begin(self, loop: Loop, place: Place, data: Data) -> None:
+        """Take up the checkpoint, if any, let go of it, and announce the start."""
+        found, self._found = self._found, None
         spec = self._spec
         size = spec.batch_size
         advised = recommended_batch_size_for(spec.model_family, size, self._device)

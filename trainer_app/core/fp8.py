@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from backends.models.transformer import Block
 from trainer_app.core.padding import EIGHT_BITS, padded
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 FP8: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0  # of FP8
@@ -50,7 +51,7 @@ def why_unfused() -> str | None:  # pragma: needs cuda
     except (torch.OutOfMemoryError, StopRequested):
         raise  # by what else is there, and an interruption: not the kernels' doing
     except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 

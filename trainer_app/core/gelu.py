@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backends.models.transformer import Block
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 FEWEST: Final = 1 << 26  # numbers: of half as many the compiler's own kernels are as fast
 
@@ -32,7 +33,7 @@ def why_not() -> str | None:  # pragma: needs cuda
     except (torch.OutOfMemoryError, StopRequested):
         raise  # by what else is there, and an interruption: not the kernel's doing
     except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 

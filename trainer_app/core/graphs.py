@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from trainer_app.errors import first_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -97,7 +99,7 @@ class RecordedStep:  # pragma: needs cuda
         except RuntimeError as error:
             _leave_the_recording()
             self._undo()
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
             # where memory is short, what is simpler needs more of it
             if not isinstance(error, torch.OutOfMemoryError) and self._simplify(why):
                 self.forget()

@@ -129,9 +129,9 @@ class Loop:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, of whose tensors, which may be mapped files, none is kept."""
         self.state = snapshot.state
-        self._best = snapshot.best
+        self._best = None if snapshot.best is None else copied_to_cpu(snapshot.best)
         self._log.last_loss = snapshot.state.last_loss
         self._log.chain = snapshot.state.loss_chain
         load_model_tensors(self._place.model, snapshot.model)
@@ -282,7 +282,7 @@ class Loop:
             self._place.prepared,
             stream,
             seq_len=self._spec.max_seq_len,
-            batch_size=self._spec.batch_size,
+            batch_size=self.batches.batch_size,
             device=self._place.fingerprint.device,
             should_stop=self._observer.should_stop,
         )
@@ -322,7 +322,9 @@ class Loop:
         val_loss = self.evaluate(self._data.streams.validation).loss
         with self._in_one_piece():
             improved = self.state.record_evaluation(
-                val_loss, patience=self._spec.early_stopping_patience
+                val_loss,
+                patience=self._spec.early_stopping_patience,
+                total_steps=self.total_steps,
             )
             if improved:
                 self._best = copied_to_cpu(model_tensors(self._place.model))

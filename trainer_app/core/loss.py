@@ -21,6 +21,7 @@ from trainer_app.core import fp8_loss
 from trainer_app.core.fp8 import is_used
 from trainer_app.core.padding import VOCABULARY, padded
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 if TYPE_CHECKING:
     from backends.contracts import CausalModel
@@ -35,10 +36,13 @@ class LanguageModelLoss(nn.Module):
     """A model and its loss in one forward pass: what Accelerate prepares."""
 
     def __init__(self, model: CausalModel, *, fp8: bool = False) -> None:
-        """``fp8``: of the products on an H100 or later; those of the model are its own concern."""
+        """In the mode of ``model``. ``fp8``: of the products on an H100 or later; those of the
+        model are its own concern.
+        """
         super().__init__()
         self.model = model
         self.fp8 = fp8
+        self.train(model.training)
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per token."""
@@ -90,7 +94,7 @@ def why_unfused(dtype: torch.dtype) -> str | None:
     except (torch.OutOfMemoryError, StopRequested):  # pragma: needs cuda
         raise  # by what else is there, and an interruption: tried again
     except Exception as error:  # whatever a compiler may raise  # pragma: needs cuda
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None  # pragma: needs cuda
 
 

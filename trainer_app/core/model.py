@@ -22,7 +22,8 @@ def initial_model(spec: TrainSpec, data: Data, base: Path | None) -> CausalModel
     """Fresh weights, a function of the seed alone, or those of a finished model.
 
     Seeds torch's generators first: whatever ran before in this process leaves no trace. Raises
-    ModelIncompatible where the finished model is not of this architecture and vocabulary.
+    FieldError where there is no such family or size, and ModelIncompatible where the finished model
+    is not of this architecture and vocabulary.
     """
     torch.manual_seed(spec.seed)
     family = model_family(spec.model_family)

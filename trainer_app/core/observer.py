@@ -44,7 +44,7 @@ class StartReport:
     test_tokens: int
     device: str  # "cpu", "cuda"
     device_name: str
-    precision: str  # "fp32", "fp16", "bf16"
+    precision: str  # "fp32", "fp16", "bf16", "fp8"
     threads: int
     resumed_from: str | None  # the checkpoint's name
     loss_chain: str | None = None  # of the losses up to first_step: core/loss_chain.py

@@ -27,6 +27,7 @@ from backends.models.transformer import (
 )
 from trainer_app.core.fp8 import Float8Linear
 from trainer_app.core.stopping import StopRequested
+from trainer_app.errors import first_line
 
 FEWEST: Final = 1 << 18  # numbers in the stream
 WIDEST: Final = 8192  # row that a program keeps in its registers
@@ -48,7 +49,7 @@ def why_not() -> str | None:  # pragma: needs cuda
     except (torch.OutOfMemoryError, StopRequested):
         raise  # by what else is there, and an interruption: not the kernel's doing
     except Exception as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -85,5 +85,6 @@ class Stopped:
     """The run was asked to stop before its end."""
 
     reason: StopReason
-    step: int  # optimizer steps done
+    # optimizer steps done; 0, whatever there is to go on from, before that is taken up
+    step: int
     checkpoint: Path | None  # None: nothing was written, the one before is the newest

@@ -32,10 +32,11 @@ class RunState:
         if place not in self.fingerprints:
             self.fingerprints = (*self.fingerprints, place)
 
-    def record_evaluation(self, val_loss: float, *, patience: int) -> bool:
+    def record_evaluation(self, val_loss: float, *, patience: int, total_steps: int) -> bool:
         """Take an evaluation after ``step``; whether it is strictly better than all before.
 
-        ``patience`` evaluations in a row that are not stop the run early; 0: never.
+        ``patience`` evaluations in a row that are not stop the run early; 0: never. After the last
+        of ``total_steps`` there is nothing left to stop.
         """
         self.evaluated_step = self.step
         improved = self.best_val_loss is None or val_loss < self.best_val_loss
@@ -45,5 +46,6 @@ class RunState:
             self.evaluations_without_improvement = 0
         else:
             self.evaluations_without_improvement += 1
-        self.early_stopped = 0 < patience <= self.evaluations_without_improvement
+        spent = 0 < patience <= self.evaluations_without_improvement
+        self.early_stopped = spent and self.step < total_steps
         return improved

@@ -53,7 +53,7 @@ class TrainSpec(JsonSpec):
     gradient_accumulation_steps: int = 1  # forward passes per optimizer step
     learning_rate: float = 5e-4  # peak, before any schedule
     lr_scheduler_type: SchedulerName = "cosine"
-    warmup_ratio: float = 0.05  # of all steps, rising from 0 to the peak
+    warmup_ratio: float = 0.05  # of all steps: n of them rise, the first to peak / (n + 1)
     # on matrices alone: decoupled for adamw and muon, a part of the gradient (L2) for adam and sgd
     weight_decay: float = WEIGHT_DECAY["adamw"]
     optimizer: OptimizerName = "adamw"
@@ -69,7 +69,8 @@ class TrainSpec(JsonSpec):
     precision: RequestedPrecision = "auto"
     deterministic: bool = False  # the same bytes from every GPU of a kind, at some cost of speed
     torch_compile: CompileChoice = "auto"  # where what is left of a run wins more than it costs
-    data_num_workers: int | None = None  # None: none for memory-mapped ids
+    # threads that prepare batches ahead; None: as many as there are cores, up to 4, on CUDA, else 0
+    data_num_workers: int | None = None
     data_pin_memory: bool | None = None  # None: pinned on CUDA
     eval_steps: int | None = None  # None: at the end of each epoch
     logging_steps: int = 10  # a point of the curve every so many steps
