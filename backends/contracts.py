@@ -62,6 +62,10 @@ class CausalModel(nn.Module):
     def head_weight(self) -> Tensor:
         """The output projection (V, D)."""
 
+    def packed_rows(self) -> dict[nn.Parameter, tuple[int, ...]]:
+        """The weights that are several maps, one above the other, with the rows of each map."""
+        return {}
+
     @abstractmethod
     def new_cache(self, batch: int, tokens: int) -> Cache:
         """An empty cache on the model's device: ``batch`` sequences of up to ``tokens`` tokens,

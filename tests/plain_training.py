@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from trainer_app.core.batches import Batches
@@ -14,8 +15,7 @@ from trainer_app.core.muon import hidden_matrices
 from trainer_app.core.stopping import never
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from backends.contracts import CausalModel
     from tests.training_bench import Bench
     from trainer_app.core.spec import TrainSpec
 
@@ -59,12 +59,12 @@ def plain_losses(bench: Bench, spec: TrainSpec) -> list[float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec.gradient_clipping)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        model.zero_grad()
         losses.append(total)
     return losses
 
 
-def _optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Optimizer]:
+def _optimizers(model: CausalModel, spec: TrainSpec) -> list[torch.optim.Optimizer]:
     """torch's own."""
     by_muon = hidden_matrices(model) if spec.optimizer == "muon" else []
     ours = {id(parameter) for parameter in by_muon}
@@ -77,12 +77,30 @@ def _optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Optimizer
         torch.optim.AdamW(groups, lr=spec.learning_rate, betas=BETAS, foreach=False)
     ]
     if by_muon:
-        found.append(
-            torch.optim.Muon(
-                by_muon,
-                lr=spec.learning_rate,
-                weight_decay=spec.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        found.append(torch_muon(model, lr=spec.learning_rate, weight_decay=spec.weight_decay))
     return found
+
+
+def torch_muon(model: CausalModel, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """torch's own for each of the matrices that the model's weights are made of."""
+    packed = model.packed_rows()
+    parts_of: dict[nn.Parameter, list[nn.Parameter]] = {}  # in the weights' own memory
+    for weight in hidden_matrices(model):
+        rows = packed.get(weight, (len(weight),))
+        parts_of[weight] = [nn.Parameter(part) for part in weight.detach().split_with_sizes(rows)]
+
+    def give_gradients(*_: object) -> None:
+        for weight, parts in parts_of.items():
+            assert weight.grad is not None
+            grads = weight.grad.split_with_sizes([len(part) for part in parts])
+            for part, grad in zip(parts, grads, strict=True):
+                part.grad = grad
+
+    optimizer: torch.optim.Optimizer = torch.optim.Muon(
+        [part for parts in parts_of.values() for part in parts],
+        lr=lr,
+        weight_decay=weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    optimizer.register_step_pre_hook(give_gradients)
+    return optimizer

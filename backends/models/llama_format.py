@@ -203,17 +203,13 @@ class LlamaFormatFamily(TransformerFamily):
         return ours | left
 
 
-def _rows(model: Transformer, name: str, tensor: Tensor) -> list[int]:
+def _rows(model: Transformer, name: str, tensor: Tensor) -> tuple[int, ...]:
     """The rows of each of the tensors that one of ours is published as."""
-    module = name.split(".")[-2]
-    if module == "c_attn":
-        heads = (model.shape.heads, model.shape.kv_heads, model.shape.kv_heads)
-        return [count * model.shape.head_width for count in heads]
-    return [model.shape.inner] * 2 if module == "c_fc" else [len(tensor)]
+    return model.blocks()[0].rows.get(name.split(".")[-2], (len(tensor),))
 
 
 def _joined(
-    left: dict[str, Tensor], names: tuple[str, ...], expected: Tensor, rows: list[int]
+    left: dict[str, Tensor], names: tuple[str, ...], expected: Tensor, rows: tuple[int, ...]
 ) -> Tensor:
     """The published parts of one of our tensors, taken out of ``left``, as one.
 

@@ -130,6 +130,8 @@ class Block(nn.Module):
         # swiglu: the gate above what it gates, in one product
         self.c_fc = nn.Linear(width, 2 * inner if self.gated else inner, bias=design.bias)
         self.mlp_proj = nn.Linear(inner, width, bias=design.bias)
+        # of the products that are several in one, by name
+        self.rows = {"c_attn": self.qkv_widths} | ({"c_fc": (inner, inner)} if self.gated else {})
 
     def attention(
         self,
@@ -257,6 +259,13 @@ class Transformer(CausalModel):
 
     def head_weight(self) -> Tensor:
         return self.wte.weight if self.shape.tied else self.lm_head.weight
+
+    def packed_rows(self) -> dict[nn.Parameter, tuple[int, ...]]:
+        return {
+            block.get_parameter(f"{name}.weight"): rows
+            for block in self.blocks()
+            for name, rows in block.rows.items()
+        }
 
     def new_cache(self, batch: int, tokens: int) -> KeyValueCache:
         return KeyValueCache(

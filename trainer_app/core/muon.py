@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, overload
 
 import torch
@@ -42,14 +43,22 @@ class Muon(Optimizer):
 
     torch's own takes matrix by matrix, and its learning rate from the CPU: a recorded step can do
     neither. Updates have the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM
-    training"). N matrices of R rows and C columns.
+    training"). A parameter that is several matrices, one above the other, is taken for them.
+    N matrices of R rows and C columns.
     """
 
     found_inf: Tensor | None = None  # 1.0 where fp16 overflowed: then nothing is to change
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], *, lr: float | Tensor, weight_decay: float
+        self,
+        parameters: Sequence[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        packed_rows: Mapping[nn.Parameter, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
+        """``packed_rows``: of the parameters that are several matrices, the rows of each."""
+        self._packed_rows = packed_rows
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @overload
@@ -66,30 +75,35 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike.setdefault(parameter.shape, []).append(parameter)
-            for matrices in alike.values():
-                self._step(matrices, group["lr"], group["weight_decay"])
+            trained = [p for p in group["params"] if p.grad is not None]
+            self._step(trained, group["lr"], group["weight_decay"])
         return loss
 
-    def _step(self, matrices: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
-        updates = []
+    def _step(
+        self, parameters: list[nn.Parameter], lr: float | Tensor, weight_decay: float
+    ) -> None:
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # matrices and their updates
         share: float | Tensor = 1 - MOMENTUM
         if self.found_inf is not None:  # without asking the CPU, which a recorded step cannot
             lr, share = lr * (1 - self.found_inf), share * (1 - self.found_inf)
-        for matrix in matrices:
-            assert matrix.grad is not None
-            grad = matrix.grad
+        for parameter in parameters:
+            assert parameter.grad is not None
+            grad = parameter.grad
             if self.found_inf is not None:
                 grad = torch.where(self.found_inf > 0, 0.0, grad)
-            mean = self._mean(matrix).lerp_(grad, share)
-            updates.append(grad.lerp(mean, MOMENTUM))
-        updates_NRC = orthogonalized(torch.stack(updates)).float()
-        updates_NRC = updates_NRC * (lr * 0.2 * math.sqrt(max(updates_NRC.shape[1:])))
-        for matrix, update in zip(matrices, updates_NRC, strict=True):
-            matrix.mul_(1 - lr * weight_decay).sub_(update)
+            mean = self._mean(parameter).lerp_(grad, share)
+            update = grad.lerp(mean, MOMENTUM)
+            parameter.mul_(1 - lr * weight_decay)
+            rows = self._packed_rows.get(parameter, (len(parameter),))
+            for matrix, part in zip(
+                parameter.split_with_sizes(rows), update.split_with_sizes(rows), strict=True
+            ):
+                alike.setdefault(matrix.shape, []).append((matrix, part))
+        for pairs in alike.values():
+            updates_NRC = orthogonalized(torch.stack([part for _, part in pairs])).float()
+            updates_NRC = updates_NRC * (lr * 0.2 * math.sqrt(max(updates_NRC.shape[1:])))
+            for (matrix, _), update_RC in zip(pairs, updates_NRC, strict=True):
+                matrix.sub_(update_RC)
 
     def _mean(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

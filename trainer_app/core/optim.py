@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from backends.contracts import CausalModel
 from trainer_app.core.adamw import ClippedAdamW, why_not
 from trainer_app.core.muon import Combined, Muon, hidden_matrices
 from trainer_app.core.spec import TrainSpec
@@ -77,7 +78,8 @@ def _muon_and_adamw(model: nn.Module, spec: TrainSpec) -> Combined:
     rate = _rate(model, spec)
     parts: list[torch.optim.Optimizer] = []
     if matrices:
-        parts.append(Muon(matrices, lr=rate, weight_decay=spec.weight_decay))
+        packed = model.packed_rows() if isinstance(model, CausalModel) else {}
+        parts.append(Muon(matrices, lr=rate, weight_decay=spec.weight_decay, packed_rows=packed))
     if others:
         on_gpu = isinstance(rate, torch.Tensor)
         groups = _groups(others, spec)
