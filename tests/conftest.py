@@ -101,6 +101,21 @@ class PostgresServer:
         yield self.url(name)
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    @contextmanager
+    def default_read_only(self, name: str) -> Iterator[None]:
+        """As a managed server does whose disk is full: who connects from now on may only read."""
+        sessions = f"FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        self.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        self.execute(f"SELECT pg_terminate_backend(pid) {sessions}")
+        try:
+            yield
+        finally:
+            with psycopg.connect(self.uri, autocommit=True) as connection:
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute(
+                    f"ALTER DATABASE {name} RESET default_transaction_read_only".encode()
+                )
+
     def url(self, name: str) -> str:
         return self.uri.replace(":@/postgres?", f":@/{name}?")
 

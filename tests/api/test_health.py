@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from flask.testing import FlaskClient
 
+from tests.read_only import read_only
 from trainer_app.settings import Settings
+from trainer_app.store.database import Database
 
 if TYPE_CHECKING:
     from tests.api.conftest import World
@@ -57,3 +60,24 @@ def test_without_a_database_it_is_degraded(
     response = make_client(replace(settings, database_url=url)).get("/readyz")
     assert response.status_code == 503
     assert response.get_json() == {"status": "degraded", "reason": "database-unavailable"}
+
+
+def test_it_is_degraded_while_the_database_cannot_be_written_to(
+    client: FlaskClient, world: World, settings: Settings
+) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    assert client.get("/readyz").status_code == 200
+    with read_only(file):
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.get_json() == {"status": "degraded", "reason": "database-unavailable"}
+    assert client.get("/readyz").status_code == 200
+
+
+def test_it_is_ready_while_somebody_writes(
+    client: FlaskClient, world: World, settings: Settings
+) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    with closing(Database(settings.database_url)) as database, database.write():
+        assert client.get("/readyz").status_code == 200

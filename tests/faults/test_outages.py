@@ -6,14 +6,17 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from tests.conftest import PostgresServer
 from tests.faults.victim import Victim, assert_one_at_a_time, becomes, runs_as
+from tests.read_only import read_only
 from trainer_app.stack import broker
 
 MINUTES = 125.0  # seconds; many leases
@@ -234,6 +237,64 @@ def test_a_run_goes_on_as_the_same_attempt_when_its_database_was_moved_away(
     run = victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
     assert run["attempt"] == 1
     assert_one_at_a_time(victim.log(run_id))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "further_settings", [("sqlite", "10"), ("postgresql", "10")], indirect=True
+)
+def test_processes_that_began_while_the_database_was_read_only_write_to_it_afterwards(
+    victim: Victim, request: pytest.FixtureRequest
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+    train = {"model_family": "char_lstm", "corpus_file_id": victim.corpus_file_id}
+
+    with httpx.Client(base_url=victim.stack.api_url, timeout=30) as http:
+        with read_only_database(victim, request):
+            for process in (*victim.worker().children(), *api_processes(victim), keeper(victim)):
+                process.kill()
+            becomes(http, "/healthz", 200, seconds=60)
+            becomes(http, "/readyz", 503, seconds=60)
+            read_only_until = time.monotonic() + 25
+            while time.monotonic() < read_only_until:
+                refuses(lambda: http.post("/runs/train", json=train))
+                assert http.get(f"/runs/{run_id}").status_code == 200
+                ready = http.get("/readyz")
+                assert ready.json() == {"status": "degraded", "reason": "database-unavailable"}
+                time.sleep(1)
+        assert http.get("/readyz").status_code == 200
+    victim.start_run(steps=2)
+
+    victim.until(run_id, runs_as(2), seconds=60)
+    goes_on(victim, run_id, attempt=2)
+    assert_one_at_a_time(victim.log(run_id))
+
+
+@contextmanager
+def read_only_database(victim: Victim, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Who connects from now on may only read it."""
+    path = victim.stack.data_root / "trainer.db"
+    if path.exists():
+        with read_only(path):
+            yield
+        return
+    server: PostgresServer = request.getfixturevalue("own_postgres")
+    name = urlsplit(server.uri).path.removeprefix("/")
+    with server.default_read_only(name):
+        yield
+
+
+def api_processes(victim: Victim) -> list[psutil.Process]:
+    """Those that answer: their parent starts others at once."""
+    master = victim.stack.state["pids"]["api"]
+    assert master is not None
+    return psutil.Process(master).children()
+
+
+def keeper(victim: Victim) -> psutil.Process:
+    """Housekeeping."""
+    return psutil.Process(victim.stack.state["pids"]["housekeeping"][0])
 
 
 def said(victim: Victim, run_id: str) -> str:

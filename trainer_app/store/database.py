@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -34,6 +35,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -61,6 +63,10 @@ def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object
 
 
 NOW: Final = Now()
+
+_ONLY_READ: Final = "the database cannot be written to"
+_PRIMARY_CODE: Final = 0xFF  # the bits of an error's code in which SQLite's extended ones agree
+_MAY_ONLY_READ: Final = "may only read"  # what the pool's record of a connection may say of it
 
 
 class Database:
@@ -109,12 +115,22 @@ class Database:
             yield connection
 
     def ping(self, *, to_write: bool = False) -> None:
-        """Raises Unavailable unless the database answers, and has its tables.
+        """Raises Unavailable unless the database answers, has its tables and may be written to.
 
-        ``to_write``: also where SQLite lets nobody write within ``wait_seconds``.
+        ``to_write``: also where SQLite lets nobody write within ``wait_seconds``. Without it,
+        nobody is waited for, and nobody has to wait.
         """
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
+            if self.file is None:
+                if connection.scalar(text("SHOW transaction_read_only")) == "on":
+                    connection.invalidate()  # its session keeps that, whatever is set meanwhile
+                    raise Unavailable(_ONLY_READ)
+            elif not _may_be_written(self.file):
+                raise Unavailable(_ONLY_READ)
+            elif to_write:
+                # Of no row. BEGIN IMMEDIATE alone makes a reader of who may only read.
+                connection.execute(text("UPDATE alembic_version SET version_num = '' WHERE 1 = 0"))
 
     def now(self) -> float:
         """What its clock says, in unix seconds. Raises Unavailable as ``read`` does."""
@@ -149,8 +165,18 @@ class Database:
 
     def _connect(self) -> Engine:
         if self.file is not None:
-            return _sqlite_engine(self._url, self._wait_seconds)
-        return postgresql_engine(self._url, self._wait_seconds)
+            engine = _sqlite_engine(self._url, self._wait_seconds)
+        else:
+            engine = postgresql_engine(self._url, self._wait_seconds)
+        event.listen(engine, "handle_error", _leave_what_may_only_read)
+        return engine
+
+
+def _leave_what_may_only_read(context: ExceptionContext) -> None:
+    # Whether it may write is settled when a connection is made, for good: the whole pool is left,
+    # for connections that are made once the database can be written to again.
+    if _refuses_to_write(context.original_exception):
+        context.is_disconnect = True
 
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
@@ -177,9 +203,18 @@ def _sqlite_code(error: DBAPIError | PoolTimeout) -> int | None:
     return cause.sqlite_errorcode if isinstance(cause, sqlite3.OperationalError) else None
 
 
+def _refuses_to_write(error: BaseException | None) -> bool:
+    """It can be read alone: its disk, its file, its server or this connection."""
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_READONLY
+    return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+
+
 def _condition(error: DBAPIError | PoolTimeout) -> str:
     if _lacks_tables(error) or _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:
         return "the database is not there, or has no tables yet: `trainer db upgrade` makes them"
+    if _refuses_to_write(error.orig if isinstance(error, DBAPIError) else None):
+        return _ONLY_READ
     return "the database is away or busy"
 
 
@@ -226,7 +261,16 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
         max_overflow=8,
         pool_timeout=wait_seconds,
     )
+
+    def note_what_may_only_read(
+        _connection: sqlite3.Connection, record: ConnectionPoolEntry
+    ) -> None:
+        # SQLite opens to read alone what it may not write to, and tells nobody.
+        record.info[_MAY_ONLY_READ] = not _may_be_written(path)
+
     event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", note_what_may_only_read)
+    event.listen(engine, "checkin", _keep_what_may_write)
     event.listen(engine, "checkout", leave_a_file_that_was_moved)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -239,6 +283,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _may_be_written(path: Path) -> bool:
+    """Whether this process may write to a file of SQLite, and to what lies beside it."""
+    files = (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"))
+    return all(os.access(file, os.W_OK) for file in files if file.exists())
+
+
+def _keep_what_may_write(
+    connection: sqlite3.Connection | None, record: ConnectionPoolEntry
+) -> None:
+    if connection is not None and record.info.get(_MAY_ONLY_READ):
+        record.invalidate()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -95,9 +95,14 @@ def postgresql_engine(url: URL, wait_seconds: float) -> Engine:
         connection.patience = wait_seconds + _GRACE_SECONDS
         return connection
 
-    def put_back(connection: ImpatientConnection | None, _entry: ConnectionPoolEntry) -> None:
-        if connection is not None:
-            connection.is_proved = False
+    def put_back(connection: ImpatientConnection | None, entry: ConnectionPoolEntry) -> None:
+        if connection is None:
+            return
+        connection.is_proved = False
+        # A session keeps this setting of its database as it was when it began. PostgreSQL 14 and
+        # later tell it unasked.
+        if connection.pgconn.parameter_status(b"default_transaction_read_only") == b"on":
+            entry.invalidate()
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "checkin", put_back)

@@ -1,0 +1,137 @@
+"""A database that nobody can write to for a while: it says so, and is used again by itself."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tests.conftest import PostgresServer
+from tests.read_only import read_only
+from trainer_app.errors import Unavailable
+from trainer_app.store import corpora, migrate
+from trainer_app.store.database import Database
+
+
+def _add(database: Database, letter: str) -> None:
+    corpora.add(database, letter * 64, 1, 1)
+
+
+def _sessions(database: Database) -> set[object]:
+    """Three of the pool's, by their processes in the server."""
+    pid = text("SELECT pg_backend_pid()")
+    with database.read() as one, database.read() as two, database.read() as three:
+        return {connection.scalar(pid) for connection in (one, two, three)}
+
+
+def _write_as_a_reader(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        connection.execute(text("DELETE FROM jobs"))
+
+
+def _write_four_times(database: Database) -> None:
+    for letter in "abcd":
+        _add(database, letter)
+
+
+def _refused(database: Database, letter: str) -> None:
+    with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+        _add(database, letter)
+
+
+@pytest.fixture
+def file(sqlite_url: str) -> Path:
+    """The file of a migrated SQLite database."""
+    return Path(sqlite_url.removeprefix("sqlite:///"))
+
+
+def test_a_process_that_first_meets_sqlite_while_it_is_read_only_writes_afterwards(
+    sqlite_url: str, file: Path
+) -> None:
+    with closing(Database(sqlite_url)) as database:
+        with read_only(file):
+            assert corpora.list_(database).items == []
+            for to_write in (False, True):
+                with pytest.raises(Unavailable, match="cannot be written to"):
+                    database.ping(to_write=to_write)
+            assert corpora.list_(database).items == []
+        _add(database, "a")
+        database.ping()
+        database.ping(to_write=True)
+
+
+def test_what_sqlite_refused_to_write_is_taken_afterwards(sqlite_url: str, file: Path) -> None:
+    with closing(Database(sqlite_url)) as reader, closing(Database(sqlite_url)) as database:
+        _add(reader, "b")
+        with read_only(file):
+            for letter in "aaa":
+                _refused(database, letter)
+            with database.read(), database.read():
+                _refused(database, "a")
+        _add(database, "a")
+        assert len(corpora.list_(reader).items) == 2
+
+
+def test_connections_of_sqlite_that_only_read_unnoticed_are_all_left_at_the_first_refusal(
+    sqlite_url: str,
+) -> None:
+    with closing(Database(sqlite_url)) as database:
+        with database.read() as one, database.read() as two, database.read() as three:
+            for connection in (one, two, three):
+                connection.execute(text("PRAGMA query_only = ON"))
+        database.ping()
+        with pytest.raises(Unavailable, match="cannot be written to"):
+            database.ping(to_write=True)
+        _write_four_times(database)
+
+
+def test_a_lock_of_sqlite_is_no_matter_of_a_ping(sqlite_url: str) -> None:
+    with closing(Database(sqlite_url, wait_seconds=30)) as database, database.write():
+        database.ping()
+
+
+@pytest.fixture
+def name(bare_postgres_url: str) -> str:
+    """A migrated database of PostgreSQL, by its name."""
+    migrate.upgrade(bare_postgres_url)
+    with psycopg.connect(bare_postgres_url) as connection:
+        return connection.info.dbname
+
+
+def test_a_postgresql_that_is_read_only_for_a_while_is_written_to_afterwards(
+    postgres: PostgresServer, bare_postgres_url: str, name: str
+) -> None:
+    with closing(Database(bare_postgres_url)) as database:
+        _add(database, "a")
+        with postgres.default_read_only(name):
+            for to_write in (False, True):
+                with pytest.raises(Unavailable, match="cannot be written to"):
+                    database.ping(to_write=to_write)
+            _refused(database, "b")
+            with database.read(), database.read(), database.read():
+                assert len(corpora.list_(database).items) == 1
+        _add(database, "b")
+        database.ping()
+        database.ping(to_write=True)
+
+
+def test_sessions_of_postgresql_are_all_left_at_the_first_refusal(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as database:
+        before = _sessions(database)
+        with pytest.raises(Unavailable, match="cannot be written to"):
+            _write_as_a_reader(database)
+        assert not before & _sessions(database)
+        _write_four_times(database)
+
+
+def test_a_session_of_postgresql_that_only_reads_is_left_by_a_ping(postgres_url: str) -> None:
+    url = f"{postgres_url}&options=-c%20default_transaction_read_only%3Don"
+    with (
+        closing(Database(url)) as database,
+        pytest.raises(Unavailable, match="cannot be written to"),
+    ):
+        database.ping()
