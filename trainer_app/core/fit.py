@@ -141,6 +141,7 @@ class _Attempt:
                 checkpoints=self._checkpoints,
                 checkpoint_seconds=self._workspace.checkpoint_seconds,
                 is_cut_off=self._workspace.is_cut_off,
+                await_folder=self._workspace.await_folder,
             )
             with closing(loop):
                 self._begin(loop, place, data, found)
@@ -271,6 +272,7 @@ class _Attempt:
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
             self._check_ids()
+            self._workspace.await_folder(self._observer.on_message)
             self._observer.on_message("saving the model")
             # Others who ask to stop are better served by the end, which is near.
             heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
