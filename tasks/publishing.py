@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from tasks import process
 from tasks.job import Job
+from tasks.roots import wait_for
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, raise_if_stopped
+from trainer_app.errors import TrainerError
+from trainer_app.folders import has_been_replaced
 
 Published = TypeVar("Published")
 
@@ -20,14 +24,19 @@ def publish(
     Whoever takes the job over meanwhile takes away what was prepared: see tasks/staging.py. Raises
     LeaseLost then, too.
 
+    A disk that was taken away is waited for: not even a rename into what lies beneath it would be
+    an end. Raises TrainerError where it was taken away just then.
+
     No work is interrupted after it. An interrupt that comes within, and finds what was published
     ``is_in_place``, comes too late: None then.
     """
+    root = process.settings().paths.artifacts
+    wait_for(job, root)
     job.renew_lease()
     job.may_be_in_place = True
     try:
         with job.held.interruptible():
-            return rename()
+            published = rename()
     except FileNotFoundError:
         job.renew_lease()
         raise_if_stopped(job.held.should_stop)  # its process is to end: see ``end_stuck``
@@ -37,3 +46,7 @@ def publish(
         if not job.may_be_in_place:
             raise
         return None
+    if has_been_replaced(root):
+        job.may_be_in_place = False  # as far as anybody can tell
+        raise TrainerError(f"{root} was taken away while what was made was put into it")
+    return published

@@ -7,17 +7,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Final
 
 import psutil
 import structlog
 
+from tasks import process
 from tasks.held import Held
+from tasks.job import Job
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
+    Observers,
     Silent,
     StartReport,
     StepReport,
@@ -267,6 +271,13 @@ class LogReporter(Silent):
             name=checkpoint.path.name,
             seconds=round(checkpoint.seconds, 3),
         )
+
+
+@contextmanager
+def telling(job: Job) -> Iterator[Callable[[str], None]]:
+    """Messages while no engine is at work that would tell them: into the log and the row."""
+    with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
+        yield Observers([LogReporter(job.log, job.claim), rows]).on_message
 
 
 class EventReporter(Silent):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import Final
 
 from tasks import process, staging
 from tasks.corpus_watch import CorpusWatch
-from tasks.fetched import OnMessage, corpus_of, finished_tokenizer, whole_model, with_digest
+from tasks.fetched import corpus_of, finished_tokenizer, whole_model, with_digest
 from tasks.figures import LOSSES, figures_of, read_published
 from tasks.job import Done, Job
 from tasks.journal import Journal
 from tasks.manifest import Times, metrics_file, model_card, model_manifest
 from tasks.patience import insist
 from tasks.publishing import publish
-from tasks.reporting import EventReporter, LogReporter, RowReporter, why
+from tasks.reporting import EventReporter, LogReporter, RowReporter, telling, why
+from tasks.roots import wait_for
 from tasks.upload import keep, not_sent
 from trainer_app import artifacts
 from trainer_app.core.files import disk_full_named, end_replacements, write_atomically
@@ -58,7 +58,11 @@ def work(job: Job) -> Done | StopReason:
         is_cancelled=partial(_is_cancelled, job),
         summed_by=partial(_summed_by, job),
         is_cut_off=lambda: job.held.is_cut_off,
+        await_folder=partial(wait_for, job, settings.paths.runs),
     )
+    # What is there is the way to go on, and may say that there is nothing left to do.
+    wait_for(job, settings.paths.artifacts)
+    wait_for(job, settings.paths.runs)
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     final = artifacts.model_directory(settings, job.claim.job_id)
@@ -68,7 +72,7 @@ def work(job: Job) -> Done | StopReason:
         with job.held.interruptible():  # but nothing after it: see _publish
             job.log.info(f"{why(job.claim)}, its model was published already")
     else:
-        with _telling(job) as say:
+        with telling(job) as say:
             spec = with_digest(job, spec, on_message=say)
         outcome = _fit(job, spec, workspace)
         if isinstance(outcome, Stopped):
@@ -78,7 +82,7 @@ def work(job: Job) -> Done | StopReason:
     # Checkpoints have served: a finished run is its artifact.
     job.held.confirm()
     shutil.rmtree(workspace.run, ignore_errors=True)
-    with _telling(job) as say, job.held.interruptible():
+    with telling(job) as say, job.held.interruptible():
         kept = keep(job, final, sealed=sealed, on_message=say)
     return replace(done, artifact=kept.artifact, problem=kept.problem)
 
@@ -231,10 +235,3 @@ def _recorded(job: Job, final: Path, sealed: str | None) -> Done:
     )
     insist(partial(lease.record_published, process.database(), job.claim, model))
     return job.published
-
-
-@contextmanager
-def _telling(job: Job) -> Iterator[OnMessage]:
-    """Messages before and after the training: into the log and the row."""
-    with closing(RowReporter(process.database(), job.claim, job.held)) as rows:
-        yield Observers([LogReporter(job.log, job.claim), rows]).on_message

@@ -43,7 +43,7 @@ from tasks.watchdog import Watchdog
 from trainer_app import log as logs
 from trainer_app.core.sums import ALGORITHMS
 from trainer_app.errors import SettingsError, Unavailable
-from trainer_app.folders import check_folders
+from trainer_app.folders import check_folders, remember_roots
 from trainer_app.queue import WORKER_KEY, WORKER_TTL_SECONDS
 
 _BEAT_SECONDS: Final = WORKER_TTL_SECONDS / 4
@@ -86,9 +86,10 @@ def set_up_logging(**_: object) -> None:
 
 @celeryd_init.connect
 def refuse_unfit_folders(**_: object) -> None:
-    """Stop the start where a folder of the settings cannot serve."""
+    """Stop the start where a folder of the settings cannot serve; else know them again."""
     try:
         check_folders(process.settings())
+        remember_roots(process.settings())
     except SettingsError as error:  # of any other exception Celery makes a line in the log
         raise SystemExit(f"error: {error.message}") from error
 

@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 
 from trainer_app.errors import SettingsError
-from trainer_app.folders import check_folders
+from trainer_app.folders import check_folders, has_been_replaced, remember_roots
 from trainer_app.settings import Settings, load_settings
 from trainer_app.stack.up import up
 
@@ -113,3 +113,74 @@ def test_a_disk_that_can_only_be_read_stops_the_start_of_a_stack_alone(
     check_folders(settings)
     with pytest.raises(SettingsError, match=r"^APP__RUNS_ROOT: .*: Read-only file system"):
         up(settings)
+
+
+@pytest.fixture
+def remembered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a worker that has begun."""
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
+    check_folders(settings)
+    assert not has_been_replaced(settings.paths.artifacts)  # nothing is known of it yet
+    remember_roots(settings)
+    return settings
+
+
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_a_folder_is_known_again_by_more_than_its_name(remembered: Settings, name: str) -> None:
+    root = remembered.paths.data_root / name
+    away = root.with_name("away")
+    assert not has_been_replaced(root)
+    root.rename(away)
+    assert has_been_replaced(root)
+    root.mkdir()  # as what lies beneath a disk that was unmounted
+    assert has_been_replaced(root)
+    root.rmdir()
+    root.write_text("no folder")
+    assert has_been_replaced(root)
+    root.unlink()
+    away.rename(root)
+    (root / "models").mkdir()
+    assert not has_been_replaced(root)
+    (moved := remembered.paths.data_root).rename(moved.with_name("moved"))
+    assert has_been_replaced(root)
+
+
+def test_the_children_of_a_worker_know_the_folders_of_its_start(remembered: Settings) -> None:
+    root = remembered.paths.runs
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from trainer_app.folders import has_been_replaced\n"
+        "print([has_been_replaced(Path(root)) for root in sys.argv[1:]])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(root), str(remembered.paths.artifacts)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "[True, False]"
+
+
+def test_a_folder_that_cannot_be_looked_at_counts_as_the_same(
+    remembered: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever uses it is told why; a broken disk is not waited for without an end."""
+
+    def fail(path: Path) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert not has_been_replaced(remembered.paths.artifacts)
+
+
+def test_a_folder_that_cannot_be_opened_at_the_start_is_not_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")
+    remember_roots(settings)  # neither is there
+    assert not has_been_replaced(settings.paths.artifacts)

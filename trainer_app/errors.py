@@ -166,6 +166,10 @@ class LossNotFinite(UserError):
     code = "LOSS_NOT_FINITE"
 
 
+class IdsChanged(TrainerError):
+    """Token ids are no longer what they were when a run began to read them."""
+
+
 class DiskFull(TrainerError):
     """A file could not be written for want of space."""
 

@@ -1,14 +1,17 @@
 """Whether the folders that the settings name can serve: asked once, before anything is started.
 
 A run would otherwise find out at its end, when its training is done, that its model can be put
-nowhere.
+nowhere. And whether they are still the same: under a disk that was unmounted there is another
+folder of that name, which takes what is written, and hides it when the disk is back.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +33,7 @@ _UNFIT: Final = frozenset(
         errno.EPERM,
     }
 )
+_REMEMBERED: Final = "TRAINER_REMEMBERED_FOLDERS"  # in the environment, for a worker's children
 
 
 def check_folders(settings: Settings, *, for_a_stack: bool = False) -> None:
@@ -52,6 +56,31 @@ def check_folders(settings: Settings, *, for_a_stack: bool = False) -> None:
     for name, folder in written.items():
         _check(name, folder, unfit, is_written=True)
     _check("APP__CORPUS_ROOT", paths.corpus, unfit, is_written=False)
+
+
+def remember_roots(settings: Settings) -> None:
+    """Know artifacts and runs by more than their names, in this process and those it starts."""
+    known = {}
+    for folder in (settings.paths.artifacts, settings.paths.runs):
+        with suppress(OSError):  # of a broken disk: whoever writes to it meets it
+            # Left open: of folders that nobody holds some file systems change the numbers.
+            known[str(folder)] = _identity(os.fstat(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)))
+    os.environ[_REMEMBERED] = json.dumps(known)
+
+
+def has_been_replaced(root: Path) -> bool:
+    """Whether a folder that was remembered is gone, or another has its name now."""
+    known: dict[str, list[int]] = json.loads(os.environ.get(_REMEMBERED, "{}"))
+    if str(root) not in known:
+        return False
+    try:
+        return _identity(root.stat()) != known[str(root)]
+    except OSError as error:
+        return error.errno in {errno.ENOENT, errno.ENOTDIR}  # any other is told by who uses it
+
+
+def _identity(folder: os.stat_result) -> list[int]:
+    return [folder.st_dev, folder.st_ino]
 
 
 def _check(name: str, folder: Path, unfit: frozenset[int], *, is_written: bool) -> None:

@@ -40,6 +40,7 @@ from trainer_app.core.token_files import (
     Damaged,
     Identity,
     Meta,
+    State,
     Sum,
     SummedFile,
     check_sizes,
@@ -77,17 +78,18 @@ class Encoded:
     bytes: int  # of UTF-8 text
     sums: Mapping[str, Sum] = field(default_factory=dict)  # none: of a version that kept none
 
-    def check(self, should_stop: ShouldStop) -> None:
-        """Before ids are read: whether they and their units are still what was written.
+    def check(self, should_stop: ShouldStop) -> dict[str, State]:
+        """Whether ids and units are still what was written; the files as they were then.
 
         Without sums, whether the units add up to the whole. Raises Damaged, StopRequested, and
         FileNotFoundError where they were cleaned away.
         """
         with examining(self.directory):
-            check_sums(self.directory, self.sums, should_stop)
+            states = check_sums(self.directory, self.sums, should_stop)
             totals = (self.counts().sum(dtype=np.int64), self.sizes().sum(dtype=np.int64))
             if totals != (self.tokens, self.bytes):
                 raise Damaged(self.directory, "the units do not add up to the corpus")
+        return states
 
     def ids(self) -> TokenIds:
         """The ids (tokens,), memory-mapped."""

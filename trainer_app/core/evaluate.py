@@ -50,8 +50,8 @@ def evaluate(
     """Evaluate a LanguageModelLoss on all of a stream, in windows of ``seq_len`` tokens.
 
     Every token but the first is predicted once; the last window may be shorter. Draws no random
-    number and leaves the model in the mode in which it was. Raises StopRequested and
-    LossNotFinite.
+    number and leaves the model in the mode in which it was. Raises StopRequested, LossNotFinite
+    and, where the stream was changed meanwhile, IdsChanged.
     """
     was_training = model.training
     model.eval()
@@ -68,6 +68,7 @@ def evaluate(
                 loss = model(window[:, :-1], window[:, 1:])
                 total += loss.double() * rows * columns
             total_nats = total.item()
+        stream.check()
     finally:
         model.train(was_training)
     loss = total_nats / tokens

@@ -12,7 +12,7 @@ from trainer_app.core.encode import encode_corpus, while_it_stands
 from trainer_app.core.evaluate import Evaluation, evaluate
 from trainer_app.core.loaded import load_model
 from trainer_app.core.loss import LanguageModelLoss
-from trainer_app.core.streams import TokenStream
+from trainer_app.core.streams import TokenStream, whole_stream
 from trainer_app.errors import CorpusTooShort
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def evaluate_text(
             on_message=on_message,
             should_stop=should_stop,
         )
-        encoded.check(should_stop)
-        return TokenStream(ids=encoded.ids(), bytes=encoded.bytes)
+        return whole_stream(encoded, should_stop=should_stop)
 
     stream = while_it_stands(read, on_message)
     if len(stream) < 2:

@@ -31,6 +31,7 @@ class Feed:
         )
         self._step = 0
         self._ahead: dict[tuple[int, int], Future[tuple[Tensor, Tensor]]] = {}
+        self._resident = resident is not None
         self._workers = loading.workers if resident is None else 0
         self._pool = ThreadPoolExecutor(self._workers, "batches") if self._workers else None
 
@@ -40,6 +41,11 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether all ids were copied to the GPU: nobody reads those of the disk any more."""
+        return self._resident
 
     def load(self, step: int) -> None:
         """Turn to a step (from 0): its data is on its way to the device. Best in order."""

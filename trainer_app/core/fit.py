@@ -46,11 +46,14 @@ from trainer_app.core.optim import make_optimizer
 from trainer_app.core.perplexity import perplexity
 from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.stopping import StopRequested, heed
-from trainer_app.errors import DiskFull
+from trainer_app.errors import DiskFull, IdsChanged, LossNotFinite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.contracts import CausalModel
     from trainer_app.core.spec import TrainSpec
+    from trainer_app.core.streams import TokenStream
 
 
 def fit(
@@ -60,7 +63,7 @@ def fit(
 
     Equal specs, corpora and tokenizers give equal bytes within a device fingerprint, however
     often the run is interrupted. Raises TrainerError: what is wrong with corpus, model, device,
-    memory or disk.
+    memory or disk; IdsChanged where another attempt can make it good.
     """
     try:
         return _Attempt(spec, inputs, workspace, observer).fit()
@@ -82,13 +85,14 @@ class _Attempt:
             workspace.run / FOLDER,
             attempt=workspace.attempt,
             run_id=workspace.run_id,
-            confirm=workspace.confirm,
+            confirm=self._confirm,
             summed_by=workspace.summed_by,
         )
         self._staging = workspace.staging
         # What is not yet taken up. Here alone: its tensors are mapped files, which keep their place
         # on the disk and in memory, though deleted, for as long as anything refers to them.
         self._found: tuple[Snapshot, Path] | None = None
+        self._read: Sequence[TokenStream] = ()  # from the disk, while the run goes on
         self._left_out: list[str] = []  # damaged checkpoints, as they were reported
 
     def fit(self) -> Finished | Stopped:
@@ -123,6 +127,10 @@ class _Attempt:
             out_of_memory_named(what, self._device),
             Feed(batches, device=self._device, loading=loading) as feed,
         ):
+            self._read = data.streams.all
+            if feed.is_resident:
+                self._check_ids()  # of which the copy was made
+                self._read = data.streams.all[1:]
             place = self._place(data, feed, threads)
             loop = Loop(
                 spec=spec,
@@ -132,6 +140,7 @@ class _Attempt:
                 checkpoints=self._checkpoints,
                 checkpoint_seconds=self._workspace.checkpoint_seconds,
                 is_cut_off=self._workspace.is_cut_off,
+                await_folder=self._workspace.await_folder,
             )
             with closing(loop):
                 self._begin(loop, place, data)
@@ -166,6 +175,16 @@ class _Attempt:
             data_pin_memory=loading.pin_memory,
         )
         return loading
+
+    def _confirm(self) -> None:
+        """Of a checkpoint that is about to appear: raises IdsChanged, and what the workspace's."""
+        self._check_ids()
+        self._workspace.confirm()
+
+    def _check_ids(self) -> None:
+        """Raise IdsChanged where others than those that were written may have been read."""
+        for stream in self._read:
+            stream.check()
 
     def _report_damage(self, message: str) -> None:
         self._left_out.append(message)
@@ -263,6 +282,8 @@ class _Attempt:
                 test = loop.evaluate(data.streams.test)
             elif not len(data.streams.validation):
                 loop.check_weights()
+            self._check_ids()
+            self._workspace.await_folder(self._observer.on_message)
             self._observer.on_message("saving the model")
             # Others who ask to stop are better served by the end, which is near.
             heed(cancelled=self._observer.should_stop() is StopReason.CANCEL)
@@ -270,6 +291,9 @@ class _Attempt:
             heed(cancelled=self._workspace.is_cancelled())
         except StopRequested as stop:
             return self._stopped(loop, stop.reason)
+        except LossNotFinite:
+            self._check_ids()  # before it is said to be the user's fault
+            raise
         return finished
 
     def _stopped(self, loop: Loop, reason: StopReason) -> Stopped:
@@ -289,11 +313,11 @@ class _Attempt:
     def _last_checkpoint(self, loop: Loop) -> Path | None:
         """What a stop keeps; where the disk does not take it, the stop is no failure for that."""
         # A disk that did not take the one before may take this one, which says so if it does not.
-        with suppress(DiskFull, OSError):
+        with suppress(DiskFull, OSError, IdsChanged):
             loop.finish_checkpoint()
         try:
             return loop.checkpoint()
-        except (DiskFull, OSError) as error:
+        except (DiskFull, OSError, IdsChanged) as error:
             self._observer.on_message(
                 f"no checkpoint of step {loop.state.step} could be written, the one before it "
                 f"counts: {error}"

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from trainer_app.core.batches import Batches
     from trainer_app.core.compilation import Compilation
     from trainer_app.core.data import Data
+    from trainer_app.core.encode import OnMessage
     from trainer_app.core.feed import Feed
     from trainer_app.core.spec import TrainSpec
 
@@ -86,6 +87,7 @@ class Loop:
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
         is_cut_off: Callable[[], bool],
+        await_folder: Callable[[OnMessage], None],
     ) -> None:
         self.state = RunState()
         self.execution = Execution()
@@ -98,6 +100,7 @@ class Loop:
         self._checkpoints = checkpoints
         self._checkpoint_seconds = checkpoint_seconds
         self._is_cut_off = is_cut_off
+        self._await_folder = await_folder
         self._writer = CheckpointWriter(checkpoints.save)
         self._best: Tensors | None = None
         self.torn = False  # the present state is between two: no checkpoint can be made of it
@@ -198,7 +201,7 @@ class Loop:
     def checkpoint(self) -> Path:
         """Write the present state durably."""
         self.finish_checkpoint()
-        self._take_times()
+        self._settle()
         self._writer.start(self._snapshot())
         report = self._writer.wait()
         assert report is not None
@@ -226,7 +229,7 @@ class Loop:
     def _checkpoint_beside(self) -> None:
         """Write the present state while the training goes on; where memory is short, before."""
         self.finish_checkpoint()  # a slow disk: the one before is still being written
-        self._take_times()
+        self._settle()
         snapshot = self._snapshot()
         live = {**snapshot.model, **snapshot.optimizer}
         if not fits_beside(live):
@@ -241,11 +244,15 @@ class Loop:
         )
         self._log.restart_clock()
 
-    def _take_times(self) -> None:
+    def _settle(self) -> None:
+        """Bring the state up to now; there is a place for a checkpoint of it then.
+
+        Raises StopRequested where that is waited for in vain.
+        """
         self._read_losses()
-        now = time.monotonic()
-        self.state.training_seconds += now - self._started
-        self._started = now
+        self.state.training_seconds += time.monotonic() - self._started
+        self._await_folder(self._observer.on_message)
+        self._started = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
         """The present state; its tensors are those of model and optimizer, not copied."""

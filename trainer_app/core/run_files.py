@@ -13,6 +13,7 @@ from trainer_app.core.sums import quickest
 
 if TYPE_CHECKING:
     from trainer_app.core.device import Fingerprint
+    from trainer_app.core.encode import OnMessage
     from trainer_app.core.performance import Performance
     from trainer_app.core.spec import TrainSpec
 
@@ -40,6 +41,7 @@ class Workspace:
     confirm: Callable[[], None] = lambda: None  # raises once the run is another attempt's
     is_cancelled: Callable[[], bool] = lambda: False  # asked last, of whoever knows for sure
     is_cut_off: Callable[[], bool] = lambda: False  # should_stop may take hours to answer now
+    await_folder: Callable[[OnMessage], None] = lambda _say: None  # until run lies where it did
     summed_by: Callable[[], str] = quickest  # asked before each checkpoint: see core/sums.py
 
     @property

@@ -23,7 +23,9 @@ from trainer_app.core.stopping import ShouldStop, raise_if_stopped
 from trainer_app.core.token_files import (
     Damaged,
     Meta,
+    State,
     SummedFile,
+    Watch,
     check_sizes,
     check_sums,
     examining,
@@ -48,6 +50,12 @@ class TokenStream:
 
     ids: TokenIds  # (tokens,), memory-mapped
     bytes: int  # of the UTF-8 text behind them
+    watch: Watch | None = None  # None: of a version that kept no sums
+
+    def check(self) -> None:
+        """Raise IdsChanged where what was read of it may not be what was written."""
+        if self.watch is not None:
+            self.watch.check()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,6 +68,11 @@ class Streams:
     train: TokenStream
     validation: TokenStream
     test: TokenStream
+
+    @property
+    def all(self) -> tuple[TokenStream, TokenStream, TokenStream]:
+        """In the order in which they are read."""
+        return self.train, self.validation, self.test
 
     def of(self, split: Split) -> TokenStream:
         """The stream of one split."""
@@ -84,6 +97,7 @@ def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop)
         try:
             encoded.check(should_stop)
             _write(encoded, rule, temporary, should_stop)
+            encoded.check(should_stop)  # while they were read, too, they were what was written
             publish_first(temporary, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,16 +108,31 @@ def split_streams(encoded: Encoded, rule: SplitRule, *, should_stop: ShouldStop)
 def _opened(encoded: Encoded, directory: Path, should_stop: ShouldStop) -> Streams:
     meta = Meta.read(directory)
     text_bytes = {split.label: meta.number(split.label) for split in Split}
+    states: Mapping[str, State] = {}
     if meta.sums:
         check_sizes(directory, {name: found.bytes for name, found in meta.sums.items()})
-        check_sums(directory, meta.sums, should_stop)
+        states = check_sums(directory, meta.sums, should_stop)
     else:
         _check_plausible(encoded, directory, text_bytes)
     train, validation, test = (
-        TokenStream(ids=map_ids(directory / f"{name}.bin", encoded.dtype), bytes=size)
+        _mapped(directory / f"{name}.bin", encoded.dtype, size, states.get(name))
         for name, size in text_bytes.items()
     )
     return Streams(train=train, validation=validation, test=test)
+
+
+def whole_stream(encoded: Encoded, *, should_stop: ShouldStop) -> TokenStream:
+    """All of a tokenized text, undivided; raises as ``Encoded.check`` does."""
+    states = encoded.check(should_stop)
+    path = encoded.directory / "ids.bin"
+    return _mapped(path, encoded.dtype, encoded.bytes, states.get("ids"))
+
+
+def _mapped(path: Path, dtype: str, text_bytes: int, state: State | None) -> TokenStream:
+    """``state``: as it was summed; None: it never was."""
+    ids = map_ids(path, dtype)
+    watch = None if state is None else Watch(path, ids, state)
+    return TokenStream(ids=ids, bytes=text_bytes, watch=watch)
 
 
 def _check_plausible(encoded: Encoded, directory: Path, text_bytes: Mapping[str, int]) -> None:

@@ -4,7 +4,8 @@
 own. They guard against disks and crashes, not against people: whoever can write a file can write
 its sum as well, be it cryptographic. CRC-32 is the fastest in the standard library (2.2 GB/s of a
 core, SHA-256 1.0), and what a run is to read is summed before its first step, but where this
-process has just done so: 10 GB of ids take 5 s.
+process has just done so: 10 GB of ids take 5 s. What it has read is looked at again, by the file's
+times, before anything is made of it that lasts: ``Watch``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from trainer_app.core.files import DAMAGE, write_atomically
 from trainer_app.core.stopping import ShouldStop, raise_if_stopped
+from trainer_app.errors import IdsChanged
 from trainer_app.safe_paths import open_regular
 
 if TYPE_CHECKING:
     from io import BufferedReader
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 META: Final = "meta.json"
 _SUMMED: Final = frozenset({"files", "crc32"})  # what meta.json of earlier versions has not
@@ -148,16 +153,19 @@ def write_meta(
     write_atomically(directory / META, _encoded(meta))
 
 
-def check_sums(directory: Path, sums: Mapping[str, Sum], should_stop: ShouldStop) -> None:
-    """Read all files, and raise Damaged unless they hold what was written.
+def check_sums(
+    directory: Path, sums: Mapping[str, Sum], should_stop: ShouldStop
+) -> dict[str, State]:
+    """Read all files, and raise Damaged unless they hold what was written; as they were then.
 
     Raises StopRequested, and FileNotFoundError where the folder is gone.
     """
+    states = {}
     buffer = memoryview(bytearray(PIECE_BYTES))
     for name, expected in sums.items():
         crc32 = 0
         with _opened(directory, name) as file:
-            state = _State.of(file, expected)
+            state = states[name] = State.of(os.fstat(file.fileno()), expected)
             if state.was_right():
                 continue
             while size := file.readinto(buffer):
@@ -167,10 +175,11 @@ def check_sums(directory: Path, sums: Mapping[str, Sum], should_stop: ShouldStop
         if crc32 != expected.crc32:
             raise Damaged(directory, f"{name}.bin is not what was written")
         state.remember()
+    return states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
+class State:
     """Which file this is and when it was last changed: no two contents have the same."""
 
     device: int
@@ -182,8 +191,8 @@ class _State:
     settled: bool = field(compare=False)  # else it may be changed again and look the same
 
     @classmethod
-    def of(cls, file: BufferedReader, expected: Sum) -> _State:
-        found = os.fstat(file.fileno())
+    def of(cls, found: os.stat_result, expected: Sum) -> State:
+        """Of a file that was looked at just now, and is to have that sum."""
         return cls(
             device=found.st_dev,
             inode=found.st_ino,
@@ -207,7 +216,45 @@ class _State:
             _trusted[self] = time.monotonic() + TRUSTED_SECONDS
 
 
-_trusted: Final[dict[_State, float]] = {}  # until when, by this process's clock
+_trusted: Final[dict[State, float]] = {}  # until when, by this process's clock
+
+
+class Watch:
+    """Whether ids that are mapped to memory are still what they were when their file was summed."""
+
+    def __init__(
+        self, path: Path, ids: NDArray[np.uint16] | NDArray[np.uint32], state: State
+    ) -> None:
+        """``state``: of the file when it was summed, before it was mapped."""
+        self._path = path
+        self._ids = ids
+        self._expected = Sum(bytes=state.bytes, crc32=state.crc32)
+        self._known: State | None = state
+
+    def check(self) -> None:
+        """Raise IdsChanged unless all that was read of them up to now was what was written.
+
+        As fast for large files as for small ones; those whose times have changed are summed again.
+        """
+        now = self._look()
+        if now == self._known and (self._known is None or self._known.settled):
+            return
+        if (now is not None and now.bytes != self._expected.bytes) or self._sum() != self._expected:
+            raise IdsChanged(f"{self._path}: its token ids were changed while they were read")
+        self._known = now
+
+    def _look(self) -> State | None:
+        """None: the name is gone, as after a clean-up. What is mapped cannot be changed by it."""
+        try:
+            return State.of(self._path.stat(), self._expected)
+        except OSError:
+            return None
+
+    def _sum(self) -> Sum:
+        crc32 = 0
+        for start in range(0, len(self._ids), PIECE_BYTES):
+            crc32 = zlib.crc32(self._ids[start : start + PIECE_BYTES].data, crc32)
+        return Sum(bytes=self._ids.nbytes, crc32=crc32)
 
 
 def check_sizes(directory: Path, sizes: Mapping[str, int]) -> None:

@@ -1,0 +1,32 @@
+"""Waiting for a disk that was taken away: nothing of a run is put into what lies beneath."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Final
+
+from tasks.job import Job
+from tasks.reporting import telling
+from trainer_app.core.stopping import raise_if_stopped
+from trainer_app.folders import has_been_replaced
+
+_LOOK_SECONDS: Final = 0.5
+
+
+def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> None:
+    """Return once the folder is the one that it was when the worker began, as it is mostly.
+
+    ``say`` tells the job's log and row what is waited for; None: nobody else tells them anything.
+    Raises StopRequested where the job is to stop.
+    """
+    if not has_been_replaced(root):
+        return
+    with telling(job) if say is None else nullcontext(say) as tell:
+        tell(f"{root} is not the folder that it was when the worker began: waits for it")
+        while has_been_replaced(root):
+            raise_if_stopped(job.held.should_stop)
+            time.sleep(_LOOK_SECONDS)
+        tell(f"{root} is back: goes on")

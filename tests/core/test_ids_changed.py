@@ -1,0 +1,329 @@
+"""Token ids that are changed while a run reads them: nothing that lasts is made of them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import pytest
+
+from tests.training_bench import Bench, Recorder
+from trainer_app.core import evaluate_run, feed, token_files
+from trainer_app.core.checkpoint_name import FOLDER
+from trainer_app.core.feed import Feed
+from trainer_app.core.loaded import LoadedModel, load_model
+from trainer_app.core.observer import StepReport, StopReason
+from trainer_app.core.run_files import Finished, Stopped
+from trainer_app.core.splits import Split
+from trainer_app.core.stopping import never
+from trainer_app.core.token_files import Watch
+from trainer_app.errors import IdsChanged, LossNotFinite
+
+if TYPE_CHECKING:
+    from trainer_app.core.device import ResolvedDevice
+    from trainer_app.core.evaluate import Evaluation
+    from trainer_app.core.spec import RequestedDevice, TrainSpec
+
+Change = Callable[[Path], object]
+
+
+class Common(TypedDict):
+    """What evaluations of both kinds are given."""
+
+    spec: TrainSpec
+    tokens: Path
+    device: RequestedDevice
+    on_message: Callable[[str], None]
+    should_stop: Callable[[], StopReason | None]
+
+
+GRAIN_SECONDS = 0.05  # more than that of a file system's clock
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a test are young; they are told by their times from later ones, as old ones are."""
+    monkeypatch.setattr(token_files, "SETTLED_NS", -1)
+
+
+def zero(path: Path) -> None:
+    """The middle, in place: the file stays the one that is mapped."""
+    size = path.stat().st_size
+    time.sleep(GRAIN_SECONDS)
+    with path.open("r+b") as file:
+        file.seek(size // 4)
+        file.write(bytes(size // 2))
+
+
+def touch(path: Path) -> None:
+    time.sleep(GRAIN_SECONDS)
+    path.touch()
+
+
+def make_anew(path: Path) -> None:
+    """As another run does that found it damaged: another file of the same bytes."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def ids(bench: Bench) -> Callable[[], list[Path]]:
+    """The files that a run reads: all splits."""
+
+    def find() -> list[Path]:
+        return sorted((bench.folder / "tokens").rglob("split-*/*.bin"))
+
+    return find
+
+
+@dataclass
+class At(Recorder):
+    """Does something when a step, or an evaluation, is told."""
+
+    step: int = 6
+    change: Callable[[], object] = lambda: None
+    done: bool = field(default=False)
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        super().on_steps(steps)
+        if steps[-1].step >= self.step and not self.done:
+            self.done = True
+            self.change()
+
+
+def weights(finished: Finished) -> bytes:
+    return (finished.directory / "model.safetensors").read_bytes()
+
+
+def to_each(change: Change, find: Callable[[], list[Path]]) -> Callable[[], None]:
+    def act() -> None:
+        for path in find():
+            change(path)
+
+    return act
+
+
+@pytest.fixture
+def whole(bench: Bench) -> bytes:
+    """What an undisturbed run ends in; the ids are there from then on."""
+    return weights(bench.finish(bench.spec, run="whole"))
+
+
+def test_a_run_whose_ids_are_damaged_while_it_reads_them_ends_in_an_error_and_then_in_its_bytes(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    observer = At(change=to_each(zero, ids))
+    with pytest.raises(IdsChanged, match=r"/\w+\.bin: its token ids were changed while they were"):
+        bench.fit(bench.spec, observer, checkpoint_seconds=0.0)
+    kept = sorted(path.name for path in (bench.folder / "run" / FOLDER).iterdir())
+    assert kept
+    assert not [name for name in kept if name.startswith(".")]
+    assert max(int(name.split("-")[1]) for name in kept) <= 6  # of what was right
+
+    again = Recorder()
+    finished = bench.fit(bench.spec, again, attempt=2, checkpoint_seconds=0.0)
+    assert isinstance(finished, Finished)
+    assert again.starts[0].resumed_from == kept[-1]
+    assert [message for message in again.messages if message.startswith("WARNING: damaged")]
+    assert weights(finished) == whole
+
+
+def test_a_run_without_a_checkpoint_publishes_nothing_that_was_learnt_from_damaged_ids(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    spec = replace(bench.spec, eval_steps=100)
+    observer = At(change=to_each(zero, lambda: [ids()[1]]))
+    with pytest.raises(IdsChanged, match=r"/train\.bin: "):
+        bench.fit(spec, observer)
+    assert "saving the model" not in observer.messages
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_nothing_is_told_of_an_evaluation_on_damaged_ids(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes, split: str
+) -> None:
+    def damage() -> None:
+        (path,) = [path for path in ids() if path.stem == split]
+        zero(path)
+
+    observer = At(change=damage)
+    with pytest.raises(IdsChanged, match=rf"/{split}\.bin: "):
+        bench.fit(bench.spec, observer)
+    told = [evaluation.step for evaluation in observer.evaluations]
+    assert told == ([4] if split == "validation" else [4, 8, 12])
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+@pytest.mark.parametrize("change", [touch, make_anew, Path.unlink])
+def test_a_file_that_was_touched_made_anew_or_cleaned_away_is_no_damage(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes, change: Change
+) -> None:
+    finished = bench.fit(bench.spec, At(change=to_each(change, ids)), checkpoint_seconds=0.0)
+    assert isinstance(finished, Finished)
+    assert weights(finished) == whole
+
+
+def test_damage_is_found_too_where_the_name_was_taken_away_after_it(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    def damage_and_remove(path: Path) -> None:
+        zero(path)
+        path.unlink()
+
+    with pytest.raises(IdsChanged):
+        bench.fit(bench.spec, At(change=to_each(damage_and_remove, ids)))
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+def test_a_file_that_is_longer_than_it_was_is_damaged(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    def lengthen(path: Path) -> None:
+        with path.open("ab") as file:
+            file.write(bytes(8))
+
+    with pytest.raises(IdsChanged):
+        bench.fit(bench.spec, At(change=to_each(lengthen, ids)))
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+def test_a_stop_after_the_ids_were_damaged_keeps_the_checkpoint_before_and_is_no_failure(
+    bench: Bench, ids: Callable[[], list[Path]]
+) -> None:
+    spec = replace(bench.spec, eval_steps=100)
+    whole = weights(bench.finish(spec, run="whole"))
+    bench.fit(spec, Recorder(stop_after=4), attempt=1)
+    observer = At(step=5, stop_after=6, change=to_each(zero, lambda: [ids()[1]]))
+    stopped = bench.fit(spec, observer, attempt=2)
+    assert isinstance(stopped, Stopped)
+    assert stopped.checkpoint is None
+    told = f"no checkpoint of step {stopped.step} could be written, the one before it counts: "
+    assert any(message.startswith(told) for message in observer.messages)
+    assert weights(bench.finish(spec, attempt=3)) == whole
+
+
+def test_a_loss_that_is_not_finite_is_not_the_users_fault_where_the_ids_were_damaged(
+    bench: Bench, ids: Callable[[], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.finish(bench.spec, run="whole")
+
+    def diverge() -> None:
+        raise LossNotFinite("the loss is nan")
+
+    with pytest.raises(LossNotFinite):
+        bench.fit(bench.spec, At(change=diverge))
+
+    def damage_and_diverge() -> None:
+        zero(ids()[1])
+        diverge()
+
+    with pytest.raises(IdsChanged):
+        bench.fit(bench.spec, At(change=damage_and_diverge), attempt=2)
+
+
+def test_ids_of_which_a_gpu_has_a_copy_are_asked_for_up_to_then(
+    bench: Bench,
+    ids: Callable[[], list[Path]],
+    whole: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = replace(bench.spec, eval_steps=100)
+    (train,) = [path for path in ids() if path.stem == "train"]
+    monkeypatch.setattr(Feed, "is_resident", True)
+    observer = At(step=12, change=lambda: zero(train))
+    assert isinstance(bench.fit(spec, observer, run="copied"), Finished)
+    bench.finish(bench.spec, run="heals")
+
+    monkeypatch.setattr(feed, "resident_ids", lambda *_: zero(train))
+    with pytest.raises(IdsChanged, match=r"/train\.bin: "):
+        bench.fit(spec, Recorder(), run="while copied")
+
+
+def never_sum(_watch: Watch) -> None:
+    raise AssertionError("they were summed again")
+
+
+def test_a_run_does_not_sum_its_ids_a_second_time(
+    bench: Bench, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watch, "_sum", never_sum)
+    finished = bench.fit(bench.spec, Recorder(), checkpoint_seconds=0.0)
+    assert isinstance(finished, Finished)
+    assert weights(finished) == whole
+
+
+def test_ids_that_were_only_just_written_are_summed_once_more(
+    bench: Bench, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "SETTLED_NS", 1 << 60)
+    monkeypatch.setattr(Watch, "_sum", never_sum)
+    with pytest.raises(AssertionError, match="summed again"):
+        bench.fit(bench.spec, Recorder())
+
+
+@dataclass(kw_only=True)
+class DamagesWhatIsSplit(Recorder):
+    """Once, before the first ids are read for it."""
+
+    entry: Path
+
+    def should_stop(self) -> StopReason | None:
+        if not self.asked and any(self.entry.glob(".split-*")):
+            self.asked += 1
+            zero(self.entry / "ids.bin")
+        return super().should_stop()
+
+
+def test_a_split_of_ids_that_were_damaged_while_it_was_made_is_not_kept(
+    bench: Bench, whole: bytes
+) -> None:
+    (entry,) = (bench.folder / "tokens").iterdir()
+    shutil.rmtree(next(entry.glob("split-*")))
+    observer = DamagesWhatIsSplit(entry=entry)
+    finished = bench.fit(bench.spec, observer)
+    assert isinstance(finished, Finished)
+    assert weights(finished) == whole
+    warnings = [message for message in observer.messages if message.startswith("WARNING")]
+    assert warnings == [
+        f"WARNING: damaged token ids are made anew: {entry.name}: ids.bin is not what was written"
+    ]
+
+
+@pytest.mark.parametrize("of_a_split", [True, False], ids=["a split", "another text"])
+def test_an_evaluation_of_ids_that_were_damaged_meanwhile_is_an_error_and_right_the_next_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, of_a_split: bool
+) -> None:
+    model = bench.finish(bench.spec).directory
+    common = Common(
+        spec=bench.spec,
+        tokens=bench.folder / "tokens",
+        device="cpu",
+        on_message=lambda _message: None,
+        should_stop=never,
+    )
+
+    def measure() -> Evaluation:
+        if of_a_split:
+            return evaluate_run.evaluate_run(model, Split.TEST, corpus=bench.corpus, **common)
+        sha256 = bench.spec.corpus_sha256
+        return evaluate_run.evaluate_text(model, bench.corpus, sha256=sha256, **common)
+
+    right = measure()
+    name = "test" if of_a_split else "ids"
+
+    def damage_and_load(directory: Path, *, device: ResolvedDevice) -> LoadedModel:
+        (path,) = (bench.folder / "tokens").rglob(f"{name}.bin")
+        zero(path)
+        return load_model(directory, device=device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_run, "load_model", damage_and_load)
+        with pytest.raises(IdsChanged, match=rf"/{name}\.bin: "):
+            measure()
+    assert measure() == right

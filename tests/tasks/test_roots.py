@@ -1,0 +1,224 @@
+"""A disk that is taken away while a run trains: what lies beneath it gets nothing of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tasks import process, reporting, training, worker
+from tasks.held import draining
+from tasks.perform import perform
+from tests.tasks.tiny_runs import QueueRun
+from trainer_app import artifacts
+from trainer_app.core import files
+from trainer_app.core.observer import StepReport
+from trainer_app.log import job_log_path
+from trainer_app.restore import is_whole
+from trainer_app.settings import Settings
+from trainer_app.store import lease, runs
+from trainer_app.store.runs import Run
+
+Act = Callable[[], object]
+
+
+@pytest.fixture
+def begun(queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a worker that has begun, as Celery begins it."""
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
+    worker.refuse_unfit_folders()
+    return process.settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """One that is mounted at a folder, and can be taken away."""
+
+    root: Path
+
+    @property
+    def _away(self) -> Path:
+        return self.root.with_name(f"{self.root.name}-away")
+
+    def take_away(self) -> None:
+        """An empty folder lies beneath."""
+        self.root.rename(self._away)
+        self.root.mkdir()
+
+    def bring_back(self) -> None:
+        """Nothing was put into what lies beneath."""
+        self.root.rmdir()
+        self._away.rename(self.root)
+
+
+def at_a_step(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
+    """Act once, at the first steps that are told."""
+    tell = reporting.LogReporter.on_steps
+    done: list[object] = []
+
+    def act_and_tell(log: reporting.LogReporter, steps: Sequence[StepReport]) -> None:
+        if not done:
+            done.append(act())
+        tell(log, steps)
+
+    monkeypatch.setattr(reporting.LogReporter, "on_steps", act_and_tell)
+
+
+def once_it_waits(run_id: str, act: Act) -> threading.Thread:
+    """Act when the run's row says that it waits for a folder."""
+
+    def watch() -> None:
+        give_up_at = time.monotonic() + 60
+        while "waits for it" not in run_of(run_id).message:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.05)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def train(run_id: str) -> Run:
+    perform(run_id, hostname="train-0@here", work=training.work)
+    return run_of(run_id)
+
+
+def run_of(run_id: str) -> Run:
+    return runs.get(process.database(), run_id)
+
+
+def events(run_id: str) -> list[str]:
+    lines = job_log_path(process.settings(), run_id).read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+def weights(run_id: str) -> bytes:
+    folder = artifacts.model_directory(process.settings(), run_id)
+    assert is_whole(folder)
+    return (folder / "model.safetensors").read_bytes()
+
+
+def assert_waited(run_id: str, root: Path) -> None:
+    told = events(run_id)
+    waits = told.index(f"{root} is not the folder that it was when the worker began: waits for it")
+    assert told.index(f"{root} is back: goes on") > waits
+
+
+def test_a_model_is_put_where_the_disk_is_and_not_beneath_it(
+    queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(whole := queue_run())
+    run_id = queue_run()
+    disk = Disk(root=begun.paths.artifacts)
+    at_a_step(monkeypatch, disk.take_away)
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert_waited(run_id, disk.root)
+    assert weights(run_id) == weights(whole)
+
+
+@pytest.mark.parametrize("checkpoint_seconds", ["0.01", "3600"], ids=["checkpoint", "model"])
+def test_no_checkpoint_and_no_model_is_written_beneath_a_disk_that_was_taken_away(
+    queue_run: QueueRun,
+    begun: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_seconds: str,
+) -> None:
+    monkeypatch.setenv("JOBS__CHECKPOINT_SEC", checkpoint_seconds)
+    process.settings.cache_clear()
+    train(whole := queue_run(max_steps=40))
+    run_id = queue_run(max_steps=40)
+    disk = Disk(root=begun.paths.runs)
+    at_a_step(monkeypatch, disk.take_away)
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert_waited(run_id, disk.root)
+    assert weights(run_id) == weights(whole)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_an_attempt_that_begins_without_a_disk_waits_for_it(
+    queue_run: QueueRun, begun: Settings, name: str
+) -> None:
+    run_id = queue_run()
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert_waited(run_id, disk.root)
+
+
+def cancel(run_id: str) -> None:
+    lease.request_cancel(process.database(), run_id)
+
+
+def drain(_run_id: str) -> None:
+    draining.set()
+
+
+@pytest.mark.parametrize(("stop", "status"), [(cancel, "cancelled"), (drain, "queued")])
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_a_run_that_waits_for_a_disk_hears_a_stop(
+    queue_run: QueueRun,
+    begun: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    stop: Callable[[str], None],
+    status: str,
+) -> None:
+    run_id = queue_run()
+    disk = Disk(root=begun.paths.data_root / name)
+    at_a_step(monkeypatch, disk.take_away)
+    waiting = once_it_waits(run_id, lambda: stop(run_id))
+    run = train(run_id)
+    waiting.join()
+
+    assert run.status == status
+    disk.bring_back()
+    draining.clear()
+    assert not artifacts.model_directory(begun, run_id).exists()
+
+
+def test_a_disk_that_is_taken_away_as_the_model_is_put_there_costs_an_attempt_and_no_checkpoint(
+    queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+    train(whole := queue_run())
+    run_id = queue_run()
+    disk = Disk(root=begun.paths.artifacts)
+
+    def replace_beneath(source: Path, target: Path, *, copy: Path | None) -> None:
+        disk.take_away()
+        target.parent.mkdir()
+        files.replace_directory(source, target, copy=copy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "replace_directory", replace_beneath)
+        run = train(run_id)
+    assert run.status == "queued"
+    assert f"{disk.root} was taken away while what was made was put into it" in run.message
+    assert (begun.paths.runs / run_id).exists()
+
+    shutil.rmtree(artifacts.model_directory(begun, run_id).parent)
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+    assert (run.status, run.attempt) == ("completed", 2)
+    assert weights(run_id) == weights(whole)
