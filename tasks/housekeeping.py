@@ -21,6 +21,7 @@ import redis
 import structlog
 
 from tasks import by_hand, process, staging
+from tasks.broker_keys import SENTINEL, set_right
 from tasks.figures import figures_of, left_in_place
 from tasks.slow_duties import SlowDuties
 from tasks.unserved import Unserved
@@ -30,7 +31,7 @@ from trainer_app import log as logs
 from trainer_app.errors import Unavailable
 from trainer_app.folders import check_folders
 from trainer_app.log import JobLog, job_log_path, last_events
-from trainer_app.queue import heartbeat_key, send_all, waiting_since
+from trainer_app.queue import heartbeat_key, send_all, shared_queues, waiting_since
 from trainer_app.store import idempotency, lease, requests, upkeep, wakeups
 from trainer_app.store.lease import Reaped, Wakeup
 
@@ -41,8 +42,7 @@ _JUMP_SECONDS: Final = 1.0  # that the database's clock goes on by, and this mac
 # For a worker to give up a database that did not answer, and to ask it once more.
 _RETURN_SECONDS: Final = 5.0
 _LAST_WORDS: Final = 3  # lines of its log that the message of a failed job has
-_SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
-_SENDING: Final = "sending"  # its value until all that is queued was sent
+_SENDING: Final = "sending"  # the value of the sentinel until all that is queued was sent
 _SENT: Final = "1"
 _STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
@@ -193,16 +193,17 @@ def dispatch() -> bool:
     """
     client = process.redis_client()
     try:
-        wiped = client.get(_SENTINEL) != _SENT
+        set_right(client, shared_queues(process.settings()))
+        wiped = client.get(SENTINEL) != _SENT
         if wiped:
             # Whoever is killed half-way leaves the rest to the next pass.
-            client.set(_SENTINEL, _SENDING)
+            client.set(SENTINEL, _SENDING)
         due = lease.due(process.database(), all_queued=True) if wiped else _lost(client)
         if not send_all(process.queue().publish, process.database(), due):
             return False
         if wiped:
             # Not where Redis was wiped again since: what was sent before is gone.
-            client.set(_SENTINEL, _SENT, xx=True)
+            client.set(SENTINEL, _SENT, xx=True)
     except (redis.RedisError, OSError):
         _log.debug("nothing can be published while Redis is away")
         return False

@@ -18,6 +18,7 @@ import structlog
 from tasks import process
 from tasks.held import Held
 from tasks.job import Job
+from trainer_app.core import checkpoint_name
 from trainer_app.core.observer import (
     CheckpointReport,
     EvaluationReport,
@@ -195,7 +196,17 @@ def resumed(claim: Claim, start: StartReport) -> str | None:
     """How and why an attempt goes on where another has ended; None for a first one."""
     if claim.attempt == 1:
         return None
-    return "; ".join((f"{why(claim)}, resumed from {start.first_step}", *start.left_out))
+    lost = [*start.left_out, *_gone(claim, start)]
+    return "; ".join((f"{why(claim)}, resumed from {start.first_step}", *lost))
+
+
+def _gone(claim: Claim, start: StartReport) -> list[str]:
+    """A checkpoint that an attempt before this one has told of, and that nobody finds any more."""
+    name = claim.checkpoint or ""
+    step = checkpoint_name.step_of(name) or 0
+    if step <= start.first_step or any(name in words for words in start.left_out):
+        return []
+    return [f"the checkpoint of step {step} is gone"]
 
 
 def why(claim: Claim) -> str:

@@ -34,6 +34,7 @@ from celery.worker import state
 
 from tasks import process
 from tasks.app import app
+from tasks.broker_keys import set_right
 from tasks.flag import Flag
 from tasks.held import draining
 from tasks.memory import device_bytes
@@ -110,12 +111,24 @@ def remember_the_worker(instance: Worker, **_: object) -> None:
     _workers[:] = [instance]
 
 
+@celeryd_after_setup.connect
+def set_its_queues_right(**_: object) -> None:
+    """Let this worker start where somebody has made something else of a key that it needs."""
+    try:
+        set_right(process.redis_client(), _queues())
+    except (redis.RedisError, OSError) as error:
+        _log.warning("Redis is away", error=str(error))
+
+
+def _queues() -> list[str]:
+    return [queue.name for queue in app.amqp.queues.consume_from.values()]
+
+
 @worker_ready.connect
 def start_to_beat(**_: object) -> None:
     """Let the API know that this worker lives, from a thread, until it stops."""
-    queues = [queue.name for queue in app.amqp.queues.consume_from.values()]
     threading.Thread(
-        target=_beat, args=(_workers[0].hostname, queues), name="worker-beat", daemon=True
+        target=_beat, args=(_workers[0].hostname, _queues()), name="worker-beat", daemon=True
     ).start()
     threading.Thread(target=_watch, args=(_workers[0],), name="watchdog", daemon=True).start()
 

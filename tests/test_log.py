@@ -63,6 +63,27 @@ def test_two_attempts_append_to_the_same_log(tmp_path: Path) -> None:
     assert [line["attempt"] for line in lines(tmp_path / "log")] == [1, 2]
 
 
+def test_a_log_that_ends_within_a_line_is_gone_on_with_in_a_line_of_its_own(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    first = JobLog(path, attempt=1)
+    first.info("started")
+    first.close()
+    with path.open("ab") as file:
+        file.write(b'{"ts": "2026-01-01T00:00')  # what a full disk took of a line
+
+    for attempt in (2, 3):
+        log = JobLog(path, attempt=attempt)
+        log.info("started")
+        log.info("step")
+        log.close()
+
+    whole, torn, *rest = path.read_text().splitlines()
+    assert torn == '{"ts": "2026-01-01T00:00'
+    assert [json.loads(line)["attempt"] for line in [whole, *rest]] == [1, 2, 2, 3, 3]
+
+
 PROGRAM = """
 import logging, structlog
 from trainer_app.log import configure

@@ -121,6 +121,12 @@ def _plain(file: int) -> int:
     return file
 
 
+def _ends_within_a_line(file: int) -> bool:
+    """Whether what is written next would be a part of the last line. Raises OSError."""
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+
+
 class JobLog:
     """The log of one job: appended by whoever holds its lease, followed by its readers.
 
@@ -143,9 +149,10 @@ class JobLog:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 # No link to another file, and no waiting for who reads from a FIFO.
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 flags |= os.O_NOFOLLOW | os.O_NONBLOCK
                 self._file = _plain(os.open(self._path, flags, 0o644))
+                self._torn = _ends_within_a_line(self._file)  # as an attempt before has left it
             # A full disk may take a part: what follows is to be lines again.
             whole = b"\n" + data if self._torn else data
             self._torn = os.write(self._file, whole) < len(whole)

@@ -67,6 +67,11 @@ def light_queue(settings: Settings) -> str:
     return f"{settings.jobs.queue_name}.light"
 
 
+def shared_queues(settings: Settings) -> tuple[str, ...]:
+    """The queues that are no worker's own."""
+    return training_queue(settings), inference_queue(settings), light_queue(settings)
+
+
 def queue_of(settings: Settings, kind: JobKind, *, characters: int = 0) -> str:
     """The queue that a job of this kind goes to unless it is pinned to a worker.
 
@@ -122,10 +127,14 @@ def _dispatched_at(call: object) -> float | None:
         return None
 
 
+def lists_of(queue: str) -> list[str]:
+    """Where kombu keeps the messages of a queue: in four lists, the most urgent in the first."""
+    return [f"{queue}{Channel.sep}{step}" if step else queue for step in PRIORITY_STEPS]
+
+
 def _list_of(line: Line) -> str:
-    """Where kombu keeps the messages of a queue that have this priority: in one of four lists."""
-    step = PRIORITY_STEPS[bisect(PRIORITY_STEPS, _sent_priority(line.priority)) - 1]
-    return f"{line.queue}{Channel.sep}{step}" if step else line.queue
+    """The one of them that the messages of this priority are in."""
+    return lists_of(line.queue)[bisect(PRIORITY_STEPS, _sent_priority(line.priority)) - 1]
 
 
 def _sent_priority(priority: int) -> int:

@@ -15,11 +15,11 @@ import psutil
 import pytest
 from celery import Celery
 
-from tasks import process
+from tasks import housekeeping, process
 from tests.faults.victim import child_of
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.sums import SHA256, XXH3
-from trainer_app.queue import WORKER_KEY
+from trainer_app.queue import WORKER_KEY, pinned_queue
 from trainer_app.settings import Settings
 from trainer_app.stack.guard import kill_group
 from trainer_app.stack.processes import training_worker
@@ -205,6 +205,42 @@ def test_a_worker_outlives_a_broker_that_refuses_writes(real_worker: RealWorker)
 
     real_worker.until(lambda: runs.get(process.database(), run_id).status == "completed")
 
+    assert real_worker.process.poll() is None
+
+
+@pytest.fixture
+def damaged_broker(worker: Settings) -> None:
+    """One whose keys somebody has made something else of before the worker starts."""
+    for key in (
+        "trainer",
+        pinned_queue(worker, "cpu"),
+        "unacked",
+        "unacked_index",
+        "_kombu.binding.celery.pidbox",
+        "_kombu.binding.celeryev",
+        "_kombu.binding.trainer",
+    ):
+        process.redis_client().set(key, "x")
+
+
+@pytest.mark.usefixtures("damaged_broker")
+def test_a_worker_starts_on_a_broker_whose_keys_are_of_impossible_types(
+    real_worker: RealWorker,
+) -> None:
+    run_id = create_run(steps=2)
+    publish()
+    real_worker.until(partial(has_completed, run_id))
+
+
+def test_a_worker_outlives_a_list_that_is_made_something_else_of(real_worker: RealWorker) -> None:
+    client = process.redis_client()
+    client.delete("trainer")
+    client.set("trainer", "x")
+    real_worker.until(lambda: real_worker.says("ResponseError"))
+    assert housekeeping.dispatch()
+    run_id = create_run(steps=2)
+    publish()
+    real_worker.until(partial(has_completed, run_id))
     assert real_worker.process.poll() is None
 
 

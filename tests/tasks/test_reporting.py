@@ -12,6 +12,8 @@ from tasks.reporting import EventReporter, points_of, resumed
 from tests.reports import START, evaluation, step
 from trainer_app.store.lease import Claim, JobKind
 
+_DAMAGED = "checkpoint step-000000405-attempt-1 is damaged and left out"
+
 
 def claim(attempt: int, cause: str | None) -> Claim:
     return Claim(
@@ -46,6 +48,35 @@ def test_an_attempt_that_goes_on_says_why_and_from_where(
 ) -> None:
     start = replace(START, first_step=400, resumed_from="step-000000400-attempt-1")
     assert resumed(claim(attempt, cause), start) == said
+
+
+@pytest.mark.parametrize(
+    ("told_of", "left_out", "said"),
+    [
+        ("step-000000410-attempt-1", (), "; the checkpoint of step 410 is gone"),
+        (
+            "step-000000410-attempt-1",
+            ("checkpoint step-000000410-attempt-1 is damaged and left out",),
+            "; checkpoint step-000000410-attempt-1 is damaged and left out",
+        ),
+        (
+            "step-000000410-attempt-1",
+            (_DAMAGED,),
+            f"; {_DAMAGED}; the checkpoint of step 410 is gone",
+        ),
+        ("step-000000400-attempt-1", (), ""),
+        ("step-000000390-attempt-1", (), ""),  # its worker died before it told of the next
+        ("no name of ours", (), ""),
+    ],
+)
+def test_an_attempt_says_that_the_checkpoint_which_it_should_go_on_from_is_gone(
+    told_of: str, left_out: tuple[str, ...], said: str
+) -> None:
+    start = replace(
+        START, first_step=400, resumed_from="step-000000400-attempt-1", left_out=left_out
+    )
+    claimed = replace(claim(2, "paused"), checkpoint=told_of)
+    assert resumed(claimed, start) == f"attempt 2: paused, resumed from 400{said}"
 
 
 @pytest.mark.usefixtures("worker")

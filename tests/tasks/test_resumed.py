@@ -214,6 +214,17 @@ def test_a_checkpoint_of_another_run_is_left_out_though_it_is_newer(run_id: str)
     assert f"from {own.name}" in said
 
 
+def test_a_run_whose_checkpoints_are_gone_begins_anew_and_says_so(run_id: str) -> None:
+    paused = train_until_stopped(run_id, lambda: pauses.pause(process.database(), run_id))
+    shutil.rmtree(process.settings().paths.runs / run_id / "checkpoints")
+    pauses.resume(process.database(), run_id)
+
+    assert train(run_id).status == "completed"
+
+    step = paused.checkpoint_step
+    assert f"2: paused, resumed from 0; the checkpoint of step {step} is gone" in logged(run_id)
+
+
 def test_a_damaged_checkpoint_is_told_in_the_log_and_the_message_and_the_one_before_is_used(
     run_id: str,
 ) -> None:

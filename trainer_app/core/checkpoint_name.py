@@ -15,6 +15,12 @@ def name_of(step: int, attempt: int) -> str:
     return f"step-{step:09d}-attempt-{attempt}"
 
 
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint by its name; None: it is no name of one."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def attempts(directory: Path) -> list[int]:
     """The attempts that have left a checkpoint in the folder, whole or not. Raises OSError."""
     found = (NAME.match(path.name.lstrip(".")) for path in directory.glob("*step-*"))

@@ -40,6 +40,7 @@ class Claim:
     created_at: float  # unix seconds
     request_id: str | None  # X-Request-ID of the POST
     cause: str | None = None  # why the attempt before this one has ended
+    checkpoint: str | None = None  # the newest whole one of the attempts before, by its name
     counted: int | None = None  # as which attempt the row had it: see lease.lift; None: as this one
 
 

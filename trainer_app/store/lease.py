@@ -92,6 +92,7 @@ _CLAIMED = (
     JobRow.created_at,
     JobRow.request_id,
     JobRow.cause,
+    JobRow.checkpoint,
 )
 
 
