@@ -7,11 +7,10 @@ from typing import TypeVar
 
 from tasks import process
 from tasks.job import Job
-from tasks.roots import wait_for
+from tasks.roots import is_away, wait_for
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, raise_if_stopped
 from trainer_app.errors import TrainerError
-from trainer_app.folders import has_been_replaced
 
 Published = TypeVar("Published")
 
@@ -46,7 +45,7 @@ def publish(
         if not job.may_be_in_place:
             raise
         return None
-    if has_been_replaced(root):
+    if is_away(root):
         job.may_be_in_place = False  # as far as anybody can tell
         raise TrainerError(f"{root} was taken away while what was made was put into it")
     return published

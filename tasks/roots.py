@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,17 +17,22 @@ from trainer_app.folders import has_been_replaced
 _LOOK_SECONDS: Final = 0.5
 
 
+def is_away(root: Path) -> bool:
+    """Whether it is another folder than when the worker began, or none."""
+    return has_been_replaced(root, os.environ)
+
+
 def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> None:
     """Return once the folder is the one that it was when the worker began, as it is mostly.
 
     ``say`` tells the job's log and row what is waited for; None: nobody else tells them anything.
     Raises StopRequested where the job is to stop.
     """
-    if not has_been_replaced(root):
+    if not is_away(root):
         return
     with telling(job) if say is None else nullcontext(say) as tell:
         tell(f"{root} is not the folder that it was when the worker began: waits for it")
-        while has_been_replaced(root):
+        while is_away(root):
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
         tell(f"{root} is back: goes on")

@@ -120,7 +120,7 @@ def remembered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Of a worker that has begun."""
     monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
     check_folders(settings)
-    assert not has_been_replaced(settings.paths.artifacts)  # nothing is known of it yet
+    assert not has_been_replaced(settings.paths.artifacts, os.environ)  # nothing is known of it yet
     remember_roots(settings)
     return settings
 
@@ -129,20 +129,20 @@ def remembered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_a_folder_is_known_again_by_more_than_its_name(remembered: Settings, name: str) -> None:
     root = remembered.paths.data_root / name
     away = root.with_name("away")
-    assert not has_been_replaced(root)
+    assert not has_been_replaced(root, os.environ)
     root.rename(away)
-    assert has_been_replaced(root)
+    assert has_been_replaced(root, os.environ)
     root.mkdir()  # as what lies beneath a disk that was unmounted
-    assert has_been_replaced(root)
+    assert has_been_replaced(root, os.environ)
     root.rmdir()
     root.write_text("no folder")
-    assert has_been_replaced(root)
+    assert has_been_replaced(root, os.environ)
     root.unlink()
     away.rename(root)
     (root / "models").mkdir()
-    assert not has_been_replaced(root)
+    assert not has_been_replaced(root, os.environ)
     (moved := remembered.paths.data_root).rename(moved.with_name("moved"))
-    assert has_been_replaced(root)
+    assert has_been_replaced(root, os.environ)
 
 
 def test_the_children_of_a_worker_know_the_folders_of_its_start(remembered: Settings) -> None:
@@ -150,10 +150,10 @@ def test_the_children_of_a_worker_know_the_folders_of_its_start(remembered: Sett
     root.rename(root.with_name("away"))
     root.mkdir()
     program = (
-        "import sys\n"
+        "import os, sys\n"
         "from pathlib import Path\n"
         "from trainer_app.folders import has_been_replaced\n"
-        "print([has_been_replaced(Path(root)) for root in sys.argv[1:]])\n"
+        "print([has_been_replaced(Path(root), os.environ) for root in sys.argv[1:]])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(root), str(remembered.paths.artifacts)],
@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_looked_at_counts_as_the_same(
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     monkeypatch.setattr(Path, "stat", fail)
-    assert not has_been_replaced(remembered.paths.artifacts)
+    assert not has_been_replaced(remembered.paths.artifacts, os.environ)
 
 
 def test_a_folder_that_cannot_be_opened_at_the_start_is_not_waited_for(
@@ -183,4 +183,4 @@ def test_a_folder_that_cannot_be_opened_at_the_start_is_not_waited_for(
 ) -> None:
     monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")
     remember_roots(settings)  # neither is there
-    assert not has_been_replaced(settings.paths.artifacts)
+    assert not has_been_replaced(settings.paths.artifacts, os.environ)

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -68,9 +69,9 @@ def remember_roots(settings: Settings) -> None:
     os.environ[_REMEMBERED] = json.dumps(known)
 
 
-def has_been_replaced(root: Path) -> bool:
+def has_been_replaced(root: Path, environment: Mapping[str, str]) -> bool:
     """Whether a folder that was remembered is gone, or another has its name now."""
-    known: dict[str, list[int]] = json.loads(os.environ.get(_REMEMBERED, "{}"))
+    known: dict[str, list[int]] = json.loads(environment.get(_REMEMBERED, "{}"))
     if str(root) not in known:
         return False
     try:
