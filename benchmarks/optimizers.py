@@ -34,7 +34,14 @@ from trainer_app.core.device import resolve_device
 from trainer_app.core.fit import fit
 from trainer_app.core.observer import EvaluationReport, Silent, StepReport
 from trainer_app.core.run_files import Finished, Inputs, Workspace
-from trainer_app.core.spec import DEVICES, OPTIMIZERS, OptimizerName, RequestedDevice, TrainSpec
+from trainer_app.core.spec import (
+    DEVICES,
+    OPTIMIZERS,
+    WEIGHT_DECAY,
+    OptimizerName,
+    RequestedDevice,
+    TrainSpec,
+)
 
 VOCAB_SIZE: Final = 4_096  # unless asked otherwise
 _PROBE_STEPS: Final = {"cpu": 60, "cuda": 2_000}
@@ -146,6 +153,7 @@ class Bench:
             spec = replace(
                 self.spec,
                 optimizer=optimizer,
+                weight_decay=WEIGHT_DECAY[optimizer],
                 learning_rate=rate,
                 max_steps=steps,
                 eval_steps=math.ceil(steps / evaluations),

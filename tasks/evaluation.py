@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tasks import process, staging
@@ -11,7 +12,9 @@ from tasks.fetched import corpus_of, run_of
 from tasks.job import Done, Job
 from tasks.models import published_model
 from tasks.publishing import publish
+from tasks.roots import wait_for
 from trainer_app import artifacts
+from trainer_app.core.device import release_memory
 from trainer_app.core.evaluate import Evaluation
 from trainer_app.core.evaluate_run import evaluate_run, evaluate_text
 from trainer_app.core.evaluate_spec import EvaluateSpec
@@ -31,8 +34,10 @@ def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
     settings = process.settings()
     spec = EvaluateSpec.from_json(job.claim.spec)
+    wait_for(job, settings.paths.artifacts)
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     evaluation = _evaluate(job, spec)
+    release_memory()  # of a GPU that a run trains on
     file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
     result = {
         "loss": evaluation.loss,
@@ -59,12 +64,11 @@ def _keep(job: Job, file: Path, data: bytes, done: Done) -> None:
     """Put what was measured in its place, unless another has taken this attempt's."""
     claim = job.claim
     prepared = staging.of_evaluation(process.settings(), claim.job_id, claim.attempt)
-    with disk_full_named(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        prepared.mkdir()
 
     def rename() -> None:
         with disk_full_named(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            prepared.mkdir()
             write_atomically(prepared / file.name, data)
             (prepared / file.name).replace(file)
             fsync_directory(file.parent)
@@ -90,6 +94,9 @@ def _evaluate(job: Job, spec: EvaluateSpec) -> Evaluation:
     model = published_model(job)
     folder = model.folder
     check_digests(folder, job.held.should_stop, sealed=model.sealed)
+    trained = artifacts.read_manifest(folder, sealed=model.sealed).get("batch_size")
+    if isinstance(trained, int):  # of a short corpus less than was asked for
+        run = replace(run, batch_size=trained)
     if spec.text_sha256 is not None:
         return evaluate_text(
             folder,

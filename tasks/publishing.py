@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tasks import process
 from tasks.job import Job
-from tasks.roots import is_away, wait_for
+from tasks.roots import is_another, wait_for
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, raise_if_stopped
 from trainer_app.errors import TrainerError
@@ -31,6 +31,7 @@ def publish(
     """
     root = process.settings().paths.artifacts
     wait_for(job, root)
+    was_another = is_another(root)
     job.renew_lease()
     job.may_be_in_place = True
     try:
@@ -45,7 +46,7 @@ def publish(
         if not job.may_be_in_place:
             raise
         return None
-    if is_away(root):
+    if is_another(root) and not was_another:
         job.may_be_in_place = False  # as far as anybody can tell
         raise TrainerError(f"{root} was taken away while what was made was put into it")
     return published

@@ -13,6 +13,7 @@ from tasks.fetched import corpus_of, with_digest
 from tasks.job import Done, Job
 from tasks.manifest import Times, tokenizer_manifest
 from tasks.publishing import publish
+from tasks.roots import wait_for
 from trainer_app import artifacts
 from trainer_app.core.files import end_replacements
 from trainer_app.core.observer import StopReason
@@ -26,6 +27,8 @@ from trainer_app.store.uploads import LOCAL
 def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
     settings = process.settings()
+    wait_for(job, settings.paths.artifacts)
+    wait_for(job, settings.paths.runs)
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     folder = staging.of_tokenizer(settings, job.claim.job_id, job.claim.attempt)

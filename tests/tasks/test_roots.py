@@ -107,7 +107,10 @@ def weights(run_id: str) -> bytes:
 
 def assert_waited(run_id: str, root: Path) -> None:
     told = events(run_id)
-    waits = told.index(f"{root} is not the folder that it was when the worker began: waits for it")
+    waits = told.index(
+        f"{root} is not the folder that it was when the worker began, and is empty: waits for it "
+        "(restart the worker to use what is there)"
+    )
     assert told.index(f"{root} is back: goes on") > waits
 
 

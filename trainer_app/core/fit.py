@@ -46,7 +46,7 @@ from trainer_app.core.optim import make_optimizer
 from trainer_app.core.perplexity import perplexity
 from trainer_app.core.run_files import Finished, Inputs, Stopped, Workspace
 from trainer_app.core.stopping import StopRequested, heed
-from trainer_app.errors import DiskFull, IdsChanged, LossNotFinite
+from trainer_app.errors import DiskFull, IdsChanged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -291,8 +291,8 @@ class _Attempt:
             heed(cancelled=self._workspace.is_cancelled())
         except StopRequested as stop:
             return self._stopped(loop, stop.reason)
-        except LossNotFinite:
-            self._check_ids()  # before it is said to be the user's fault
+        except Exception:  # no id of the vocabulary, for example
+            self._check_ids()  # before it is said to be the user's fault, or the engine's
             raise
         return finished
 
@@ -317,7 +317,7 @@ class _Attempt:
             loop.finish_checkpoint()
         try:
             return loop.checkpoint()
-        except (DiskFull, OSError, IdsChanged) as error:
+        except (DiskFull, OSError, IdsChanged, StopRequested) as error:
             self._observer.on_message(
                 f"no checkpoint of step {loop.state.step} could be written, the one before it "
                 f"counts: {error}"

@@ -250,7 +250,9 @@ class Loop:
         Raises StopRequested where that is waited for in vain.
         """
         self._read_losses()
-        self.state.training_seconds += time.monotonic() - self._started
+        now = time.monotonic()
+        self.state.training_seconds += now - self._started
+        self._started = now
         self._await_folder(self._observer.on_message)
         self._started = time.monotonic()
 

@@ -87,23 +87,29 @@ class Muon(Optimizer):
         if self.found_inf is not None:  # without asking the CPU, which a recorded step cannot
             lr, share = lr * (1 - self.found_inf), share * (1 - self.found_inf)
         for parameter in parameters:
-            assert parameter.grad is not None
-            grad = parameter.grad
-            if self.found_inf is not None:
-                grad = torch.where(self.found_inf > 0, 0.0, grad)
-            mean = self._mean(parameter).lerp_(grad, share)
-            update = grad.lerp(mean, MOMENTUM)
+            update = self._update(parameter, share)
             parameter.mul_(1 - lr * weight_decay)
             rows = self._packed_rows.get(parameter, (len(parameter),))
             for matrix, part in zip(
                 parameter.split_with_sizes(rows), update.split_with_sizes(rows), strict=True
             ):
                 alike.setdefault(matrix.shape, []).append((matrix, part))
-        for pairs in alike.values():
-            updates_NRC = orthogonalized(torch.stack([part for _, part in pairs])).float()
+        while alike:  # each shape's updates go before those of the next are made
+            matrices, parts = zip(*alike.popitem()[1], strict=True)
+            stacked_NRC = torch.stack(parts)
+            del parts
+            updates_NRC = orthogonalized(stacked_NRC).float()
             updates_NRC = updates_NRC * (lr * 0.2 * math.sqrt(max(updates_NRC.shape[1:])))
-            for (matrix, _), update_RC in zip(pairs, updates_NRC, strict=True):
+            for matrix, update_RC in zip(matrices, updates_NRC, strict=True):
                 matrix.sub_(update_RC)
+
+    def _update(self, parameter: nn.Parameter, share: float | Tensor) -> Tensor:
+        """What the momentum gives, not yet orthogonalized."""
+        assert parameter.grad is not None
+        grad = parameter.grad
+        if self.found_inf is not None:
+            grad = torch.where(self.found_inf > 0, 0.0, grad)
+        return grad.lerp(self._mean(parameter).lerp_(grad, share), MOMENTUM)
 
     def _mean(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]
