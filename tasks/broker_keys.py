@@ -1,7 +1,8 @@
 """The keys that calls come through: one of a type that it cannot be of keeps every worker from it.
 
 As where somebody has SET a list of calls. Redis keeps such a key over every restart, and a worker
-that meets it ends, each time it starts.
+that meets it connects anew, again and again, or ends. So each worker looks at the keys of its
+queues, and housekeeping at those of the queues that many share.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def set_right(client: redis.Redis, queues: Collection[str]) -> None:
 
 def _types(queues: Collection[str]) -> Iterable[tuple[str, str]]:
     """The keys, and of what type each is where there is one."""
+    yield SENTINEL, "string"  # first: with each of the others it is deleted
     for queue in queues:
         yield from ((key, "list") for key in lists_of(queue))
     for exchange in (*queues, *_OF_CELERY):
@@ -59,5 +61,4 @@ def _types(queues: Collection[str]) -> Iterable[tuple[str, str]]:
     yield Channel.unacked_key, "hash"
     yield Channel.unacked_index_key, "zset"
     yield Channel.unacked_mutex_key, "string"
-    yield SENTINEL, "string"
     yield events.STREAM, "stream"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from celery import Celery
 
-from tasks import housekeeping, process
+from tasks import process
 from tests.faults.victim import child_of
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.sums import SHA256, XXH3
@@ -232,12 +232,15 @@ def test_a_worker_starts_on_a_broker_whose_keys_are_of_impossible_types(
     real_worker.until(partial(has_completed, run_id))
 
 
-def test_a_worker_outlives_a_list_that_is_made_something_else_of(real_worker: RealWorker) -> None:
+def test_a_worker_goes_on_where_the_keys_of_its_queues_are_made_something_else_of(
+    worker: Settings, real_worker: RealWorker
+) -> None:
     client = process.redis_client()
-    client.delete("trainer")
-    client.set("trainer", "x")
+    own = pinned_queue(worker, "cpu")
+    for key in ("trainer", own, f"_kombu.binding.{own}", "_kombu.binding.celery.pidbox"):
+        client.delete(key)
+        client.set(key, "x")
     real_worker.until(lambda: real_worker.says("ResponseError"))
-    assert housekeeping.dispatch()
     run_id = create_run(steps=2)
     publish()
     real_worker.until(partial(has_completed, run_id))
