@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -177,6 +177,10 @@ def _leave_what_may_only_read(context: ExceptionContext) -> None:
     # for connections that are made once the database can be written to again.
     if _refuses_to_write(context.original_exception):
         context.is_disconnect = True
+        # SQLite holds a connection open for as long as a cursor that the error's traceback keeps,
+        # and whatever a process opens meanwhile has its index of the log, which is read-only.
+        if context.execution_context is not None:
+            context.execution_context.cursor.close()
 
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
@@ -239,6 +243,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
         # Never made here: what was there may be somewhere else (migrate makes a new one). Never
         # another than the first: SQLite would put what the first has left in its log into it.
         before = _identity(path)
+        _let_what_lies_beside_be_written(path)
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", timeout=wait_seconds, check_same_thread=False, uri=True
         )
@@ -285,10 +290,28 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The log of a file of SQLite and the log's index: beside the file that a link leads to."""
+    real = path.resolve()
+    return real.with_name(f"{real.name}-wal"), real.with_name(f"{real.name}-shm")
+
+
 def _may_be_written(path: Path) -> bool:
     """Whether this process may write to a file of SQLite, and to what lies beside it."""
-    files = (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"))
-    return all(os.access(file, os.W_OK) for file in files if file.exists())
+    return all(os.access(file, os.W_OK) for file in (path, *_beside(path)) if file.exists())
+
+
+def _let_what_lies_beside_be_written(path: Path) -> None:
+    """Give the log and its index the mode of the file, where that alone may be written to.
+
+    SQLite makes them with the mode that the file has then, and leaves them there where it may only
+    read: of a file that was read-only for a while, they would stay that for good.
+    """
+    for file in _beside(path):
+        # Another's, or one that has gone meanwhile, is left as it is.
+        with suppress(OSError):
+            if os.access(path, os.W_OK) and not os.access(file, os.W_OK):
+                file.chmod(path.stat().st_mode & 0o777)
 
 
 def _keep_what_may_write(
