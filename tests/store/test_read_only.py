@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -156,6 +157,51 @@ def test_a_postgresql_that_is_read_only_for_a_while_is_written_to_afterwards(
         _add(database, "b")
         database.ping()
         database.ping(to_write=True)
+
+
+@pytest.fixture
+def reader_url(postgres: PostgresServer, bare_postgres_url: str, name: str) -> Iterator[str]:
+    """The same database, for a user who may read all of its tables."""
+    role = f"reader_of_{name}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN")
+    _execute(bare_postgres_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    yield bare_postgres_url.replace("//postgres:@", f"//{role}:@")
+    _execute(bare_postgres_url, f"DROP OWNED BY {role}")
+    postgres.execute(f"DROP ROLE {role}")
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def test_a_user_of_postgresql_who_may_only_read_writes_once_that_is_granted(
+    bare_postgres_url: str, name: str, reader_url: str
+) -> None:
+    role = f"reader_of_{name}"
+    with closing(Database(reader_url)) as database:
+        before = _sessions(database)
+        for to_write in (False, True):
+            with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+                database.ping(to_write=to_write)
+        _refused(database, "a")
+        assert corpora.list_(database).items == []
+        _execute(bare_postgres_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        _add(database, "a")
+        database.ping()
+        database.ping(to_write=True)
+        assert _sessions(database) == before
+
+
+def test_a_user_of_postgresql_who_may_not_even_read_is_refused(
+    bare_postgres_url: str, name: str, reader_url: str
+) -> None:
+    role = f"reader_of_{name}"
+    _execute(bare_postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
+    with closing(Database(reader_url)) as database:
+        _refused(database, "a")
+        with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+            database.ping()
 
 
 def test_sessions_of_postgresql_are_all_left_at_the_first_refusal(postgres_url: str) -> None:

@@ -65,6 +65,10 @@ def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object
 NOW: Final = Now()
 
 _ONLY_READ: Final = "the database cannot be written to"
+# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs.
+_RIGHTS: Final = text(
+    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT')"
+)
 _PRIMARY_CODE: Final = 0xFF  # the bits of an error's code in which SQLite's extended ones agree
 _MAY_ONLY_READ: Final = "may only read"  # what the pool's record of a connection may say of it
 
@@ -123,8 +127,10 @@ class Database:
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
             if self.file is None:
-                if connection.scalar(text("SHOW transaction_read_only")) == "on":
+                reads, adds = connection.execute(_RIGHTS).one()
+                if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
+                if reads or not adds:
                     raise Unavailable(_ONLY_READ)
             elif not _may_be_written(self.file):
                 raise Unavailable(_ONLY_READ)
@@ -185,7 +191,7 @@ def _leave_what_may_only_read(context: ExceptionContext) -> None:
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
     """Whether a statement of ours, or its values, are to blame, not the database's condition."""
-    if _lacks_tables(error):
+    if _lacks_tables(error) or _lacks_rights(error):
         return False
     if isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError):
         return True
@@ -200,6 +206,12 @@ def _lacks_tables(error: DBAPIError | PoolTimeout) -> bool:
     if isinstance(cause, psycopg.errors.UndefinedTable):
         return True
     return _sqlite_code(error) == sqlite3.SQLITE_ERROR and str(cause).startswith("no such table")
+
+
+def _lacks_rights(error: DBAPIError | PoolTimeout) -> bool:
+    """PostgreSQL's user may not do that, until somebody grants it: each statement asks anew."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return isinstance(cause, psycopg.errors.InsufficientPrivilege)
 
 
 def _sqlite_code(error: DBAPIError | PoolTimeout) -> int | None:
@@ -217,7 +229,9 @@ def _refuses_to_write(error: BaseException | None) -> bool:
 def _condition(error: DBAPIError | PoolTimeout) -> str:
     if _lacks_tables(error) or _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:
         return "the database is not there, or has no tables yet: `trainer db upgrade` makes them"
-    if _refuses_to_write(error.orig if isinstance(error, DBAPIError) else None):
+    if _lacks_rights(error) or _refuses_to_write(
+        error.orig if isinstance(error, DBAPIError) else None
+    ):
         return _ONLY_READ
     return "the database is away or busy"
 
