@@ -7,6 +7,8 @@ queues, and housekeeping at those of the queues that many share.
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -18,35 +20,73 @@ from trainer_app import events
 from trainer_app.queue import lists_of
 
 SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message with it
-_ASIDE: Final = "trainer:aside:"  # + a key: what stood there
+_ASIDE: Final = "trainer:aside:"  # + a key, ":" and the unix time: what stood there
 _OF_CELERY: Final = ("celery.pidbox", "reply.celery.pidbox", "celeryev")  # exchanges of workers
+
+_MOST_RENAMES: Final = 3  # of one key, by one process
+_OTHER_PROGRAM: Final = (
+    "another program keeps writing to a key that calls need: give this one a Redis or a database"
+    " number of its own (REDIS__URL), then start it again"
+)
+
+_RENAME: Final = """
+if redis.call('TYPE', KEYS[1]).ok ~= ARGV[1] then return 0 end
+if redis.call('RENAMENX', KEYS[1], KEYS[2]) == 0 then return 0 end
+redis.call('DEL', KEYS[3])
+return 1
+"""
 
 _log = structlog.get_logger(__name__)
 
 
-def set_right(client: redis.Redis, queues: Collection[str]) -> None:
-    """Put aside what has taken the place of a key of ours; then all that is queued is sent again.
+class BrokerKeys:
+    """Puts aside what has taken the place of a key of ours; then all that is queued is sent again.
 
-    ``queues``: those whose keys are looked at, beside the ones that all share. No other key is
-    touched. Raises redis.RedisError, OSError.
+    What takes a key's place time after time is left there: each time, all would be sent again.
     """
-    types = dict(_types(queues))
-    with client.pipeline(transaction=False) as pipe:
-        for key in types:
-            pipe.type(key)
-        found = dict(zip(types, pipe.execute(), strict=True))
-    wrong = {key: kind for key, kind in found.items() if kind not in {types[key], "none"}}
-    for key, kind in wrong.items():
-        aside = f"{_ASIDE}{key}"
+
+    def __init__(self) -> None:
+        self._renamed: Counter[str] = Counter()
+        self._told: set[str] = set()  # of which keys has been said why they stay
+
+    def set_right(self, client: redis.Redis, queues: Collection[str]) -> None:
+        """Look at the keys of ``queues``, and at the ones that all share; touch no other key.
+
+        What the server refuses is told once, and left. Raises redis.ConnectionError,
+        redis.TimeoutError, OSError.
+        """
+        types = dict(_types(queues))
+        with client.pipeline(transaction=False) as pipe:
+            for key in types:
+                pipe.type(key)
+            # A key that this user may not look at says nothing: that is of it alone.
+            found = dict(zip(types, pipe.execute(raise_on_error=False), strict=True))
+        for key, kind in found.items():
+            if isinstance(kind, redis.ResponseError):
+                self._tell(key, "a key may not be looked at", error=str(kind))
+            elif kind in {types[key], "none"}:
+                self._told.discard(key)
+            elif self._renamed[key] >= _MOST_RENAMES:
+                self._tell(key, _OTHER_PROGRAM, type=kind)
+            else:
+                self._rename(client, key, kind)
+
+    def _rename(self, client: redis.Redis, key: str, kind: str) -> None:
+        aside = f"{_ASIDE}{key}:{time.time():.6f}"
         try:
-            with client.pipeline(transaction=True) as pipe:
-                pipe.rename(key, aside)
-                pipe.delete(SENTINEL)
-                pipe.execute()
-        except redis.ResponseError as error:  # another was first, or this user may not rename
-            _log.warning("a key is not what it has to be", key=key, type=kind, error=str(error))
-        else:
+            # Another may have been first: what is there then is right, and stays.
+            is_renamed = client.eval(_RENAME, 3, key, aside, SENTINEL, kind)
+        except redis.ResponseError as error:
+            self._tell(key, "a key is not what it has to be", type=kind, error=str(error))
+            return
+        if is_renamed:
+            self._renamed[key] += 1
             _log.warning("a key was not what it has to be", key=key, type=kind, renamed_to=aside)
+
+    def _tell(self, key: str, what: str, **more: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            _log.error(what, key=key, **more)
 
 
 def _types(queues: Collection[str]) -> Iterable[tuple[str, str]]:

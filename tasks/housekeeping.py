@@ -21,7 +21,7 @@ import redis
 import structlog
 
 from tasks import by_hand, process, staging
-from tasks.broker_keys import SENTINEL, set_right
+from tasks.broker_keys import SENTINEL
 from tasks.figures import figures_of, left_in_place
 from tasks.slow_duties import SlowDuties
 from tasks.unserved import Unserved
@@ -193,8 +193,8 @@ def dispatch() -> bool:
     """
     client = process.redis_client()
     try:
-        set_right(client, shared_queues(process.settings()))
-        wiped = client.get(SENTINEL) != _SENT
+        process.broker_keys().set_right(client, shared_queues(process.settings()))
+        wiped = _is_wiped(client)
         if wiped:
             # Whoever is killed half-way leaves the rest to the next pass.
             client.set(SENTINEL, _SENDING)
@@ -208,6 +208,14 @@ def dispatch() -> bool:
         _log.debug("nothing can be published while Redis is away")
         return False
     return True
+
+
+def _is_wiped(client: redis.Redis) -> bool:
+    """Whether Redis has lost its data; not where the key that tells cannot be read."""
+    try:
+        return client.get(SENTINEL) != _SENT
+    except redis.ResponseError:
+        return False
 
 
 def _lost(client: redis.Redis) -> list[Wakeup]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import redis
 
+from tasks.broker_keys import BrokerKeys
 from tasks.growth import Growth
 from trainer_app import events
 from trainer_app.queue import Queue
@@ -49,6 +50,12 @@ def database() -> Database:
 def redis_client() -> redis.Redis:
     """Redis, for what may be lost."""
     return events.connect(settings())
+
+
+@cache
+def broker_keys() -> BrokerKeys:
+    """What is known of the keys that calls come through."""
+    return BrokerKeys()
 
 
 @cache

@@ -34,7 +34,6 @@ from celery.worker import state
 
 from tasks import process
 from tasks.app import app
-from tasks.broker_keys import set_right
 from tasks.flag import Flag
 from tasks.held import draining
 from tasks.memory import device_bytes
@@ -115,7 +114,7 @@ def remember_the_worker(instance: Worker, **_: object) -> None:
 def set_its_queues_right(**_: object) -> None:
     """Let this worker start where somebody has made something else of a key that it needs."""
     try:
-        set_right(process.redis_client(), _queues())
+        process.broker_keys().set_right(process.redis_client(), _queues())
     except (redis.RedisError, OSError) as error:
         _log.warning("Redis is away", error=str(error))
 

@@ -133,6 +133,20 @@ def test_a_run_whose_ids_are_damaged_while_it_reads_them_ends_in_an_error_and_th
     assert weights(finished) == whole
 
 
+def test_ids_that_are_none_of_the_vocabulary_are_told_by_their_file(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    def fill(path: Path) -> None:
+        time.sleep(GRAIN_SECONDS)
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(b"\xff" * size)
+
+    assert whole
+    with pytest.raises(IdsChanged, match=r"/\w+\.bin: its token ids were changed while they were"):
+        bench.fit(bench.spec, At(change=to_each(fill, ids)))
+
+
 def test_a_run_without_a_checkpoint_publishes_nothing_that_was_learnt_from_damaged_ids(
     bench: Bench, ids: Callable[[], list[Path]], whole: bytes
 ) -> None:

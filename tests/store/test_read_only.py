@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg
@@ -34,8 +37,12 @@ def _write_as_a_reader(database: Database) -> None:
 
 
 def _write_four_times(database: Database) -> None:
-    for letter in "abcd":
+    for letter in "cdef":
         _add(database, letter)
+
+
+def _owner_may_write(file: Path, _mode: int) -> bool:
+    return bool(file.stat().st_mode & stat.S_IWUSR)
 
 
 def _refused(database: Database, letter: str) -> None:
@@ -74,6 +81,39 @@ def test_what_sqlite_refused_to_write_is_taken_afterwards(sqlite_url: str, file:
                 _refused(database, "a")
         _add(database, "a")
         assert len(corpora.list_(reader).items) == 2
+
+
+def test_a_log_of_sqlite_that_was_left_read_only_is_written_to_by_those_that_come_later(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(file)
+    beside = [file.with_name(f"{file.name}-{what}") for what in ("wal", "shm")]
+    file.chmod(0o640)
+    for one in beside:
+        one.touch()
+        one.chmod(0o440)
+    if os.geteuid() == 0:  # it may write to all of them
+        monkeypatch.setattr(os, "access", _owner_may_write)
+    with closing(Database(f"sqlite:///{link}")) as database:
+        database.ping()
+        _add(database, "a")
+        assert [one.stat().st_mode & 0o777 for one in beside] == [0o640, 0o640]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to all files")
+def test_refusals_of_sqlite_leave_nothing_behind_that_only_reads(
+    sqlite_url: str, file: Path
+) -> None:
+    with closing(Database(sqlite_url)) as database:
+        with read_only(file):
+            assert corpora.list_(database).items == []
+            with database.read():
+                file.chmod(0o644)  # what SQLite has in this process of the log is read-only still
+                _refused(database, "a")
+        with suppress(Unavailable):
+            _add(database, "a")
+        _write_four_times(database)
 
 
 def test_connections_of_sqlite_that_only_read_unnoticed_are_all_left_at_the_first_refusal(
@@ -119,12 +159,79 @@ def test_a_postgresql_that_is_read_only_for_a_while_is_written_to_afterwards(
         database.ping(to_write=True)
 
 
+@pytest.fixture
+def reader_url(postgres: PostgresServer, bare_postgres_url: str, name: str) -> Iterator[str]:
+    """The same database, for a user who may read all of its tables."""
+    role = f"reader_of_{name}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN")
+    _execute(bare_postgres_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    yield bare_postgres_url.replace("//postgres:@", f"//{role}:@")
+    _execute(bare_postgres_url, f"DROP OWNED BY {role}")
+    postgres.execute(f"DROP ROLE {role}")
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def test_a_user_of_postgresql_who_may_only_read_writes_once_that_is_granted(
+    bare_postgres_url: str, name: str, reader_url: str
+) -> None:
+    role = f"reader_of_{name}"
+    with closing(Database(reader_url)) as database:
+        before = _sessions(database)
+        for to_write in (False, True):
+            with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+                database.ping(to_write=to_write)
+        _refused(database, "a")
+        assert corpora.list_(database).items == []
+        _execute(bare_postgres_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        _add(database, "a")
+        database.ping()
+        database.ping(to_write=True)
+        assert _sessions(database) == before
+
+
+def test_a_user_of_postgresql_who_may_not_even_read_is_refused(
+    bare_postgres_url: str, name: str, reader_url: str
+) -> None:
+    role = f"reader_of_{name}"
+    _execute(bare_postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
+    with closing(Database(reader_url)) as database:
+        _refused(database, "a")
+        with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+            database.ping()
+
+
 def test_sessions_of_postgresql_are_all_left_at_the_first_refusal(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         before = _sessions(database)
         with pytest.raises(Unavailable, match="cannot be written to"):
             _write_as_a_reader(database)
         assert not before & _sessions(database)
+        _write_four_times(database)
+
+
+def test_what_postgresql_refuses_at_the_end_of_a_transaction_is_refused_alike(
+    postgres_url: str,
+) -> None:
+    def write_too_late(database: Database) -> None:
+        with database.write() as connection:
+            connection.execute(
+                text("""
+                    CREATE TEMP TABLE late (n int);
+                    CREATE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql
+                        AS 'BEGIN RAISE read_only_sql_transaction; END';
+                    CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE
+                        INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse();
+                    INSERT INTO late VALUES (1);
+                """)
+            )
+
+    with closing(Database(postgres_url)) as database:
+        with pytest.raises(Unavailable, match=r"^the database cannot be written to$"):
+            write_too_late(database)
         _write_four_times(database)
 
 

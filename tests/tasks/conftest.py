@@ -27,6 +27,7 @@ def worker(settings: Settings) -> Iterator[Settings]:
         process.settings,
         process.database,
         process.redis_client,
+        process.broker_keys,
         process.publisher,
         process.queue,
         process.growth,

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tasks import housekeeping, process
-from tasks.broker_keys import SENTINEL, set_right
+from tasks.broker_keys import SENTINEL, BrokerKeys
 from tasks.worker import set_its_queues_right
 from trainer_app import events
 from trainer_app.core.spec import TrainSpec
@@ -70,7 +70,8 @@ def test_a_key_of_an_impossible_type_makes_way_and_what_is_queued_is_sent(
 
     assert housekeeping.dispatch()
 
-    assert client.type(f"trainer:aside:{key}") == wrong
+    [aside] = client.keys(f"trainer:aside:{key}:*")
+    assert client.type(aside) == wrong
     [call] = client.lrange("trainer\x06\x169", 0, -1)
     assert run_id in call
 
@@ -84,10 +85,89 @@ def test_keys_that_are_right_or_not_ours_stay(worker: Settings) -> None:
     for key in others:
         fill(client, key, "string")
 
-    set_right(client, QUEUES)
+    BrokerKeys().set_right(client, QUEUES)
 
     assert set(client.scan_iter()) == {*OURS, *others}
     assert {key: client.type(key) for key in OURS} == OURS
+
+
+def aside(client: redis.Redis) -> list[object]:
+    """What was put aside of one list, the oldest first."""
+    return [client.get(key) for key in sorted(client.keys("trainer:aside:trainer:*"))]
+
+
+def queue_run() -> str:
+    spec = TrainSpec(corpus_sha256="0" * 64, corpus_path="a.txt")
+    return runs.create(process.database(), spec, queue="trainer").run_id
+
+
+def calls() -> list[bytes | str]:
+    return process.redis_client().lrange("trainer\x06\x169", 0, -1)
+
+
+def test_what_was_put_aside_before_stays(worker: Settings) -> None:
+    del worker
+    client, keys = process.redis_client(), BrokerKeys()
+    for value in ("first", "second"):
+        client.set("trainer", value)
+        keys.set_right(client, QUEUES)
+    assert aside(client) == ["first", "second"]
+
+
+@pytest.mark.parametrize("key", ["trainer", SENTINEL])
+def test_for_a_key_that_another_program_keeps_writing_to_nothing_is_sent_time_after_time(
+    worker: Settings, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del worker
+    client = process.redis_client()
+    queue_run()
+    waiting = []
+    for _ in range(6):
+        client.delete(key)
+        client.hset(key, "another", "program")
+        assert housekeeping.dispatch()
+        waiting.append(len(calls()))
+    assert waiting == [1, 2, 3, 3, 3, 3]
+    assert capsys.readouterr().out.count("another program keeps writing") == 1
+
+    later = queue_run()
+    assert housekeeping.dispatch()
+    assert later in str(calls()[0])
+
+
+def test_a_key_that_another_sets_right_meanwhile_stays(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del worker
+    client = process.redis_client()
+    client.set("trainer", "no list")
+    client.set(SENTINEL, "1")
+    real = client.eval
+
+    def after_another(script: str, number: int, *words: str) -> object:
+        client.delete("trainer")
+        client.lpush("trainer", "a call")
+        return real(script, number, *words)
+
+    monkeypatch.setattr(client, "eval", after_another)
+    BrokerKeys().set_right(client, QUEUES)
+    assert client.lrange("trainer", 0, -1) == ["a call"]
+    assert (aside(client), client.get(SENTINEL)) == ([], "1")
+
+
+@pytest.mark.parametrize("commands", [["-type"], ["-eval"], ["-get"]])
+def test_a_user_who_may_not_look_at_keys_sends_all_the_same(
+    worker: Settings, limited: redis.Redis, monkeypatch: pytest.MonkeyPatch, commands: list[str]
+) -> None:
+    del worker
+    process.redis_client().acl_setuser("limited", enabled=True, commands=commands)
+    process.redis_client().set("unacked_mutex", "1")
+    monkeypatch.setattr(process, "redis_client", lambda: limited)
+    run_id = queue_run()
+    assert housekeeping.dispatch()
+    monkeypatch.undo()
+    [call] = calls()
+    assert run_id in str(call)
 
 
 @pytest.fixture
@@ -100,7 +180,7 @@ def limited(worker: Settings) -> Iterator[redis.Redis]:
         passwords=["+word"],
         keys=["*"],
         categories=["+@all"],
-        commands=["-rename"],
+        commands=["-renamenx"],
     )
     with redis.Redis.from_url(
         worker.redis.url, username="limited", password="word", decode_responses=True
@@ -114,7 +194,7 @@ def test_for_a_key_that_cannot_be_renamed_nothing_is_sent_again(limited: redis.R
     client.set("trainer", "no list")
     client.set(SENTINEL, "1")
 
-    set_right(limited, QUEUES)
+    BrokerKeys().set_right(limited, QUEUES)
 
     assert (client.get("trainer"), client.get(SENTINEL)) == ("no list", "1")
 
@@ -126,7 +206,7 @@ def test_a_worker_that_starts_sets_its_own_queues_right(worker: Settings) -> Non
 
     set_its_queues_right()
 
-    assert client.get("trainer:aside:trainer") == "no list"
+    assert aside(client) == ["no list"]
     assert not client.exists("trainer")
 
 

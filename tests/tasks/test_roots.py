@@ -15,15 +15,20 @@ import pytest
 from tasks import process, reporting, training, worker
 from tasks.held import draining
 from tasks.perform import perform
-from tests.tasks.tiny_runs import QueueRun
+from tasks.shells import work_of
+from tests.tasks.tiny_runs import TINY, QueueRun
 from trainer_app import artifacts
 from trainer_app.core import files
+from trainer_app.core.evaluate_spec import EvaluateSpec
+from trainer_app.core.loaded import LoadedModel
 from trainer_app.core.observer import StepReport
+from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.log import job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
-from trainer_app.store import lease, runs
+from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.runs import Run
+from trainer_app.store.tables import JobKind
 
 Act = Callable[[], object]
 
@@ -103,6 +108,19 @@ def weights(run_id: str) -> bytes:
     folder = artifacts.model_directory(process.settings(), run_id)
     assert is_whole(folder)
     return (folder / "model.safetensors").read_bytes()
+
+
+def evaluation_of(run_id: str) -> str:
+    """One that is queued, on the validation split."""
+    return requests.create(
+        process.database(),
+        JobKind.EVALUATE,
+        run_id,
+        EvaluateSpec().to_json(),
+        queue="q",
+        user_id=0,
+        topic="validation",
+    ).request_id
 
 
 def assert_waited(run_id: str, root: Path) -> None:
@@ -225,3 +243,64 @@ def test_a_disk_that_is_taken_away_as_the_model_is_put_there_costs_an_attempt_an
     waiting.join()
     assert (run.status, run.attempt) == ("completed", 2)
     assert weights(run_id) == weights(whole)
+
+
+def test_a_folder_that_holds_something_serves_whatever_it_was_when_the_worker_began(
+    queue_run: QueueRun, begun: Settings
+) -> None:
+    """As a disk that came back to a worker which was started again without it."""
+    disk = Disk(root=begun.paths.artifacts)
+    disk.take_away()
+    artifacts.model_directory(begun, "run-before").mkdir(parents=True)
+    run = train(run_id := queue_run())
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert not [event for event in events(run_id) if "waits for it" in event]
+
+
+@pytest.mark.parametrize("kind", [JobKind.EVALUATE, JobKind.TOKENIZER])
+def test_an_evaluation_and_a_tokenizer_wait_for_the_disk_too(
+    queue_run: QueueRun, begun: Settings, kind: JobKind
+) -> None:
+    run_id = queue_run(holdout_fraction=0.1)
+    train(run_id)
+    disk = Disk(root=begun.paths.artifacts)
+    disk.take_away()
+    began = time.monotonic()
+    threading.Timer(1, disk.bring_back).start()
+    if kind is JobKind.EVALUATE:
+        job_id = evaluation_of(run_id)
+    else:
+        spec = TokenizerSpec(
+            method="char",
+            vocab_size=300,
+            corpus_path=TINY.corpus_path,
+            corpus_sha256=TINY.corpus_sha256,
+        )
+        job_id = tokenizers.create(process.database(), spec, queue="q").tokenizer_id
+    perform(job_id, hostname="light@here", work=work_of(kind))
+
+    assert time.monotonic() - began >= 1
+    if kind is JobKind.EVALUATE:
+        assert requests.get(process.database(), kind, run_id, job_id).status == "completed"
+    else:
+        assert tokenizers.get(process.database(), job_id).status == "completed"
+
+
+def test_a_model_is_evaluated_in_the_batches_that_it_was_trained_in(
+    queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(run_id := queue_run(batch_size=100_000, holdout_fraction=0.1))
+    manifest = artifacts.read_manifest(artifacts.model_directory(begun, run_id))
+    trained = manifest["batch_size"]
+    assert trained != 100_000
+    seen: list[object] = []
+    check = LoadedModel.check_trained_as
+
+    def note(model: LoadedModel, spec: TrainSpec) -> None:
+        seen.append(spec.batch_size)
+        check(model, spec)
+
+    monkeypatch.setattr(LoadedModel, "check_trained_as", note)
+    perform(evaluation_of(run_id), hostname="light@here", work=work_of(JobKind.EVALUATE))
+    assert seen == [trained]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +65,10 @@ def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object
 NOW: Final = Now()
 
 _ONLY_READ: Final = "the database cannot be written to"
+# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs.
+_RIGHTS: Final = text(
+    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT')"
+)
 _PRIMARY_CODE: Final = 0xFF  # the bits of an error's code in which SQLite's extended ones agree
 _MAY_ONLY_READ: Final = "may only read"  # what the pool's record of a connection may say of it
 
@@ -123,8 +127,10 @@ class Database:
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
             if self.file is None:
-                if connection.scalar(text("SHOW transaction_read_only")) == "on":
+                reads, adds = connection.execute(_RIGHTS).one()
+                if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
+                if reads or not adds:
                     raise Unavailable(_ONLY_READ)
             elif not _may_be_written(self.file):
                 raise Unavailable(_ONLY_READ)
@@ -177,11 +183,15 @@ def _leave_what_may_only_read(context: ExceptionContext) -> None:
     # for connections that are made once the database can be written to again.
     if _refuses_to_write(context.original_exception):
         context.is_disconnect = True
+        # SQLite holds a connection open for as long as a cursor that the error's traceback keeps,
+        # and whatever a process opens meanwhile has its index of the log, which is read-only.
+        if context.execution_context is not None:
+            context.execution_context.cursor.close()
 
 
 def _is_fault_of_the_statement(error: DBAPIError | PoolTimeout) -> bool:
     """Whether a statement of ours, or its values, are to blame, not the database's condition."""
-    if _lacks_tables(error):
+    if _lacks_tables(error) or _lacks_rights(error):
         return False
     if isinstance(error, DataError | IntegrityError | NotSupportedError | ProgrammingError):
         return True
@@ -196,6 +206,12 @@ def _lacks_tables(error: DBAPIError | PoolTimeout) -> bool:
     if isinstance(cause, psycopg.errors.UndefinedTable):
         return True
     return _sqlite_code(error) == sqlite3.SQLITE_ERROR and str(cause).startswith("no such table")
+
+
+def _lacks_rights(error: DBAPIError | PoolTimeout) -> bool:
+    """PostgreSQL's user may not do that, until somebody grants it: each statement asks anew."""
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return isinstance(cause, psycopg.errors.InsufficientPrivilege)
 
 
 def _sqlite_code(error: DBAPIError | PoolTimeout) -> int | None:
@@ -213,7 +229,9 @@ def _refuses_to_write(error: BaseException | None) -> bool:
 def _condition(error: DBAPIError | PoolTimeout) -> str:
     if _lacks_tables(error) or _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:
         return "the database is not there, or has no tables yet: `trainer db upgrade` makes them"
-    if _refuses_to_write(error.orig if isinstance(error, DBAPIError) else None):
+    if _lacks_rights(error) or _refuses_to_write(
+        error.orig if isinstance(error, DBAPIError) else None
+    ):
         return _ONLY_READ
     return "the database is away or busy"
 
@@ -239,6 +257,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
         # Never made here: what was there may be somewhere else (migrate makes a new one). Never
         # another than the first: SQLite would put what the first has left in its log into it.
         before = _identity(path)
+        _let_what_lies_beside_be_written(path)
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", timeout=wait_seconds, check_same_thread=False, uri=True
         )
@@ -285,10 +304,28 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The log of a file of SQLite and the log's index: beside the file that a link leads to."""
+    real = path.resolve()
+    return real.with_name(f"{real.name}-wal"), real.with_name(f"{real.name}-shm")
+
+
 def _may_be_written(path: Path) -> bool:
     """Whether this process may write to a file of SQLite, and to what lies beside it."""
-    files = (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"))
-    return all(os.access(file, os.W_OK) for file in files if file.exists())
+    return all(os.access(file, os.W_OK) for file in (path, *_beside(path)) if file.exists())
+
+
+def _let_what_lies_beside_be_written(path: Path) -> None:
+    """Give the log and its index the mode of the file, where that alone may be written to.
+
+    SQLite makes them with the mode that the file has then, and leaves them there where it may only
+    read: of a file that was read-only for a while, they would stay that for good.
+    """
+    for file in _beside(path):
+        # Another's, or one that has gone meanwhile, is left as it is.
+        with suppress(OSError):
+            if os.access(path, os.W_OK) and not os.access(file, os.W_OK):
+                file.chmod(path.stat().st_mode & 0o777)
 
 
 def _keep_what_may_write(
