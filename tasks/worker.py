@@ -177,7 +177,7 @@ def _beat(hostname: str, queues: Sequence[str]) -> None:
         if time.monotonic() >= due_at:
             try:
                 process.redis_client().set(key, value, ex=WORKER_TTL_SECONDS)
-                set_right(process.redis_client(), queues)
+                process.broker_keys().set_right(process.redis_client(), queues)
             except (redis.RedisError, OSError) as error:
                 _log.warning("Redis is away", error=str(error))
             except Exception:  # without this thread the worker would count as dead
