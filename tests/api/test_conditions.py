@@ -131,6 +131,7 @@ LATER = "Thu, 01 Jan 2099 00:00:00 GMT"
         ({"If-Match": "{etag}", "If-None-Match": "{etag}"}, 304),
         ({"If-Match": '"another"', "If-None-Match": "{etag}"}, 412),
         ({"If-Match": "W/{etag}"}, 412),
+        ({"If-Match": ","}, 412),  # names nothing
         ({"If-Match": '"another"', "Range": "bytes=4-"}, 412),
         ({"If-Match": "{etag}", "Range": "bytes=4-"}, 206),
         ({"If-Unmodified-Since": EARLIER}, 412),

@@ -49,7 +49,7 @@ def heed(response: Response, version: Version) -> None:
 
 def _check(version: Version) -> None:
     """Refuse who wants another file, by its tag or else by its age."""
-    if request.if_match:
+    if "If-Match" in request.headers:
         if not request.if_match.contains(version.etag):
             raise PreconditionFailed("If-Match does not name the file that there is")
     elif request.if_unmodified_since and version.modified > request.if_unmodified_since:

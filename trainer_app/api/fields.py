@@ -31,10 +31,12 @@ _SHOWN: Final = 64  # characters of a refused value that its message repeats
 
 
 class _Range(validate.Range):
-    """Says both bounds, and of a long number how it begins."""
+    """Says both bounds, and of a long number that it is one."""
 
     def _format_error(self, value: object, message: str) -> str:  # noqa: ARG002
-        return f"{shown(value)} is not within {self.min} to {self.max}"
+        is_stand_in = isinstance(value, int) and abs(value) >= _OUT_OF_RANGE
+        told = f"a number of more than {_MAX_DIGITS} digits" if is_stand_in else shown(value)
+        return f"{told} is not within {self.min} to {self.max}"
 
 
 def between(low: float, high: float) -> validate.Range:
