@@ -94,14 +94,19 @@ class Database:
 
         Raises Unavailable when the folder cannot be made.
         """
+        path = self._path
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unavailable("the database's folder cannot be made") from error
+        return path
+
+    @property
+    def _path(self) -> Path | None:
         if self._url.get_backend_name() != "sqlite":
             return None
-        path = Path(str(self._url.database)).absolute()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unavailable("the database's folder cannot be made") from error
-        return path
+        return Path(str(self._url.database)).absolute()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -126,13 +131,13 @@ class Database:
         """
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
-            if self.file is None:
+            if self._path is None:
                 reads, adds = connection.execute(_RIGHTS).one()
                 if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
                 if reads or not adds:
                     raise Unavailable(_ONLY_READ)
-            elif not _may_be_written(self.file):
+            elif not _may_be_written(self._path):
                 raise Unavailable(_ONLY_READ)
             elif to_write:
                 # Of no row. BEGIN IMMEDIATE alone makes a reader of who may only read.
