@@ -48,7 +48,7 @@ def kept_bytes() -> dict[str, int]:
 class _Kept:
     sha256: str  # of the manifest
     file_bytes: int  # of its weights
-    taken: int  # bytes of the process's own: none of weights that are used where they are mapped
+    taken: int  # bytes of the process's own
     loaded: LoadedModel
 
 
