@@ -139,6 +139,11 @@ def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: B
     assert run.queue == "trainer.host.gpu0"
 
 
+def test_a_run_trains_on_one_gpu(client: FlaskClient, body: Body) -> None:
+    assert train(client, body | {"gpus": 1}).status_code == 202
+    refused(train(client, body | {"gpus": 2}), 422, "INVALID_INPUT", "gpus")
+
+
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
 def test_every_size_of_every_family_can_be_asked_for(
     client: FlaskClient, world: World, body: Body, family: str

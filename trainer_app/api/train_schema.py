@@ -240,6 +240,13 @@ class TrainSchema(StrictSchema):
         | EMPTY_BY_DEFAULT,
     )
     user_id = job_fields.user_id(DEFAULTS["user_id"], "Whose run it is; a label.")
+    gpus = StrictInteger(
+        load_default=1,
+        validate=between(1, 1),
+        metadata=about(
+            "One, with device cuda: several GPUs train a run each, side by side (queue says which)."
+        ),
+    )
     queue = StrictString(
         load_default=None,
         validate=length(1, 255),
