@@ -1,14 +1,15 @@
 """What a training loop loses to those who watch it in the service.
 
     python -m benchmarks.observers [--rounds 5] [--steps 10000] [--logging-steps 10]
+        [--device cpu] [--width 16] [--layers 1] [--seq-len 8] [--batch-size 1]
 
-A GPT-2 so small that the loop takes about as many steps a second as this machine allows is trained
-by ``fit``, in turn with nobody watching and with what a run of the service has: its lease, log,
-journal, row and events, on a SQLite file and a broker of the stack's own kind. Prints a JSON line a
-round, then a table with medians, of the steps between the first report and the last (what comes
-before and after is no part of it, and there are no checkpoints): steps a second, and microseconds
-of a step by the wall, and of CPU time: of the training thread in calls to observers, of that thread
-in all, and of all threads of the process.
+A GPT-2, by default so small that the loop takes about as many steps a second as a CPU allows, is
+trained by ``fit``, in turn with nobody watching and with what a run of the service has: its lease,
+log, journal, row and events, on a SQLite file and a broker of the stack's own kind. Prints a JSON
+line a round, then a table with medians, of the steps between the first report and the last (what
+comes before and after is no part of it, and there are no checkpoints): steps a second, and
+microseconds of a step by the wall, and of CPU time: of the training thread in calls to observers,
+of that thread in all, and of all threads of the process.
 
 So is the loss in percent. By the wall: what a user sees, on a machine that does nothing else. By
 calls: what the loop does itself for its observers; other work on the machine hardly moves it. By
@@ -47,7 +48,7 @@ from trainer_app import events
 from trainer_app.core.fit import fit
 from trainer_app.core.observer import Observer, Observers, Silent, StepReport, StopReason
 from trainer_app.core.run_files import Finished, Inputs, Workspace
-from trainer_app.core.spec import TrainSpec
+from trainer_app.core.spec import DEVICES, RequestedDevice, TrainSpec
 from trainer_app.events import JobEvents, Publisher
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.settings import Settings, load_settings
@@ -56,8 +57,6 @@ from trainer_app.store import lease, migrate, runs
 from trainer_app.store.database import Database
 from trainer_app.store.tables import Status
 
-SEQ_LEN: Final = 8  # the least that a run may have
-WIDTH: Final = 16
 TITLES: Final = ("wall, us", "calls, us", "thread, us", "all, us")
 _NEVER: Final = 1e9  # seconds between checkpoints
 
@@ -68,6 +67,11 @@ class Args(argparse.Namespace):
     rounds: int
     steps: int
     logging_steps: int
+    device: RequestedDevice
+    width: int
+    layers: int
+    seq_len: int
+    batch_size: int
 
 
 class Stopwatch(Observers):
@@ -217,18 +221,20 @@ def bench(folder: Path, options: Args) -> Iterator[Bench]:
             family="gpt2",
             size="custom",
             vocab_size=tokenizer.vocab_size,
-            max_seq_len=SEQ_LEN,
+            max_seq_len=options.seq_len,
         ),
         DESIGN,
-        gpt2_shape(width=WIDTH, layers=1, heads=1),
+        gpt2_shape(width=options.width, layers=options.layers, heads=max(1, options.width // 64)),
     )
     model.initialise()
     model_family("gpt2").save(model, folder / "base")
     spec = TrainSpec(
-        device="cpu",
+        device=options.device,
+        precision="fp32" if options.device == "cpu" else "bf16",
+        torch_compile="off",
         model_size="custom",
-        max_seq_len=SEQ_LEN,
-        batch_size=1,
+        max_seq_len=options.seq_len,
+        batch_size=options.batch_size,
         max_steps=options.steps,
         logging_steps=options.logging_steps,
         holdout_fraction=0.0,
@@ -259,6 +265,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10_000, help="of each run")
     parser.add_argument("--logging-steps", type=int, default=10, help="a point every so many")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--seq-len", type=int, default=8, help="the least that a run may have")
+    parser.add_argument("--batch-size", type=int, default=1)
     options = parser.parse_args(namespace=Args())
     pairs = []
     with TemporaryDirectory() as place, bench(Path(place), options) as made:
