@@ -65,10 +65,15 @@ def _keep(job: Job, file: Path, data: bytes, done: Done) -> None:
     claim = job.claim
     prepared = staging.of_evaluation(process.settings(), claim.job_id, claim.attempt)
 
+    # Made before the lease is renewed for the last time: whoever takes the job over takes it away,
+    # and would find none if it came later. Where the disk is away, not beneath it.
+    wait_for(job, process.settings().paths.artifacts)
+    with disk_full_named(file):
+        prepared.mkdir(parents=True)
+
     def rename() -> None:
         with disk_full_named(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            prepared.mkdir()
             write_atomically(prepared / file.name, data)
             (prepared / file.name).replace(file)
             fsync_directory(file.parent)

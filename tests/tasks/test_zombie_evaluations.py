@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks import evaluation, housekeeping, process, staging
+from tasks.job import Job
 from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import QueueRun
@@ -47,6 +48,18 @@ def kept(run_id: str) -> object:
     return None if found is None else found["request_id"]
 
 
+def after_the_look(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], object]) -> None:
+    """Fall asleep right after the last look at the lease."""
+    renew, naps = Job.renew_lease, [sleep]
+
+    def renew_and_sleep(job: Job) -> None:
+        renew(job)
+        if naps:
+            naps.pop()()
+
+    monkeypatch.setattr(Job, "renew_lease", renew_and_sleep)
+
+
 def before_the_rename(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], object]) -> None:
     """Fall asleep between the last look at the lease and the rename."""
     replace, naps = Path.replace, [sleep]
@@ -59,8 +72,11 @@ def before_the_rename(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[], objec
     monkeypatch.setattr(Path, "replace", sleep_and_replace)
 
 
+@pytest.mark.parametrize("fall_asleep", [after_the_look, before_the_rename])
 def test_the_file_of_a_later_evaluation_stays_as_it_is(
-    run_id: str, monkeypatch: pytest.MonkeyPatch
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fall_asleep: Callable[[pytest.MonkeyPatch, Callable[[], object]], None],
 ) -> None:
     slept = queue(run_id)
     later: list[str] = []
@@ -73,7 +89,7 @@ def test_the_file_of_a_later_evaluation_stays_as_it_is(
         evaluate(later[0])
         assert kept(run_id) == later[0]
 
-    before_the_rename(monkeypatch, sleep)
+    fall_asleep(monkeypatch, sleep)
     evaluate(slept)
 
     assert [kept(run_id)] == later
