@@ -34,10 +34,20 @@ Act = Callable[[], object]
 
 
 @pytest.fixture
-def begun(queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings of a worker that has begun, as Celery begins it."""
-    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
-    worker.refuse_unfit_folders()
+def begin(monkeypatch: pytest.MonkeyPatch) -> Act:
+    """Begin a worker as Celery does: it knows of an earlier one what the data root knows alone."""
+
+    def begin() -> None:
+        monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+        worker.refuse_unfit_folders()
+
+    return begin
+
+
+@pytest.fixture
+def begun(queue_run: QueueRun, begin: Act) -> Settings:
+    """The settings of a worker that has begun."""
+    begin()
     return process.settings()
 
 
@@ -60,6 +70,10 @@ class Disk:
         """Nothing was put into what lies beneath."""
         self.root.rmdir()
         self._away.rename(self.root)
+
+    def give_up(self) -> None:
+        """What lies beneath is to serve from now on."""
+        (self.root / ".trainer-folder").touch()
 
 
 def at_a_step(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
@@ -125,11 +139,15 @@ def evaluation_of(run_id: str) -> str:
 
 def assert_waited(run_id: str, root: Path) -> None:
     told = events(run_id)
-    waits = told.index(
-        f"{root} is not the folder that it was when the worker began, and is empty: waits for it "
-        "(restart the worker to use what is there)"
+    assert told.index(f"{root} serves again: goes on") > told.index(waits_for(root))
+
+
+def waits_for(root: Path) -> str:
+    return (
+        f"{root} is empty and has no .trainer-folder, as what lies beneath a disk that is not "
+        "mounted: waits for it (mount it; where the empty folder is to serve from now on: "
+        f"touch {root}/.trainer-folder)"
     )
-    assert told.index(f"{root} is back: goes on") > waits
 
 
 def test_a_model_is_put_where_the_disk_is_and_not_beneath_it(
@@ -183,6 +201,61 @@ def test_an_attempt_that_begins_without_a_disk_waits_for_it(
 
     assert (run.status, run.attempt) == ("completed", 1)
     assert_waited(run_id, disk.root)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_a_worker_that_begins_without_a_disk_puts_nothing_beneath_it(
+    queue_run: QueueRun, begun: Settings, begin: Act, name: str
+) -> None:
+    """As one that is started before the disk is mounted."""
+    train(whole := queue_run())
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id := queue_run(), disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert_waited(run_id, disk.root)
+    assert weights(run_id) == weights(whole)
+
+
+def test_a_run_whose_worker_begins_anew_without_its_disk_goes_on_once_that_is_back(
+    queue_run: QueueRun, begun: Settings, begin: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(whole := queue_run(max_steps=40))
+    run_id = queue_run(max_steps=40)
+    disk = Disk(root=begun.paths.runs)
+    at_a_step(monkeypatch, draining.set)
+    assert train(run_id).status == "queued"
+    draining.clear()
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 2)
+    assert any("its worker shut down, resumed from" in event for event in events(run_id))
+    assert weights(run_id) == weights(whole)
+
+
+def test_an_empty_folder_that_is_to_serve_from_now_on_is_named_by_hand(
+    queue_run: QueueRun, begun: Settings, begin: Act
+) -> None:
+    disk = Disk(root=begun.paths.artifacts)
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id := queue_run(), disk.give_up)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert weights(run_id)
+    begin()
+    train(queue_run())
+    assert is_whole(artifacts.model_directory(begun, run_id))
 
 
 def cancel(run_id: str) -> None:
