@@ -10,12 +10,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
-from tasks.job import Job
+from tasks import process
+from tasks.job import Job, Left
 from tasks.reporting import telling
 from trainer_app.core.stopping import raise_if_stopped
 from trainer_app.folders import MARK, is_away
+from trainer_app.store import wakeups
+from trainer_app.store.database import Database
+from trainer_app.store.tables import JobKind
 
 _LOOK_SECONDS: Final = 0.5
+_AGAIN_SECONDS: Final = 5.0  # until a worker looks once more for a job that was put off
 
 
 def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> None:
@@ -32,6 +37,28 @@ def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> 
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
         tell(f"{root} serves again: goes on")
+
+
+def leave_until_back(db: Database, job_id: str) -> Left | None:
+    """Put off a queued tokenizer or evaluation while a folder that it needs is away; why, if so.
+
+    It would hold the one worker that answers scores as well. A run waits under its claim: whoever
+    trains has nothing else to do.
+    """
+    paths = process.settings().paths
+    away = [root for root in (paths.artifacts, paths.runs) if is_away(root, os.environ)]
+    queued = wakeups.queued_spec(db, job_id) if away else None
+    if queued is None:
+        return None
+    kind, _ = queued
+    if kind == JobKind.EVALUATE and paths.artifacts in away:
+        reason = _waits_for(paths.artifacts)
+    elif kind == JobKind.TOKENIZER:
+        reason = _waits_for(away[0])
+    else:
+        return None
+    is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
+    return Left(reason, is_news=is_news)
 
 
 def _waits_for(root: Path) -> str:

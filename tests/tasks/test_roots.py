@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
+from sqlalchemy import select, update
 
 from tasks import process, reporting, training, worker
 from tasks.held import draining
+from tasks.job import Done, Job
 from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import TINY, QueueRun
@@ -21,14 +24,14 @@ from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.loaded import LoadedModel
-from trainer_app.core.observer import StepReport
+from trainer_app.core.observer import StepReport, StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.log import job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.runs import Run
-from trainer_app.store.tables import JobKind
+from trainer_app.store.tables import JobKind, JobRow
 
 Act = Callable[[], object]
 
@@ -331,33 +334,107 @@ def test_a_folder_that_holds_something_serves_whatever_it_was_when_the_worker_be
     assert not [event for event in events(run_id) if "waits for it" in event]
 
 
-@pytest.mark.parametrize("kind", [JobKind.EVALUATE, JobKind.TOKENIZER])
-def test_an_evaluation_and_a_tokenizer_wait_for_the_disk_too(
-    queue_run: QueueRun, begun: Settings, kind: JobKind
-) -> None:
-    run_id = queue_run(holdout_fraction=0.1)
-    train(run_id)
-    disk = Disk(root=begun.paths.artifacts)
-    disk.take_away()
-    began = time.monotonic()
-    threading.Timer(1, disk.bring_back).start()
-    if kind is JobKind.EVALUATE:
-        job_id = evaluation_of(run_id)
-    else:
-        spec = TokenizerSpec(
-            method="char",
-            vocab_size=300,
-            corpus_path=TINY.corpus_path,
-            corpus_sha256=TINY.corpus_sha256,
-        )
-        job_id = tokenizers.create(process.database(), spec, queue="q").tokenizer_id
+def tokenizer_job() -> str:
+    spec = TokenizerSpec(
+        method="char",
+        vocab_size=300,
+        corpus_path=TINY.corpus_path,
+        corpus_sha256=TINY.corpus_sha256,
+    )
+    return tokenizers.create(process.database(), spec, queue="q").tokenizer_id
+
+
+def light_job(kind: JobKind, run_id: str) -> str:
+    return evaluation_of(run_id) if kind is JobKind.EVALUATE else tokenizer_job()
+
+
+def row_of(job_id: str) -> tuple[str, int, int, str]:
+    columns = (JobRow.status, JobRow.attempt, JobRow.retries, JobRow.message)
+    with process.database().read() as connection:
+        found = connection.execute(select(*columns).where(JobRow.id == job_id)).one()
+    return found.status, found.attempt, found.retries, found.message
+
+
+def look(job_id: str, kind: JobKind) -> None:
     perform(job_id, hostname="light@here", work=work_of(kind))
 
-    assert time.monotonic() - began >= 1
-    if kind is JobKind.EVALUATE:
-        assert requests.get(process.database(), kind, run_id, job_id).status == "completed"
-    else:
-        assert tokenizers.get(process.database(), job_id).status == "completed"
+
+def called_again() -> None:
+    """What was put off is due."""
+    with process.database().write() as connection:
+        connection.execute(update(JobRow).values(not_before=0.0))
+
+
+LIGHT = [
+    (JobKind.EVALUATE, "artifacts"),
+    (JobKind.TOKENIZER, "artifacts"),
+    (JobKind.TOKENIZER, "runs"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_an_evaluation_and_a_tokenizer_wait_for_the_disk_too_and_leave_their_worker_to_others(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    job_id = light_job(kind, run_id)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            look(job_id, kind)
+            assert row_of(job_id) == ("queued", 0, 0, waits_for(disk.root))
+            assert lease.due(process.database()) == []  # not at once, but soon
+            called_again()
+    told = [line["log_level"] for line in lines if line["event"] == waits_for(disk.root)]
+    assert told == ["warning", "debug", "debug"]
+    assert not job_log_path(begun, job_id).exists()
+
+    disk.bring_back()
+    look(job_id, kind)
+    assert row_of(job_id) == ("completed", 1, 0, "")
+    assert events(job_id)[0] == "started"
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_a_job_that_was_put_off_for_a_disk_is_cancelled_at_once(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    look(job_id := light_job(kind, run_id), kind)
+    cancel(job_id)
+    assert row_of(job_id)[0] == "cancelled"
+    look(job_id, kind)
+    assert row_of(job_id)[:2] == ("cancelled", 0)
+
+
+def test_an_evaluation_needs_no_disk_of_runs(queue_run: QueueRun, begun: Settings) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    Disk(root=begun.paths.runs).take_away()
+    look(job_id := evaluation_of(run_id), JobKind.EVALUATE)
+    assert row_of(job_id)[:2] == ("completed", 1)
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_a_disk_that_goes_once_a_job_is_claimed_is_waited_for_before_anything_is_written(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    back = threading.Timer(1, disk.bring_back)
+
+    def take_away_and_work(job: Job) -> Done | StopReason:
+        disk.take_away()
+        back.start()
+        return work_of(kind)(job)
+
+    job_id = light_job(kind, run_id)
+    perform(job_id, hostname="light@here", work=take_away_and_work)
+    back.join()
+    assert row_of(job_id)[:2] == ("completed", 1)
+    assert_waited(job_id, disk.root)
 
 
 def test_a_model_is_evaluated_in_the_batches_that_it_was_trained_in(
