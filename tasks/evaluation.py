@@ -34,7 +34,7 @@ def work(job: Job) -> Done:
     """Measure what the claimed request asks for, and keep it beside the models."""
     settings = process.settings()
     spec = EvaluateSpec.from_json(job.claim.spec)
-    wait_for(job, settings.paths.artifacts)
+    wait_for(job, settings.paths.artifacts)  # it may have gone since the job was claimed
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     evaluation = _evaluate(job, spec)
     release_memory()  # of a GPU that a run trains on

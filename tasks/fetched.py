@@ -28,8 +28,10 @@ from trainer_app.errors import (
     ModelIncompatible,
     NotReady,
     TokenizerNotFound,
+    TrainerError,
 )
 from trainer_app.file_lock import locked
+from trainer_app.folders import is_away
 from trainer_app.restore import (
     TOKENIZER,
     check_digests,
@@ -140,7 +142,8 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
     """A finished model, its weights fetched back if clean-up has deleted them.
 
     Raises NotReady for a run that has not completed, ModelIncompatible for one whose files are
-    damaged here and nowhere else; DataBankUnavailable, DiskFull and StopRequested.
+    damaged here and nowhere else; TrainerError where the disk that they belong on is away;
+    DataBankUnavailable, DiskFull and StopRequested.
     """
     directory = artifacts.model_directory(process.settings(), run_id)
     with locked(lock_of(directory), should_stop=job.held.should_stop):
@@ -164,6 +167,9 @@ def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMess
         raise ModelIncompatible(
             f"{damage(run_id, damaged)}; the data bank has it, but this worker knows of none"
         )
+    for root in (settings.paths.artifacts, settings.paths.runs):
+        if is_away(root, os.environ):  # with a model in it, it would look like one that serves
+            raise TrainerError(f"{root} is away: no model is fetched into what lies beneath")
     place = settings.paths.runs / f"restore-{run_id}"
     on_message("fetching the model from the data bank")
     packed = _downloaded(job, archive, place / "model.tar.gz", on_message)

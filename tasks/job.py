@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tasks import process
 from tasks.held import Held
@@ -31,6 +31,13 @@ class Done:
     artifact: Artifact | None = None
     final_metrics: Mapping[str, object] = field(default_factory=dict)  # empty: no such event
     problem: TrainerError | None = None  # what went wrong beside the work, which is done
+
+
+class Left(NamedTuple):
+    """That a job is not claimed, but left to another worker or for later."""
+
+    reason: str
+    is_news: bool = True  # it was not left for this reason when it was last looked at
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,9 +10,10 @@ import structlog
 from tasks import by_hand, process, restored
 from tasks.ending import end_held, end_stuck
 from tasks.held import Held, draining
-from tasks.job import Done, Job, Work
+from tasks.job import Done, Job, Left, Work
 from tasks.owner import owner
 from tasks.patience import insist
+from tasks.roots import leave_until_back
 from tasks.sleep import now_by_both_clocks
 from tasks.specs import leave_to_newer
 from tasks.spent import may_be_the_process
@@ -53,8 +54,8 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         _log.warning(_ORPHANED)
         return
     by_hand.heed([job_id])  # a run that is cancelled in Redis never starts
-    if (reason := _why_left(job_id)) is not None:
-        _log.warning(reason)
+    if (left := _why_left(job_id)) is not None:
+        (_log.warning if left.is_news else _log.debug)(left.reason)
         return
     since = now_by_both_clocks()
     claim = _claim(job_id, holder)
@@ -94,19 +95,20 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         process.spent.set()
 
 
-def _why_left(job_id: str) -> str | None:
+def _why_left(job_id: str) -> Left | None:
     """Why the job is left to another, if it is. Waits as long as a lease lasts for the database."""
     asked = False
 
-    def why() -> str | None:
+    def why() -> Left | None:
         nonlocal asked
         if process.is_orphaned():
-            return _ORPHANED
+            return Left(_ORPHANED)
         if asked and draining.is_set():
-            return "the worker is to stop: the job is left to another"
+            return Left("the worker is to stop: the job is left to another")
         asked = True
         try:
-            return leave_to_newer(process.database(), job_id)
+            database = process.database()
+            return leave_to_newer(database, job_id) or leave_until_back(database, job_id)
         except Unavailable as error:
             if may_be_the_process(error):  # no patience helps it
                 raise TrainerError(error.message) from error

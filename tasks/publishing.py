@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from tasks import process
 from tasks.job import Job
-from tasks.roots import is_another, wait_for
+from tasks.roots import wait_for
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, raise_if_stopped
 from trainer_app.errors import TrainerError
+from trainer_app.folders import mark_of
 
 Published = TypeVar("Published")
 
@@ -31,7 +32,7 @@ def publish(
     """
     root = process.settings().paths.artifacts
     wait_for(job, root)
-    was_another = is_another(root)
+    mark = mark_of(root)
     job.renew_lease()
     job.may_be_in_place = True
     try:
@@ -46,7 +47,7 @@ def publish(
         if not job.may_be_in_place:
             raise
         return None
-    if is_another(root) and not was_another:
+    if mark not in {None, mark_of(root)}:
         job.may_be_in_place = False  # as far as anybody can tell
         raise TrainerError(f"{root} was taken away while what was made was put into it")
     return published

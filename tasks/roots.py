@@ -1,34 +1,26 @@
-"""Waiting for a disk that was taken away: nothing of a run is put into what lies beneath."""
+"""Waiting for a disk that is away: nothing of a job is put into what lies beneath."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
-from tasks.job import Job
+from tasks import process
+from tasks.job import Job, Left
 from tasks.reporting import telling
 from trainer_app.core.stopping import raise_if_stopped
-from trainer_app.folders import has_been_replaced
+from trainer_app.folders import MARK, is_away
+from trainer_app.store import wakeups
+from trainer_app.store.database import Database
+from trainer_app.store.tables import JobKind
 
 _LOOK_SECONDS: Final = 0.5
-
-
-def is_another(root: Path) -> bool:
-    """Whether it is another folder than when the worker began, or none."""
-    return has_been_replaced(root, os.environ)
-
-
-def is_away(root: Path) -> bool:
-    """Whether it is another one, and holds nothing: as what lies beneath a disk does.
-
-    One that holds something serves: a disk that came back to a worker which began without it, or a
-    copy on another disk.
-    """
-    return is_another(root) and not any(root.glob("[!.]*/[!.]*"))
+_AGAIN_SECONDS: Final = 5.0  # until a worker looks once more for a job that was put off
 
 
 def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> None:
@@ -37,14 +29,41 @@ def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> 
     ``say`` tells the job's log and row what is waited for; None: nobody else tells them anything.
     Raises StopRequested where the job is to stop.
     """
-    if not is_away(root):
+    if not is_away(root, os.environ):
         return
     with telling(job) if say is None else nullcontext(say) as tell:
-        tell(
-            f"{root} is not the folder that it was when the worker began, and is empty: waits for "
-            "it (restart the worker to use what is there)"
-        )
-        while is_away(root):
+        tell(_waits_for(root))
+        while is_away(root, os.environ):
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
-        tell(f"{root} is back: goes on")
+        tell(f"{root} serves again: goes on")
+
+
+def leave_until_back(db: Database, job_id: str) -> Left | None:
+    """Put off a queued tokenizer or evaluation while a folder that it needs is away; why, if so.
+
+    It would hold the one worker that answers scores as well. A run waits under its claim: whoever
+    trains has nothing else to do.
+    """
+    paths = process.settings().paths
+    away = [root for root in (paths.artifacts, paths.runs) if is_away(root, os.environ)]
+    queued = wakeups.queued_spec(db, job_id) if away else None
+    if queued is None:
+        return None
+    kind, _ = queued
+    if kind == JobKind.EVALUATE and paths.artifacts in away:
+        reason = _waits_for(paths.artifacts)
+    elif kind == JobKind.TOKENIZER:
+        reason = _waits_for(away[0])
+    else:
+        return None
+    is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
+    return Left(reason, is_news=is_news)
+
+
+def _waits_for(root: Path) -> str:
+    return (
+        f"{root} is empty and has no {MARK}, as what lies beneath a disk that is not mounted: "
+        "waits for it (mount it; where the empty folder is to serve from now on: "
+        f"touch {shlex.quote(str(root / MARK))})"
+    )

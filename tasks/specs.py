@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from tasks.job import Left
 from trainer_app.core.chat_spec import ChatSpec
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.generation_spec import GenerateSpec
@@ -26,8 +27,8 @@ _SPECS: Final[Mapping[JobKind, type[JsonSpec]]] = {
 _AGAIN_SECONDS: Final = 10.0  # until a worker is called once more, which may be a newer one
 
 
-def leave_to_newer(db: Database, job_id: str) -> str | None:
-    """Put off a queued job that asks for what this version does not know; the reason, if so.
+def leave_to_newer(db: Database, job_id: str) -> Left | None:
+    """Put off a queued job that asks for what this version does not know; why, if so.
 
     While versions are changed, those before and after work side by side: to do the job without
     what it asks for would be to do another one.
@@ -43,5 +44,5 @@ def leave_to_newer(db: Database, job_id: str) -> str | None:
     if not beyond:
         return None
     reason = f"waits for a worker of a later version, which knows {', '.join(beyond)}"
-    wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
-    return reason
+    is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
+    return Left(reason, is_news=is_news)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import pytest
 
+from trainer_app import folders
+from trainer_app.core.files import disk_full_named
 from trainer_app.errors import SettingsError
-from trainer_app.folders import check_folders, has_been_replaced, remember_roots
+from trainer_app.folders import MARK, check_folders, is_away, mark_of, remember_roots
 from trainer_app.settings import Settings, load_settings
 from trainer_app.stack.up import up
 
@@ -27,6 +33,7 @@ NAMES = (
     "APP__CORPUS_ROOT",
     "WANDB_DIR",
 )
+REMEMBERED = "TRAINER_REMEMBERED_FOLDERS"  # in the environment of a worker's children
 STARTERS = {
     "stack": ("-m", "trainer_app.cli.main", "up", "--port", "0"),
     "api": ("-c", "import wsgi"),
@@ -115,48 +122,56 @@ def test_a_disk_that_can_only_be_read_stops_the_start_of_a_stack_alone(
         up(settings)
 
 
+class Begins(Protocol):
+    """Begins anew as a worker's parent does, which knows what the data root knows alone."""
+
+    def __call__(self) -> Settings: ...
+
+
 @pytest.fixture
-def remembered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a worker that has begun."""
-    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
-    check_folders(settings)
-    assert not has_been_replaced(settings.paths.artifacts, os.environ)  # nothing is known of it yet
-    remember_roots(settings)
-    return settings
+def begin(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Begins:
+    def begin() -> Settings:
+        monkeypatch.setenv(REMEMBERED, "[]")  # set back afterwards
+        check_folders(settings)
+        assert not is_away(settings.paths.artifacts, os.environ)  # nothing is known of it yet
+        remember_roots(settings)
+        return settings
+
+    return begin
 
 
 @pytest.mark.parametrize("name", ["artifacts", "runs"])
-def test_a_folder_is_known_again_by_more_than_its_name(remembered: Settings, name: str) -> None:
-    root = remembered.paths.data_root / name
+def test_a_folder_is_known_again_by_more_than_its_name(begin: Begins, name: str) -> None:
+    root = begin().paths.data_root / name
     away = root.with_name("away")
-    assert not has_been_replaced(root, os.environ)
+    assert not is_away(root, os.environ)
     root.rename(away)
-    assert has_been_replaced(root, os.environ)
+    assert is_away(root, os.environ)
     root.mkdir()  # as what lies beneath a disk that was unmounted
-    assert has_been_replaced(root, os.environ)
+    assert is_away(root, os.environ)
     root.rmdir()
     root.write_text("no folder")
-    assert has_been_replaced(root, os.environ)
+    assert is_away(root, os.environ)
     root.unlink()
     away.rename(root)
     (root / "models").mkdir()
-    assert not has_been_replaced(root, os.environ)
-    (moved := remembered.paths.data_root).rename(moved.with_name("moved"))
-    assert has_been_replaced(root, os.environ)
+    assert not is_away(root, os.environ)
+    (moved := root.parent).rename(moved.with_name("moved"))
+    assert is_away(root, os.environ)
 
 
-def test_the_children_of_a_worker_know_the_folders_of_its_start(remembered: Settings) -> None:
-    root = remembered.paths.runs
-    root.rename(root.with_name("away"))
-    root.mkdir()
+def test_the_children_of_a_worker_know_the_folders_of_its_start(begin: Begins) -> None:
+    paths = begin().paths
+    paths.runs.rename(paths.runs.with_name("away"))
+    paths.runs.mkdir()
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from trainer_app.folders import has_been_replaced\n"
-        "print([has_been_replaced(Path(root), os.environ) for root in sys.argv[1:]])\n"
+        "from trainer_app.folders import is_away\n"
+        "print([is_away(Path(root), os.environ) for root in sys.argv[1:]])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(root), str(remembered.paths.artifacts)],
+        [sys.executable, "-c", program, str(paths.runs), str(paths.artifacts)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -166,21 +181,169 @@ def test_the_children_of_a_worker_know_the_folders_of_its_start(remembered: Sett
     assert done.stdout.strip() == "[True, False]"
 
 
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_a_folder_beneath_a_disk_is_known_as_such_by_whoever_begins_without_the_disk(
+    begin: Begins, name: str
+) -> None:
+    root = begin().paths.data_root / name
+    mark = mark_of(root)
+    root.rename(away := root.with_name("away"))
+    begin()  # and makes the folder that is missing
+    assert is_away(root, os.environ)
+    (root / "models").mkdir()
+    (root / "models" / ".run-1.lock").touch()  # as whoever looks for a model leaves
+    begin()
+    assert is_away(root, os.environ)
+    shutil.rmtree(root)
+    away.rename(root)
+    assert not is_away(root, os.environ)
+    begin()
+    assert not is_away(root, os.environ)
+    assert mark_of(root) == mark
+
+
+def test_an_empty_folder_serves_where_somebody_puts_a_file_of_that_name_into_it(
+    begin: Begins,
+) -> None:
+    root = begin().paths.artifacts
+    root.rename(root.with_name("away"))
+    begin()
+    assert is_away(root, os.environ)
+    (root / MARK).touch()
+    assert not is_away(root, os.environ)
+    begin()
+    assert not is_away(root, os.environ)
+    assert mark_of(root) == b""
+
+
+def test_a_folder_that_holds_something_is_marked_by_whoever_begins(begin: Begins) -> None:
+    """As one that was copied to another disk, without what is hidden."""
+    root = begin().paths.artifacts
+    (root / MARK).unlink()
+    assert is_away(root, os.environ)
+    (model := root / "models" / "run-1").mkdir(parents=True)
+    assert not is_away(root, os.environ)
+    begin()
+    assert mark_of(root)
+    model.rmdir()  # its clean-up leaves an empty folder that serves
+    assert not is_away(root, os.environ)
+
+
+def test_another_disk_that_was_marked_elsewhere_serves(begin: Begins) -> None:
+    root = begin().paths.runs
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    (root / MARK).write_text("of another data root")
+    begin()
+    assert mark_of(root) == b"of another data root"
+    root.rename(root.with_name("another"))
+    begin()
+    assert is_away(root, os.environ)
+
+
+def test_workers_that_begin_at_once_leave_one_mark_and_no_other_file(begin: Begins) -> None:
+    settings = begin()
+    for root in (settings.paths.artifacts, settings.paths.runs):
+        (root / MARK).unlink()
+    (memory := settings.paths.data_root / "run" / "folders.json").unlink()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: remember_roots(settings), range(8)))
+    for root in (settings.paths.artifacts, settings.paths.runs):
+        assert [path.name for path in root.iterdir()] == [MARK]
+        assert not is_away(root, os.environ)
+    assert [path.name for path in memory.parent.iterdir()] == [memory.name]
+
+
+def test_each_folder_that_ever_served_is_known_again(
+    begin: Begins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin()
+    monkeypatch.setenv("APP__DATA_ROOT", str(first.paths.data_root))
+    monkeypatch.setenv("APP__ARTIFACTS_ROOT", str(first.paths.data_root / "others"))
+    check_folders(load_settings())
+    remember_roots(load_settings())
+    root = first.paths.artifacts
+    root.rename(root.with_name("away"))
+    begin()
+    assert is_away(root, os.environ)
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b'["/da', b"{}", b"[[1], 2, null]", b"\xff", b"[" * 100_000, None]
+)
+def test_without_what_was_remembered_a_worker_begins_as_the_first_did(
+    begin: Begins, left: bytes | None
+) -> None:
+    settings = begin()
+    file = settings.paths.data_root / "run" / "folders.json"
+    file.unlink()
+    if left is None:
+        os.mkfifo(file)  # which to open would be to wait
+    else:
+        file.write_bytes(left)
+    root = settings.paths.artifacts
+    root.rename(root.with_name("away"))
+    begin()
+    assert not is_away(root, os.environ)
+    root.rename(root.with_name("another"))
+    begin()
+    assert is_away(root, os.environ)
+
+
+def test_where_nothing_can_be_remembered_a_worker_begins_and_knows_its_folders(
+    begin: Begins, settings: Settings
+) -> None:
+    settings.paths.data_root.mkdir(parents=True)
+    (settings.paths.data_root / "run").write_text("no folder")
+    root = begin().paths.artifacts
+    assert not is_away(root, os.environ)
+    root.rename(root.with_name("away"))
+    assert is_away(root, os.environ)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_folder_that_takes_no_mark_stops_no_start_and_is_not_waited_for(
+    begin: Begins, settings: Settings, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    def fail(path: Path, _data: bytes) -> None:
+        if path.name == MARK:
+            with disk_full_named(path):
+                raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(folders, "write_atomically", fail)
+    root = begin().paths.artifacts
+    root.rename(root.with_name("away"))
+    begin()
+    assert mark_of(root) is None
+    assert not is_away(root, os.environ)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda mark: mark.symlink_to(mark)])
+def test_whatever_bears_the_name_of_a_mark_is_one(
+    begin: Begins, settings: Settings, make: Callable[[Path], object]
+) -> None:
+    settings.paths.artifacts.mkdir(parents=True)
+    make(settings.paths.artifacts / MARK)
+    assert not is_away(begin().paths.artifacts, os.environ)
+    assert mark_of(settings.paths.artifacts) == b""
+
+
 def test_a_folder_that_cannot_be_looked_at_counts_as_the_same(
-    remembered: Settings, monkeypatch: pytest.MonkeyPatch
+    begin: Begins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever uses it is told why; a broken disk is not waited for without an end."""
+    root = begin().paths.artifacts
 
-    def fail(path: Path) -> os.stat_result:
+    def fail(path: Path) -> BufferedReader:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(Path, "stat", fail)
-    assert not has_been_replaced(remembered.paths.artifacts, os.environ)
+    monkeypatch.setattr(folders, "open_regular", fail)
+    assert not is_away(root, os.environ)
 
 
 def test_a_folder_that_cannot_be_opened_at_the_start_is_not_waited_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")
+    monkeypatch.setenv(REMEMBERED, "[]")
     remember_roots(settings)  # neither is there
-    assert not has_been_replaced(settings.paths.artifacts, os.environ)
+    assert not is_away(settings.paths.artifacts, os.environ)

@@ -1,8 +1,10 @@
 """Whether the folders that the settings name can serve: asked once, before anything is started.
 
 A run would otherwise find out at its end, when its training is done, that its model can be put
-nowhere. And whether they are still the same: under a disk that was unmounted there is another
-folder of that name, which takes what is written, and hides it when the disk is back.
+nowhere. And whether they are there: beneath a disk that is not mounted there is another folder of
+that name, which would take what is written, and hide it when the disk is back. So artifacts and
+runs each get a small hidden file, and that they got it is kept in the data root: one that lacks it
+and is empty is not the folder that it is to be. Whoever wants it to serve puts a file there.
 """
 
 from __future__ import annotations
@@ -10,14 +12,19 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from trainer_app.errors import SettingsError
+from trainer_app.core.files import write_atomically
+from trainer_app.errors import DiskFull, SettingsError
+from trainer_app.safe_paths import open_regular
 from trainer_app.settings import Settings
+
+MARK: Final = ".trainer-folder"
 
 # Of a folder that cannot serve, whatever the state of its disk. A disk that is full or broken is
 # met where it is written to: a process that is started again meanwhile is to come up.
@@ -34,7 +41,10 @@ _UNFIT: Final = frozenset(
         errno.EPERM,
     }
 )
-_REMEMBERED: Final = "TRAINER_REMEMBERED_FOLDERS"  # in the environment, for a worker's children
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_LONGEST: Final = 1 << 20  # bytes that are read of a file of ours, which has far fewer
+# In the environment, for a worker's children: they know it also where the data root is gone.
+_REMEMBERED: Final = "TRAINER_REMEMBERED_FOLDERS"
 
 
 def check_folders(settings: Settings, *, for_a_stack: bool = False) -> None:
@@ -60,28 +70,64 @@ def check_folders(settings: Settings, *, for_a_stack: bool = False) -> None:
 
 
 def remember_roots(settings: Settings) -> None:
-    """Know artifacts and runs by more than their names, in this process and those it starts."""
-    known = {}
-    for folder in (settings.paths.artifacts, settings.paths.runs):
-        with suppress(OSError):  # of a broken disk: whoever writes to it meets it
-            # Left open: of folders that nobody holds some file systems change the numbers.
-            known[str(folder)] = _identity(os.fstat(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)))
-    os.environ[_REMEMBERED] = json.dumps(known)
+    """Mark artifacts and runs, and know from now on that they are marked.
+
+    In this process, in those it starts, and in the data root, for whoever begins later. One that
+    was marked once, is not now and is empty stays as it is: see ``is_away``. What cannot be marked,
+    as on a disk that can only be read, is not missed when it is gone, and stops no start.
+    """
+    file = settings.paths.data_root / "run" / "folders.json"
+    earlier = _remembered(file)
+    marked = {}
+    for root in (settings.paths.artifacts, settings.paths.runs):
+        place = os.path.realpath(root)
+        lacks_its_mark = mark_of(root) is None
+        if lacks_its_mark and (place not in earlier or _holds_something(root)):
+            with suppress(OSError, DiskFull):
+                write_atomically(root / MARK, f"{secrets.token_hex(16)}\n".encode())
+                lacks_its_mark = False
+        if place in earlier or not lacks_its_mark:
+            marked[str(root)] = place
+    os.environ[_REMEMBERED] = json.dumps([*marked])
+    if not earlier.issuperset(marked.values()):
+        with suppress(OSError, DiskFull):
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, json.dumps(sorted(earlier.union(marked.values()))).encode())
 
 
-def has_been_replaced(root: Path, environment: Mapping[str, str]) -> bool:
-    """Whether a folder that was remembered is gone, or another has its name now."""
-    known: dict[str, list[int]] = json.loads(environment.get(_REMEMBERED, "{}"))
-    if str(root) not in known:
-        return False
+def is_away(root: Path, environment: Mapping[str, str]) -> bool:
+    """Whether a folder that was marked is gone, or one that is empty and has no mark has its name.
+
+    As what lies beneath a disk. One that holds something serves: a copy on another disk.
+    """
+    known: list[str] = json.loads(environment.get(_REMEMBERED, "[]"))
+    return str(root) in known and mark_of(root) is None and not _holds_something(root)
+
+
+def mark_of(root: Path) -> bytes | None:
+    """What tells a marked folder from others, nothing where somebody made an empty file; None: it
+    has no mark, or is not there.
+
+    A mark that cannot be read is one, too: whoever uses the folder is told what is wrong with it.
+    """
     try:
-        return _identity(root.stat()) != known[str(root)]
+        with open_regular(root / MARK) as file:
+            return file.read(_LONGEST)
     except OSError as error:
-        return error.errno in {errno.ENOENT, errno.ENOTDIR}  # any other is told by who uses it
+        return None if error.errno in _ABSENT else b""
 
 
-def _identity(folder: os.stat_result) -> list[int]:
-    return [folder.st_dev, folder.st_ino]
+def _holds_something(root: Path) -> bool:
+    return any(root.glob("[!.]*/[!.]*"))
+
+
+def _remembered(file: Path) -> frozenset[str]:
+    """The places that were marked; none where the file is not as it was written."""
+    with suppress(OSError, ValueError, RecursionError), open_regular(file) as opened:
+        places = json.loads(opened.read(_LONGEST))
+        if isinstance(places, list):
+            return frozenset(place for place in places if isinstance(place, str))
+    return frozenset()
 
 
 def _check(name: str, folder: Path, unfit: frozenset[int], *, is_written: bool) -> None:

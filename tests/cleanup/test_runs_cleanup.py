@@ -14,6 +14,7 @@ from trainer_app.cleanup.report import Report
 from trainer_app.cleanup.runs import clean_runs
 from trainer_app.core.stopping import never
 from trainer_app.file_lock import locked
+from trainer_app.folders import MARK, check_folders, is_away, remember_roots
 from trainer_app.restore import lock_of
 from trainer_app.store import lease, pauses, runs, uses
 from trainer_app.store.lease import Progress
@@ -198,6 +199,24 @@ def test_a_model_whose_replacement_was_cut_off_is_put_back(
     clean(world)
     assert [path.name for path in models.glob("*/*")] == ["manifest.json"]
     assert (models / "run-a").is_dir()
+
+
+def test_clean_up_leaves_what_marks_the_folders_of_runs_and_artifacts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+    check_folders(world.settings)
+    remember_roots(world.settings)
+    run_id, path = begun(world)
+    world.end(run_id, "failed")
+    world.elapse(WEEK + 60)
+    later = time.time() + WEEK
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert [item.name for item in clean(world).removed] == [run_id]
+    assert not path.exists()
+    for root in (world.settings.paths.artifacts, world.settings.paths.runs):
+        assert [found.name for found in root.iterdir()] == [MARK]
+        assert not is_away(root, os.environ)
 
 
 def test_where_nothing_ever_ran_there_is_nothing_to_do(world: World) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tasks import generation, housekeeping, process, training
 from tasks import tokenizers as tokenizer_training
 from tasks.perform import perform
 from tasks.slow_duties import SlowDuties
+from tasks.worker import refuse_unfit_folders
 from tests.databank_server import (
     Behaviour,
     DataBankServer,
@@ -29,6 +32,7 @@ from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.stopping import never
 from trainer_app.databank.client import DataBank
 from trainer_app.errors import Unavailable
+from trainer_app.folders import is_away
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers, uploads
@@ -83,6 +87,33 @@ def delete_weights(run_id: str) -> Path:
     folder = artifacts.model_directory(found, run_id)
     assert not is_whole(folder)
     return folder
+
+
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_no_model_is_fetched_into_what_lies_beneath_a_disk(
+    server: DataBankServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It would look like a folder that serves, and take models that are nowhere else."""
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+    monkeypatch.setenv("CELERY__RETRY_MAX", "0")
+    process.settings.cache_clear()
+    refuse_unfit_folders()
+    server.put(TEXT, "sheep")
+    run = train(post())
+    folder = delete_weights(run.run_id)
+    root = process.settings().paths.data_root / name
+    root.rename(away := root.with_name("away"))
+    root.mkdir()
+
+    asked = generate(run.run_id)
+    assert asked.status == "failed"
+    assert asked.message == f"{root} is away: no model is fetched into what lies beneath"
+    assert is_away(root, os.environ)
+
+    shutil.rmtree(root)
+    away.rename(root)
+    assert generate(run.run_id).status == "completed"
+    assert is_whole(folder)
 
 
 def test_a_model_is_trained_from_the_data_bank_into_it_and_comes_back_when_it_is_asked(

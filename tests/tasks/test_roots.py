@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
+from sqlalchemy import select, update
 
 from tasks import process, reporting, training, worker
 from tasks.held import draining
+from tasks.job import Done, Job
 from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import TINY, QueueRun
@@ -21,23 +24,33 @@ from trainer_app import artifacts
 from trainer_app.core import files
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.loaded import LoadedModel
-from trainer_app.core.observer import StepReport
+from trainer_app.core.observer import StepReport, StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.log import job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers
 from trainer_app.store.runs import Run
-from trainer_app.store.tables import JobKind
+from trainer_app.store.tables import JobKind, JobRow
 
 Act = Callable[[], object]
 
 
 @pytest.fixture
-def begun(queue_run: QueueRun, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings of a worker that has begun, as Celery begins it."""
-    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "{}")  # set back afterwards
-    worker.refuse_unfit_folders()
+def begin(monkeypatch: pytest.MonkeyPatch) -> Act:
+    """Begin a worker as Celery does: it knows of an earlier one what the data root knows alone."""
+
+    def begin() -> None:
+        monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+        worker.refuse_unfit_folders()
+
+    return begin
+
+
+@pytest.fixture
+def begun(queue_run: QueueRun, begin: Act) -> Settings:
+    """The settings of a worker that has begun."""
+    begin()
     return process.settings()
 
 
@@ -60,6 +73,10 @@ class Disk:
         """Nothing was put into what lies beneath."""
         self.root.rmdir()
         self._away.rename(self.root)
+
+    def give_up(self) -> None:
+        """What lies beneath is to serve from now on."""
+        (self.root / ".trainer-folder").touch()
 
 
 def at_a_step(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
@@ -125,11 +142,15 @@ def evaluation_of(run_id: str) -> str:
 
 def assert_waited(run_id: str, root: Path) -> None:
     told = events(run_id)
-    waits = told.index(
-        f"{root} is not the folder that it was when the worker began, and is empty: waits for it "
-        "(restart the worker to use what is there)"
+    assert told.index(f"{root} serves again: goes on") > told.index(waits_for(root))
+
+
+def waits_for(root: Path) -> str:
+    return (
+        f"{root} is empty and has no .trainer-folder, as what lies beneath a disk that is not "
+        "mounted: waits for it (mount it; where the empty folder is to serve from now on: "
+        f"touch {root}/.trainer-folder)"
     )
-    assert told.index(f"{root} is back: goes on") > waits
 
 
 def test_a_model_is_put_where_the_disk_is_and_not_beneath_it(
@@ -183,6 +204,61 @@ def test_an_attempt_that_begins_without_a_disk_waits_for_it(
 
     assert (run.status, run.attempt) == ("completed", 1)
     assert_waited(run_id, disk.root)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "runs"])
+def test_a_worker_that_begins_without_a_disk_puts_nothing_beneath_it(
+    queue_run: QueueRun, begun: Settings, begin: Act, name: str
+) -> None:
+    """As one that is started before the disk is mounted."""
+    train(whole := queue_run())
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id := queue_run(), disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert_waited(run_id, disk.root)
+    assert weights(run_id) == weights(whole)
+
+
+def test_a_run_whose_worker_begins_anew_without_its_disk_goes_on_once_that_is_back(
+    queue_run: QueueRun, begun: Settings, begin: Act, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(whole := queue_run(max_steps=40))
+    run_id = queue_run(max_steps=40)
+    disk = Disk(root=begun.paths.runs)
+    at_a_step(monkeypatch, draining.set)
+    assert train(run_id).status == "queued"
+    draining.clear()
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id, disk.bring_back)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 2)
+    assert any("its worker shut down, resumed from" in event for event in events(run_id))
+    assert weights(run_id) == weights(whole)
+
+
+def test_an_empty_folder_that_is_to_serve_from_now_on_is_named_by_hand(
+    queue_run: QueueRun, begun: Settings, begin: Act
+) -> None:
+    disk = Disk(root=begun.paths.artifacts)
+    disk.take_away()
+    begin()
+    waiting = once_it_waits(run_id := queue_run(), disk.give_up)
+    run = train(run_id)
+    waiting.join()
+
+    assert (run.status, run.attempt) == ("completed", 1)
+    assert weights(run_id)
+    begin()
+    train(queue_run())
+    assert is_whole(artifacts.model_directory(begun, run_id))
 
 
 def cancel(run_id: str) -> None:
@@ -258,33 +334,107 @@ def test_a_folder_that_holds_something_serves_whatever_it_was_when_the_worker_be
     assert not [event for event in events(run_id) if "waits for it" in event]
 
 
-@pytest.mark.parametrize("kind", [JobKind.EVALUATE, JobKind.TOKENIZER])
-def test_an_evaluation_and_a_tokenizer_wait_for_the_disk_too(
-    queue_run: QueueRun, begun: Settings, kind: JobKind
-) -> None:
-    run_id = queue_run(holdout_fraction=0.1)
-    train(run_id)
-    disk = Disk(root=begun.paths.artifacts)
-    disk.take_away()
-    began = time.monotonic()
-    threading.Timer(1, disk.bring_back).start()
-    if kind is JobKind.EVALUATE:
-        job_id = evaluation_of(run_id)
-    else:
-        spec = TokenizerSpec(
-            method="char",
-            vocab_size=300,
-            corpus_path=TINY.corpus_path,
-            corpus_sha256=TINY.corpus_sha256,
-        )
-        job_id = tokenizers.create(process.database(), spec, queue="q").tokenizer_id
+def tokenizer_job() -> str:
+    spec = TokenizerSpec(
+        method="char",
+        vocab_size=300,
+        corpus_path=TINY.corpus_path,
+        corpus_sha256=TINY.corpus_sha256,
+    )
+    return tokenizers.create(process.database(), spec, queue="q").tokenizer_id
+
+
+def light_job(kind: JobKind, run_id: str) -> str:
+    return evaluation_of(run_id) if kind is JobKind.EVALUATE else tokenizer_job()
+
+
+def row_of(job_id: str) -> tuple[str, int, int, str]:
+    columns = (JobRow.status, JobRow.attempt, JobRow.retries, JobRow.message)
+    with process.database().read() as connection:
+        found = connection.execute(select(*columns).where(JobRow.id == job_id)).one()
+    return found.status, found.attempt, found.retries, found.message
+
+
+def look(job_id: str, kind: JobKind) -> None:
     perform(job_id, hostname="light@here", work=work_of(kind))
 
-    assert time.monotonic() - began >= 1
-    if kind is JobKind.EVALUATE:
-        assert requests.get(process.database(), kind, run_id, job_id).status == "completed"
-    else:
-        assert tokenizers.get(process.database(), job_id).status == "completed"
+
+def called_again() -> None:
+    """What was put off is due."""
+    with process.database().write() as connection:
+        connection.execute(update(JobRow).values(not_before=0.0))
+
+
+LIGHT = [
+    (JobKind.EVALUATE, "artifacts"),
+    (JobKind.TOKENIZER, "artifacts"),
+    (JobKind.TOKENIZER, "runs"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_an_evaluation_and_a_tokenizer_wait_for_the_disk_too_and_leave_their_worker_to_others(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    job_id = light_job(kind, run_id)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            look(job_id, kind)
+            assert row_of(job_id) == ("queued", 0, 0, waits_for(disk.root))
+            assert lease.due(process.database()) == []  # not at once, but soon
+            called_again()
+    told = [line["log_level"] for line in lines if line["event"] == waits_for(disk.root)]
+    assert told == ["warning", "debug", "debug"]
+    assert not job_log_path(begun, job_id).exists()
+
+    disk.bring_back()
+    look(job_id, kind)
+    assert row_of(job_id) == ("completed", 1, 0, "")
+    assert events(job_id)[0] == "started"
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_a_job_that_was_put_off_for_a_disk_is_cancelled_at_once(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    disk.take_away()
+    look(job_id := light_job(kind, run_id), kind)
+    cancel(job_id)
+    assert row_of(job_id)[0] == "cancelled"
+    look(job_id, kind)
+    assert row_of(job_id)[:2] == ("cancelled", 0)
+
+
+def test_an_evaluation_needs_no_disk_of_runs(queue_run: QueueRun, begun: Settings) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    Disk(root=begun.paths.runs).take_away()
+    look(job_id := evaluation_of(run_id), JobKind.EVALUATE)
+    assert row_of(job_id)[:2] == ("completed", 1)
+
+
+@pytest.mark.parametrize(("kind", "name"), LIGHT)
+def test_a_disk_that_goes_once_a_job_is_claimed_is_waited_for_before_anything_is_written(
+    queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
+) -> None:
+    train(run_id := queue_run(holdout_fraction=0.1))
+    disk = Disk(root=begun.paths.data_root / name)
+    back = threading.Timer(1, disk.bring_back)
+
+    def take_away_and_work(job: Job) -> Done | StopReason:
+        disk.take_away()
+        back.start()
+        return work_of(kind)(job)
+
+    job_id = light_job(kind, run_id)
+    perform(job_id, hostname="light@here", work=take_away_and_work)
+    back.join()
+    assert row_of(job_id)[:2] == ("completed", 1)
+    assert_waited(job_id, disk.root)
 
 
 def test_a_model_is_evaluated_in_the_batches_that_it_was_trained_in(

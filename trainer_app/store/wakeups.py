@@ -138,9 +138,10 @@ def queued_spec(db: Database, job_id: str) -> tuple[str, str] | None:
     return None if row is None else (row.kind, row.spec)
 
 
-def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> None:
-    """Let a queued job wait before it is due again, and say why."""
+def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> bool:
+    """Let a queued job wait before it is due again, and say why; False: it said so already."""
     with db.write() as connection:
+        said = connection.scalar(select(JobRow.message).where(JobRow.id == job_id))
         connection.execute(
             update(JobRow)
             .where(JobRow.id == job_id, JobRow.status == Status.QUEUED)
@@ -152,6 +153,7 @@ def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) ->
                 dispatches=0,
             )
         )
+    return said != clean(message)
 
 
 def _is_unanswered(waiting: Mapping[Line, float]) -> ColumnElement[bool]:
