@@ -69,17 +69,17 @@ def _keep(job: Job, file: Path, data: bytes, done: Done) -> None:
     # and would find none if it came later. Where the disk is away, not beneath it.
     wait_for(job, process.settings().paths.artifacts)
     with disk_full_named(file):
-        prepared.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        prepared.mkdir()
 
     def rename() -> None:
         with disk_full_named(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(prepared / file.name, data)
             (prepared / file.name).replace(file)
             fsync_directory(file.parent)
 
     try:
-        publish(job, rename, is_in_place=lambda: _holds(file, data))
+        publish(job, rename, file, is_in_place=lambda: _holds(file, data))
         job.published = done
     finally:
         remove_directory(prepared)

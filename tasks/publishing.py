@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
 from typing import TypeVar
 
 from tasks import process
 from tasks.job import Job
 from tasks.roots import wait_for
+from trainer_app.core.files import move_away
 from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested, raise_if_stopped
 from trainer_app.errors import TrainerError
@@ -17,9 +22,9 @@ Published = TypeVar("Published")
 
 
 def publish(
-    job: Job, rename: Callable[[], Published], *, is_in_place: Callable[[], bool]
+    job: Job, rename: Callable[[], Published], place: Path, *, is_in_place: Callable[[], bool]
 ) -> Published | None:
-    """Make sure of the lease, and ``rename`` one file or folder into place; what that returns.
+    """Make sure of the lease, and ``rename`` one file or folder into ``place``; what that returns.
 
     Whoever takes the job over meanwhile takes away what was prepared: see tasks/staging.py. Raises
     LeaseLost then, too.
@@ -49,5 +54,20 @@ def publish(
         return None
     if mark not in {None, mark_of(root)}:
         job.may_be_in_place = False  # as far as anybody can tell
+        if is_in_place() and mark_of(root) != mark:
+            # The folder beneath would look like one that serves, to this job's next attempt and to
+            # whoever else waits.
+            _remove(place, root)
         raise TrainerError(f"{root} was taken away while what was made was put into it")
     return published
+
+
+def _remove(place: Path, root: Path) -> None:
+    """Remove a file or a folder, and what it leaves empty below ``root``, as far as that can be."""
+    with suppress(OSError):
+        if place.is_dir():
+            shutil.rmtree(move_away(place))
+        else:
+            place.unlink()
+        for folder in takewhile(root.__ne__, place.parents):
+            folder.rmdir()

@@ -313,12 +313,45 @@ def test_a_disk_that_is_taken_away_as_the_model_is_put_there_costs_an_attempt_an
     assert f"{disk.root} was taken away while what was made was put into it" in run.message
     assert (begun.paths.runs / run_id).exists()
 
-    shutil.rmtree(artifacts.model_directory(begun, run_id).parent)
     waiting = once_it_waits(run_id, disk.bring_back)
     run = train(run_id)
     waiting.join()
     assert (run.status, run.attempt) == ("completed", 2)
     assert weights(run_id) == weights(whole)
+
+
+def test_an_evaluation_that_was_put_beneath_a_disk_is_taken_away_and_made_again(
+    queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
+    process.settings.cache_clear()
+    train(run_id := queue_run(holdout_fraction=0.1))
+    request_id = evaluation_of(run_id)
+    disk = Disk(root=begun.paths.artifacts)
+    file = artifacts.evaluation_file(begun, run_id, "validation")
+    replace = Path.replace
+
+    def replace_beneath(path: Path, target: Path) -> Path:
+        if target == file:
+            prepared = path.read_bytes()
+            disk.take_away()
+            path.parent.mkdir(parents=True)
+            file.parent.mkdir()
+            path.write_bytes(prepared)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_beneath)
+        perform(request_id, hostname="light@here", work=work_of(JobKind.EVALUATE))
+    assert sorted(begun.paths.artifacts.glob("[!.]*/[!.]*")) == []
+    shutil.rmtree(begun.paths.artifacts)
+    begun.paths.artifacts.mkdir()
+    disk.bring_back()
+
+    perform(request_id, hostname="light@here", work=work_of(JobKind.EVALUATE))
+    found = requests.get(process.database(), JobKind.EVALUATE, run_id, request_id)
+    assert found.status == "completed"
+    assert file.exists()
 
 
 def test_a_folder_that_holds_something_serves_whatever_it_was_when_the_worker_began(
