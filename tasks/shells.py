@@ -27,9 +27,10 @@ WORK: Final[Mapping[JobKind, str]] = {
     JobKind.EVALUATE: "tasks.evaluation",
     JobKind.CHAT: "tasks.chat",
 }
-# What a process imports before it takes a job; torch imports its compiler when a process builds its
-# first model: better before.
-ENGINE: Final = (*WORK.values(), "torch._dynamo")
+# What a process imports before it takes a job; torch imports its compiler when a process makes its
+# first optimizer: one that is to train better has it before.
+ENGINE: Final = tuple(WORK.values())
+TRAINING_ENGINE: Final = (*ENGINE, "torch._dynamo")
 
 
 def work_of(kind: JobKind) -> Work:

@@ -25,11 +25,11 @@ from billiard.process import BaseProcess
 from celery.concurrency import prefork
 
 from tasks import process
-from tasks.shells import ENGINE
+from tasks.shells import ENGINE, TRAINING_ENGINE
 from trainer_app import log as logs
 from trainer_app.core.free_memory import free_memory
 
-_COMMAND: Final = "from tasks.spare import main; main({})"
+_COMMAND: Final = "from tasks.spare import main; main({}, trains={})"
 _MOST_FILES: Final = 64  # that a child is given; billiard's pool gives it less than ten
 # After a child was replaced: those that crash once are likely to again, and its run is going on
 # by then.
@@ -60,6 +60,7 @@ class Spares:
         self._changed_at = clock()  # when one was started or taken
         self._has_child = False
         self._replaced = False  # a child was, and no spare was started since
+        self.train = True  # what they are to be may train
 
     def keep(self, *, after_seconds: float) -> None:
         """Start a spare if there is none; to be called about once a second.
@@ -80,7 +81,7 @@ class Spares:
             if self._spare is not None:
                 self._spare.end()
                 self._spare = None
-            self._spare = Spare()
+            self._spare = self.new()
 
     def take(self) -> Spare:
         """The spare, which may have died, or a new one; it is the caller's from now on."""
@@ -91,17 +92,21 @@ class Spares:
         if taken is not None and taken.is_stopped():
             taken.end()
             taken = None
-        return taken or Spare()
+        return taken or self.new()
+
+    def new(self) -> Spare:
+        """One that is the caller's, and has just been started."""
+        return Spare(trains=self.train)
 
 
 class Spare:
     """A process that waits to be told what it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trains: bool) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 (our own command)
-                (sys.executable, "-c", _COMMAND.format(theirs.fileno())),
+                (sys.executable, "-c", _COMMAND.format(theirs.fileno(), trains)),
                 pass_fds=[theirs.fileno()],
             )
 
@@ -179,7 +184,7 @@ class _Popen(popen_fork.Popen):
             spare.become(files, data)
         except OSError:
             spare.end()
-            spare = Spare()
+            spare = spares.new()
             spare.become(files, data)
         return spare.process
 
@@ -218,11 +223,11 @@ class TaskPool(prefork.TaskPool):
         super().on_start()
 
 
-def main(number: int) -> None:
+def main(number: int, *, trains: bool) -> None:
     """Be a spare, and then a child of the pool, whose socket has this ``number``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the worker's to heed
     logs.configure(process.settings())
-    for module in ("tasks.worker", *ENGINE):
+    for module in ("tasks.worker", *(TRAINING_ENGINE if trains else ENGINE)):
         import_module(module)
     _log.info("a process waits for work", pid=os.getpid())
     with socket.socket(fileno=number) as connection:

@@ -111,12 +111,22 @@ def remember_the_worker(instance: Worker, **_: object) -> None:
 
 
 @celeryd_after_setup.connect
+def tell_spares_what_for(**_: object) -> None:
+    """Let no process of a worker that trains nothing import what only training needs."""
+    spares.train = _trains()
+
+
+@celeryd_after_setup.connect
 def set_its_queues_right(**_: object) -> None:
     """Let this worker start where somebody has made something else of a key that it needs."""
     try:
         process.broker_keys().set_right(process.redis_client(), _queues())
     except (redis.RedisError, OSError) as error:
         _log.warning("Redis is away", error=str(error))
+
+
+def _trains() -> bool:
+    return process.settings().jobs.queue_name in app.amqp.queues.consume_from
 
 
 def _queues() -> list[str]:
@@ -140,7 +150,7 @@ def _watch(worker: Worker) -> None:
         process.database(), node(worker.hostname), claim_seconds=3 * jobs.lease_seconds
     )
     # Whoever trains is worth the memory: other jobs are short.
-    keeps_a_spare = jobs.spare_seconds > 0 and jobs.queue_name in app.amqp.queues.consume_from
+    keeps_a_spare = jobs.spare_seconds > 0 and _trains()
     while True:
         time.sleep(_WATCH_SECONDS)
         if keeps_a_spare and not _stopping.is_set():

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from backends.contracts import BOS_ID, EOS_ID, PAD_ID, Cache, CausalModel, ModelConfig
 from backends.models import files
+from backends.models.embedding import Embedding
 from trainer_app.errors import FieldError, ModelIncompatible
 
 DROPOUT: Final = 0.1  # between layers and on the outputs, while training
@@ -61,7 +62,7 @@ class CharLSTM(CausalModel):
         super().__init__()
         self.config = config
         self.shape = shape
-        self.embedding = nn.Embedding(config.vocab_size, shape.embedding)
+        self.embedding = Embedding(config.vocab_size, shape.embedding)
         self.lstm = nn.LSTM(
             shape.embedding,
             shape.hidden,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backends.contracts import Cache, CausalModel, ModelConfig
+from backends.models.embedding import Embedding
 from backends.models.kv_cache import KeyValueCache, causal_mask
 from backends.models.rotary import rotate, rotation_tables
 
@@ -223,9 +224,9 @@ class Transformer(CausalModel):
         self.design = design
         self.shape = shape
         self.attention_width = shape.layers * shape.heads * shape.head_width
-        self.wte = nn.Embedding(config.vocab_size, shape.width)
+        self.wte = Embedding(config.vocab_size, shape.width)
         if design.positions == "learned":
-            self.wpe = nn.Embedding(config.max_seq_len, shape.width)
+            self.wpe = Embedding(config.max_seq_len, shape.width)
         else:
             # on the CPU even while the parameters have no memory yet: nothing fills buffers later
             cos_SC, sin_SC = rotation_tables(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from backends.contracts import ModelConfig
 from backends.loading import model_family, tokenizer_kind
+from backends.registry import MODEL_FAMILIES
 from trainer_app.core.loaded import load_model
 from trainer_app.core.spec import TrainSpec
 from trainer_app.errors import ModelIncompatible
@@ -18,6 +21,7 @@ CORPUS = "The quick brown fox jumps over the lazy dog.\n"
 
 
 def artifact(folder: Path, family: str, *, vocab_size: int | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
     tokenizer = tokenizer_kind("char").train([CORPUS], vocab_size=100, min_frequency=1)
     config = ModelConfig(
         family=family,
@@ -39,6 +43,55 @@ def test_a_model_is_loaded_with_its_tokenizer_for_use(
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(CORPUS)) == CORPUS
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+WITHOUT_COMPILER = """
+import hashlib, sys
+from pathlib import Path
+
+sys.modules["torch._dynamo"] = None  # to import it is an error
+
+from trainer_app.core.evaluate_run import evaluate_text
+from trainer_app.core.generate import generate
+from trainer_app.core.generation_spec import GenerateSpec
+from trainer_app.core.loaded import load_model
+from trainer_app.core.score import score
+from trainer_app.core.score_spec import ScoreSpec
+from trainer_app.core.spec import TrainSpec
+from trainer_app.core.stopping import never
+
+for folder in map(Path, sys.argv[1:]):
+    loaded = load_model(folder, device="cpu")
+    generate(loaded, GenerateSpec(prompt_text="The", max_new_tokens=4), should_stop=never)
+    score(loaded, ScoreSpec(text="The quick brown fox"), should_stop=never)
+    text = folder / "text"
+    text.write_text("The lazy dog.")
+    evaluate_text(
+        folder,
+        text,
+        sha256=hashlib.sha256(text.read_bytes()).hexdigest(),
+        spec=TrainSpec(
+            model_family=folder.name, model_size="tiny", max_seq_len=16, corpus_sha256=""
+        ),
+        tokens=folder / "tokens",
+        device="cpu",
+        on_message=print,
+        should_stop=never,
+    )
+"""
+
+
+def test_whoever_only_uses_models_does_without_the_compiler(tmp_path: Path) -> None:
+    """A second of CPU time and 70 MB of each process that does not train."""
+    folders = [artifact(tmp_path / family, family) for family in MODEL_FAMILIES]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER, *map(str, folders)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_tokenizer_of_another_size_is_refused_with_both(tmp_path: Path) -> None:

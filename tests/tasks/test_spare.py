@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tasks.spare import Spare, SpareContext, Spares, spares
+from trainer_app.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 MUCH = 2**40  # bytes
 SECONDS = 90.0  # for anything to happen on a busy machine
 
@@ -159,8 +163,37 @@ def test_a_child_is_started_though_its_spare_has_died() -> None:
 
 @pytest.mark.slow
 def test_a_spare_ends_with_its_worker() -> None:
-    spare = Spare()
+    spare = Spare(trains=True)
 
     spare.close()
 
     assert spare.process.wait(SECONDS) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("queues", "trains"), [(["trainer.here.cpu", "trainer"], True), (["trainer.light"], False)]
+)
+def test_a_process_of_a_worker_that_trains_has_the_compiler_at_hand_and_no_other(
+    worker: Settings, queues: list[str], trains: bool
+) -> None:
+    program = (
+        "import socket, sys\n"
+        "from tasks import spare, worker\n"
+        "from tasks.app import app\n"
+        "app.amqp.queues.select(sys.argv[1:])\n"
+        "worker.tell_spares_what_for()\n"
+        "ours, theirs = socket.socketpair()\n"
+        "ours.close()\n"
+        "spare.main(theirs.detach(), trains=spare.spares.train)\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *queues],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.stdout.splitlines()[-1] == f"True {trains}"
