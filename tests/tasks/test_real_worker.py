@@ -101,7 +101,6 @@ def leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[psutil.Pr
 def real_worker(
     worker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RealWorker]:
-    monkeypatch.setenv("APP__THREADS", "1")
     worker.paths.corpus.mkdir(parents=True)
     (worker.paths.corpus / "a.txt").write_bytes(TEXT)
     started = RealWorker(worker, tmp_path / "worker.log")
