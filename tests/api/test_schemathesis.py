@@ -150,7 +150,7 @@ def check_every_operation(
 def test_every_answer_is_a_documented_one(
     document: BaseSchema, subtests: pytest.Subtests, mode: GenerationMode
 ) -> None:
-    check_every_operation(document, subtests, mode, headers={}, examples=8)
+    check_every_operation(document, subtests, mode, headers={}, examples=15)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_every_answer_of_a_server_with_a_key_is_a_documented_one_and_needs_the_k
         subtests,
         GenerationMode.POSITIVE,
         headers={gate.KEY_HEADER: KEY},
-        examples=2,
+        examples=4,
     )
 
 
@@ -203,7 +203,7 @@ def test_links_lead_from_what_was_made_to_what_can_be_done_with_it(
         with subtests.test(start):
             journey.run(
                 settings=hypothesis.settings(
-                    max_examples=4,
+                    max_examples=6,
                     stateful_step_count=6,
                     deadline=None,
                     derandomize=True,

@@ -140,7 +140,10 @@ def test_every_field_reaches_the_spec(client: FlaskClient, world: World, body: B
 
 
 def test_a_run_trains_on_one_gpu(client: FlaskClient, body: Body) -> None:
-    assert train(client, body | {"gpus": 1}).status_code == 202
+    accepted = train(client, body | {"gpus": 1})
+    assert accepted.status_code == 202
+    run = client.get(f"/runs/{accepted.get_json()['run_id']}").get_json()
+    assert run["spec"]["gpus"] == 1
     refused(train(client, body | {"gpus": 2}), 422, "INVALID_INPUT", "gpus")
 
 

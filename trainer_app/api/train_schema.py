@@ -240,8 +240,9 @@ class TrainSchema(StrictSchema):
         | EMPTY_BY_DEFAULT,
     )
     user_id = job_fields.user_id(DEFAULTS["user_id"], "Whose run it is; a label.")
-    gpus = StrictInteger(
+    gpus = StrictInteger(  # no field of the spec: there is no choice to be kept
         load_default=1,
+        dump_default=1,
         validate=between(1, 1),
         metadata=about(
             "One, with device cuda: several GPUs train a run each, side by side (queue says which)."
