@@ -195,6 +195,41 @@ def test_damage_is_found_too_where_the_name_was_taken_away_after_it(
     assert weights(bench.finish(bench.spec, attempt=2)) == whole
 
 
+@dataclass
+class ChangesWhatWasCleanedAway(At):
+    """By another name, some steps after the first one has gone."""
+
+    links: list[Path] = field(default_factory=list)
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        super().on_steps(steps)
+        if steps[-1].step >= self.step + 2:
+            for link in self.links:
+                zero(link)
+            self.links.clear()
+
+
+def test_damage_is_found_too_where_it_comes_through_another_name_once_the_first_has_gone(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    observer = ChangesWhatWasCleanedAway()
+
+    def rename(path: Path) -> None:
+        observer.links.append(path.rename(bench.folder / path.name))
+
+    observer.change = to_each(rename, ids)
+    with pytest.raises(IdsChanged):
+        bench.fit(bench.spec, observer, checkpoint_seconds=0.0)
+    assert observer.links == []
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+def test_a_file_is_let_go_of_with_what_is_read_of_it(bench: Bench, whole: bytes) -> None:
+    before = sorted(Path("/dev/fd").iterdir())
+    assert weights(bench.finish(bench.spec)) == whole
+    assert sorted(Path("/dev/fd").iterdir()) == before
+
+
 def test_a_file_that_is_longer_than_it_was_is_damaged(
     bench: Bench, ids: Callable[[], list[Path]], whole: bytes
 ) -> None:
