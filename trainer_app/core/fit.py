@@ -279,6 +279,7 @@ class _Attempt:
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
             elif not len(data.streams.validation):
+                self._read = data.streams.all  # of the first one some ids, though a GPU has a copy
                 loop.check_weights()
             self._check_ids()
             self._workspace.await_folder(self._observer.on_message)
