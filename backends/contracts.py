@@ -63,7 +63,11 @@ class CausalModel(nn.Module):
         """The output projection (V, D)."""
 
     def packed_rows(self) -> dict[nn.Parameter, tuple[int, ...]]:
-        """The weights that are several maps, one above the other, with the rows of each map."""
+        """The weights that Muon takes for several maps, one above the other: the rows of each map.
+
+        An LSTM's four gates, which are that, too, it takes for one: what is better there nobody has
+        measured.
+        """
         return {}
 
     @abstractmethod

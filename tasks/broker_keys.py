@@ -8,7 +8,6 @@ queues, and housekeeping at those of the queues that many share.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -23,7 +22,8 @@ SENTINEL: Final = "trainer:sentinel"  # gone: Redis was wiped, and every message
 _ASIDE: Final = "trainer:aside:"  # + a key, ":" and the unix time: what stood there
 _OF_CELERY: Final = ("celery.pidbox", "reply.celery.pidbox", "celeryev")  # exchanges of workers
 
-_MOST_RENAMES: Final = 3  # of one key, by one process
+_MOST_RENAMES: Final = 3  # of one key, by one process, within the time that is meant by "keeps"
+_KEEPS_SECONDS: Final = 3_600.0
 _OTHER_PROGRAM: Final = (
     "another program keeps writing to a key that calls need: give this one a Redis or a database"
     " number of its own (REDIS__URL), then start it again"
@@ -42,11 +42,12 @@ _log = structlog.get_logger(__name__)
 class BrokerKeys:
     """Puts aside what has taken the place of a key of ours; then all that is queued is sent again.
 
-    What takes a key's place time after time is left there: each time, all would be sent again.
+    What takes a key's place time after time within an hour is left there: each time, all would be
+    sent again.
     """
 
     def __init__(self) -> None:
-        self._renamed: Counter[str] = Counter()
+        self._renamed: dict[str, list[float]] = {}  # when, by this process's clock
         self._told: set[str] = set()  # of which keys has been said why they stay
 
     def set_right(self, client: redis.Redis, queues: Collection[str]) -> None:
@@ -66,7 +67,7 @@ class BrokerKeys:
                 self._tell(key, "a key may not be looked at", error=str(kind))
             elif kind in {types[key], "none"}:
                 self._told.discard(key)
-            elif self._renamed[key] >= _MOST_RENAMES:
+            elif len(self._lately_renamed(key)) >= _MOST_RENAMES:
                 self._tell(key, _OTHER_PROGRAM, type=kind)
             else:
                 self._rename(client, key, kind)
@@ -80,8 +81,12 @@ class BrokerKeys:
             self._tell(key, "a key is not what it has to be", type=kind, error=str(error))
             return
         if is_renamed:
-            self._renamed[key] += 1
+            self._renamed[key] = [*self._lately_renamed(key), time.monotonic()]
             _log.warning("a key was not what it has to be", key=key, type=kind, renamed_to=aside)
+
+    def _lately_renamed(self, key: str) -> list[float]:
+        since = time.monotonic() - _KEEPS_SECONDS
+        return [at for at in self._renamed.get(key, ()) if at > since]
 
     def _tell(self, key: str, what: str, **more: str) -> None:
         if key not in self._told:

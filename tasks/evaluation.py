@@ -37,7 +37,7 @@ def work(job: Job) -> Done:
     wait_for(job, settings.paths.artifacts)  # it may have gone since the job was claimed
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     evaluation = _evaluate(job, spec)
-    release_memory()  # of a GPU that a run trains on
+    release_memory()  # of a GPU that a run trains on: to keep the result may be waited for
     file = artifacts.evaluation_file(settings, str(job.claim.run_id), spec.split)
     result = {
         "loss": evaluation.loss,

@@ -1,4 +1,7 @@
-"""The finished models of the inference worker: it keeps those that it used last."""
+"""The finished models that requests are about: the inference worker keeps those it used last.
+
+The light one keeps none: it would hold memory of a GPU that a run trains on, with nobody asking.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tasks import process
 from tasks.fetched import Published, run_of, whole_model
 from tasks.growth import own_bytes
 from tasks.job import Job
@@ -17,6 +21,7 @@ from trainer_app import artifacts
 from trainer_app.core.device import release_memory, resolve_device
 from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.stopping import ShouldStop, never
+from trainer_app.queue import inference_queue
 from trainer_app.restore import check_digests
 
 _KEPT_MODELS: Final = 4
@@ -32,7 +37,9 @@ def finished_model(job: Job) -> LoadedModel:
     """The same, ready to be used. Raises ModelIncompatible and OutOfMemory, too."""
     model = published_model(job)
     stop = job.held.should_stop
-    loaded = _kept().load(model.folder, sealed=model.sealed, should_stop=stop)
+    queue = inference_queue(process.settings())
+    keeper = _kept() if job.claim.queue == queue else _new()  # which goes with the job
+    loaded = keeper.load(model.folder, sealed=model.sealed, should_stop=stop)
     loaded.check_trained_as(run_of(job, str(job.claim.run_id)).spec)
     return loaded
 
@@ -107,6 +114,10 @@ class KeptModels:
 
 @cache
 def _kept() -> KeptModels:
+    return _new()
+
+
+def _new() -> KeptModels:
     device = resolve_device("auto")
     memory = device_bytes(os.environ)
     return KeptModels(device=device, max_bytes=int(_SHARE * memory.get(device, memory["cpu"])))

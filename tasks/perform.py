@@ -9,6 +9,7 @@ import structlog
 
 from tasks import by_hand, process, restored
 from tasks.ending import end_held, end_stuck
+from tasks.growth import release
 from tasks.held import Held, draining
 from tasks.job import Done, Job, Left, Work
 from tasks.owner import owner
@@ -22,6 +23,7 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable
 from trainer_app.log import JobLog, job_log_path
+from trainer_app.queue import inference_queue
 from trainer_app.store import lease
 from trainer_app.store.lease import Claim
 
@@ -91,6 +93,10 @@ def _perform(job_id: str, *, hostname: str, work: Work) -> None:
         end_held(job, outcome)
     log.close()
     failed = isinstance(outcome, TrainerError) and may_be_the_process(outcome)
+    is_answer = isinstance(outcome, Done) and claim.queue == inference_queue(settings)
+    del outcome  # an error's traceback holds whatever the work did
+    if not is_answer:  # to which the next request need not be slow: its model stays, too
+        release()
     if process.growth().is_too_much() or failed:
         process.spent.set()
 

@@ -59,6 +59,14 @@ def zero(path: Path) -> None:
         file.write(bytes(size // 2))
 
 
+def fill(path: Path) -> None:
+    """With ids that no vocabulary has."""
+    time.sleep(GRAIN_SECONDS)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\xff" * size)
+
+
 def touch(path: Path) -> None:
     time.sleep(GRAIN_SECONDS)
     path.touch()
@@ -136,12 +144,6 @@ def test_a_run_whose_ids_are_damaged_while_it_reads_them_ends_in_an_error_and_th
 def test_ids_that_are_none_of_the_vocabulary_are_told_by_their_file(
     bench: Bench, ids: Callable[[], list[Path]], whole: bytes
 ) -> None:
-    def fill(path: Path) -> None:
-        time.sleep(GRAIN_SECONDS)
-        size = path.stat().st_size
-        with path.open("r+b") as file:
-            file.write(b"\xff" * size)
-
     assert whole
     with pytest.raises(IdsChanged, match=r"/\w+\.bin: its token ids were changed while they were"):
         bench.fit(bench.spec, At(change=to_each(fill, ids)))
@@ -193,6 +195,41 @@ def test_damage_is_found_too_where_the_name_was_taken_away_after_it(
     with pytest.raises(IdsChanged):
         bench.fit(bench.spec, At(change=to_each(damage_and_remove, ids)))
     assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+@dataclass
+class ChangesWhatWasCleanedAway(At):
+    """By another name, some steps after the first one has gone."""
+
+    links: list[Path] = field(default_factory=list)
+
+    def on_steps(self, steps: Sequence[StepReport]) -> None:
+        super().on_steps(steps)
+        if steps[-1].step >= self.step + 2:
+            for link in self.links:
+                zero(link)
+            self.links.clear()
+
+
+def test_damage_is_found_too_where_it_comes_through_another_name_once_the_first_has_gone(
+    bench: Bench, ids: Callable[[], list[Path]], whole: bytes
+) -> None:
+    observer = ChangesWhatWasCleanedAway()
+
+    def rename(path: Path) -> None:
+        observer.links.append(path.rename(bench.folder / path.name))
+
+    observer.change = to_each(rename, ids)
+    with pytest.raises(IdsChanged):
+        bench.fit(bench.spec, observer, checkpoint_seconds=0.0)
+    assert observer.links == []
+    assert weights(bench.finish(bench.spec, attempt=2)) == whole
+
+
+def test_a_file_is_let_go_of_with_what_is_read_of_it(bench: Bench, whole: bytes) -> None:
+    before = sorted(Path("/dev/fd").iterdir())
+    assert weights(bench.finish(bench.spec)) == whole
+    assert sorted(Path("/dev/fd").iterdir()) == before
 
 
 def test_a_file_that_is_longer_than_it_was_is_damaged(
@@ -257,6 +294,20 @@ def test_ids_of_which_a_gpu_has_a_copy_are_asked_for_up_to_then(
     monkeypatch.setattr(feed, "resident_ids", lambda *_: zero(train))
     with pytest.raises(IdsChanged, match=r"/train\.bin: "):
         bench.fit(spec, Recorder(), run="while copied")
+
+
+@pytest.mark.parametrize("change", [zero, fill])
+def test_ids_that_are_read_beside_a_copy_once_nothing_is_held_out_are_asked_for_to_the_end(
+    bench: Bench,
+    ids: Callable[[], list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Change,
+) -> None:
+    spec = replace(bench.spec, holdout_fraction=0.0, test_split_ratio=0.0)
+    monkeypatch.setattr(Feed, "is_resident", True)
+    bench.finish(spec, run="whole")
+    with pytest.raises(IdsChanged, match=r"/train\.bin: "):
+        bench.fit(spec, At(step=12, change=to_each(change, ids)))
 
 
 def never_sum(_watch: Watch) -> None:

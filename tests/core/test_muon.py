@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from copy import deepcopy
 from dataclasses import replace
 
@@ -13,7 +15,8 @@ from backends.contracts import CausalModel, ModelConfig
 from backends.loading import model_family
 from backends.registry import MODEL_FAMILIES
 from tests.plain_training import torch_muon
-from trainer_app.core.muon import Combined, Muon, hidden_matrices
+from trainer_app.core import muon
+from trainer_app.core.muon import MOMENTUM, Combined, Muon, hidden_matrices, orthogonalized
 from trainer_app.core.optim import make_optimizer
 from trainer_app.core.spec import TrainSpec
 
@@ -148,3 +151,101 @@ def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
     optimizer.step()
     assert not torch.equal(trained, torch.ones(2, 2))
     assert torch.equal(other, torch.ones(2, 2))
+
+
+@pytest.fixture
+def packed() -> tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]]:
+    """The matrices of six layers and their gradients; some are several, one above the other."""
+    torch.manual_seed(0)
+    parameters: list[nn.Parameter] = []
+    rows: dict[nn.Parameter, tuple[int, ...]] = {}
+    for _ in range(6):
+        for *shape, parts in ((99, 33, 3), (33, 33, 1), (132, 33, 1), (33, 132, 1)):
+            parameter = nn.Parameter(torch.randn(*shape))
+            parameter.grad = torch.randn(*shape)
+            parameters.append(parameter)
+            if parts > 1:
+                rows[parameter] = (shape[0] // parts,) * parts
+    return parameters, rows
+
+
+def alive() -> int:
+    """Bytes of all tensors."""
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def test_a_step_takes_memory_for_the_updates_of_one_shape_at_a_time(
+    packed: tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parameters, rows = packed
+    optimizer = Muon(parameters, lr=0.01, weight_decay=0.1, packed_rows=rows)
+    optimizer.step()  # makes the means, which stay
+    before = alive()
+    taken: dict[torch.Size, int] = {}
+
+    def look(updates_NRC: torch.Tensor) -> torch.Tensor:
+        taken[updates_NRC.shape] = alive() - before - updates_NRC.nbytes
+        return orthogonalized(updates_NRC)
+
+    monkeypatch.setattr(muon, "orthogonalized", look)
+    optimizer.step()
+
+    assert taken == dict.fromkeys([(24, 33, 33), (6, 132, 33), (6, 33, 132)], 0)
+
+
+def test_the_steps_of_several_matrices_in_one_are_in_each_bit_those_of_their_definition(
+    packed: tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]],
+) -> None:
+    parameters, rows = packed
+    parts: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for parameter in parameters:
+        assert parameter.grad is not None
+        mean = torch.zeros_like(parameter).lerp(parameter.grad, 1 - MOMENTUM)
+        update = parameter.grad.lerp(mean, MOMENTUM)
+        each = rows.get(parameter, (len(parameter),))
+        decayed = parameter.detach() * (1 - 0.01 * 0.1)
+        for pair in zip(decayed.split_with_sizes(each), update.split_with_sizes(each), strict=True):
+            parts.setdefault(pair[0].shape, []).append(pair)
+    for (height, width), pairs in parts.items():
+        updates = orthogonalized(torch.stack([update for _, update in pairs])).float()
+        updates = updates * (0.01 * 0.2 * math.sqrt(max(height, width)))
+        for (matrix, _), update in zip(pairs, updates, strict=True):
+            matrix.sub_(update)
+    expected = {shape: [matrix for matrix, _ in pairs] for shape, pairs in parts.items()}
+
+    Muon(parameters, lr=0.01, weight_decay=0.1, packed_rows=rows).step()
+
+    for parameter in parameters:
+        each = rows.get(parameter, (len(parameter),))
+        for matrix in parameter.detach().split_with_sizes(each):
+            assert torch.equal(matrix, expected[matrix.shape].pop(0))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_step_asks_for_no_number_and_leaves_its_state_where_it_is(
+    packed: tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]], device: str
+) -> None:
+    """As a step must that a GPU records and replays; a tensor of ``meta`` has no numbers."""
+    parameters = []
+    rows = {}
+    for parameter in packed[0]:
+        moved = nn.Parameter(parameter.detach().to(device))
+        moved.grad = torch.zeros_like(moved)
+        parameters.append(moved)
+        if parameter in packed[1]:
+            rows[moved] = packed[1][parameter]
+    rate = torch.tensor(0.01, device=device)
+    optimizer = Muon(parameters, lr=rate, weight_decay=0.1, packed_rows=rows)
+    optimizer.found_inf = torch.tensor(0.0, device=device)
+
+    def tensors() -> list[tuple[int, int]]:
+        means = [optimizer.state[parameter]["momentum_buffer"] for parameter in parameters]
+        return [(id(tensor), tensor.data_ptr()) for tensor in (*parameters, *means)]
+
+    optimizer.step()
+    before = tensors()
+    optimizer.step()
+    assert tensors() == before

@@ -16,7 +16,7 @@ import torch
 from backends.loading import tokenizer_kind
 from backends.registry import MODEL_FAMILIES
 from tests.training_bench import Recorder
-from trainer_app.core import checkpoint
+from trainer_app.core import checkpoint, data
 from trainer_app.core.data import tokenizer_digest
 from trainer_app.core.observer import EvaluationReport, Silent, StopReason
 from trainer_app.core.run_files import Finished, Stopped
@@ -217,6 +217,35 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_name(
     assert then[:12] in refused.value.message
     assert written.exists()
     assert weights(bench.finish(spec, attempt=3)) == weights(whole)  # the first one is back
+
+
+@pytest.mark.parametrize("now", ["ABCDEF", "more characters than that"], ids=["as many", "more"])
+def test_a_run_that_learnt_its_characters_does_not_go_on_with_others(
+    bench: Bench, recorder: MakeRecorder, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    """As where an earlier version split the same text in another way."""
+    spec = replace(bench.spec, model_family="char_lstm")
+    monkeypatch.setattr(data, "split_texts", lambda *_args, **_options: iter(["abcdef"]))
+    bench.fit(spec, recorder(stop_after=6))
+    (written,) = (bench.folder / "run" / "checkpoints").iterdir()
+    monkeypatch.setattr(data, "split_texts", lambda *_args, **_options: iter([now]))
+
+    with pytest.raises(ModelIncompatible, match=r"^that of the training split's characters is"):
+        bench.fit(spec, recorder(), attempt=2)
+
+    assert written.exists()
+
+
+def test_a_run_does_not_go_on_with_another_tokenizer_of_its_base_model(
+    bench: Bench, recorder: MakeRecorder
+) -> None:
+    base = bench.finish(bench.spec, run="base").directory
+    bench.fit(bench.spec, recorder(stop_after=6), base_model=base)
+    tokenizer_file = base / "tokenizer.json"
+    tokenizer_file.write_text(tokenizer_file.read_text() + "\n")
+
+    with pytest.raises(ModelIncompatible, match=r"^the base model's is another tokenizer now"):
+        bench.fit(bench.spec, recorder(), attempt=2, base_model=base)
 
 
 def test_a_run_whose_tokenizer_is_gone_when_it_is_resumed_says_what_it_lacks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -133,6 +134,22 @@ def test_for_a_key_that_another_program_keeps_writing_to_nothing_is_sent_time_af
     later = queue_run()
     assert housekeeping.dispatch()
     assert later in str(calls()[0])
+
+
+def test_what_happened_more_than_an_hour_ago_is_no_other_program(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del worker
+    client, keys = process.redis_client(), BrokerKeys()
+    hours = 0.0
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3_600 * hours)
+    for hours in (0.0, 0.3, 0.6, 1.1, 1.2, 1.4):
+        client.set("trainer", str(hours))
+        keys.set_right(client, QUEUES)
+
+    # the fourth is one of three within an hour, of which the fifth would be one too many
+    assert aside(client) == ["0.0", "0.3", "0.6", "1.1", "1.4"]
 
 
 def test_a_key_that_another_sets_right_meanwhile_stays(

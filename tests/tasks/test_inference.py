@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
 from sqlalchemy import update
 
-from tasks import chat, process
+from backends.contracts import CausalModel
+from tasks import chat, models, process
 from tasks.perform import perform
 from tasks.shells import work_of
 from tests.tasks.tiny_runs import QueueRun
 from trainer_app import artifacts
 from trainer_app.chat_sessions import ChatSession, ChatSessions, Turn
 from trainer_app.core.chat_spec import ChatSpec
+from trainer_app.core.device import ResolvedDevice
 from trainer_app.core.evaluate_spec import EvaluateSpec
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.json_spec import JsonSpec
+from trainer_app.core.loaded import LoadedModel, load_model
 from trainer_app.core.score_spec import ScoreSpec
+from trainer_app.queue import inference_queue, light_queue
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests
 from trainer_app.store.lease import JobKind
@@ -79,6 +86,32 @@ def test_a_text_is_scored(run_id: str) -> None:
     assert done["tokens"] == list("line 1")
     assert isinstance(done["surprisal"], list)
     assert len(done["surprisal"]) == 5
+
+
+@pytest.mark.parametrize(("name_of", "is_kept"), [(inference_queue, True), (light_queue, False)])
+def test_the_inference_worker_alone_keeps_a_model_for_the_next_request(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, name_of: Callable[[Settings], str], is_kept: bool
+) -> None:
+    loaded: list[weakref.ref[CausalModel]] = []
+
+    def load(directory: Path, *, device: ResolvedDevice) -> LoadedModel:
+        model = load_model(directory, device=device)
+        loaded.append(weakref.ref(model.model))
+        return model
+
+    monkeypatch.setattr(models, "load_model", load)
+    for _ in range(2):
+        made = requests.create(
+            process.database(),
+            JobKind.SCORE,
+            run_id,
+            ScoreSpec(text="line 1").to_json(),
+            queue=name_of(process.settings()),
+            user_id=0,
+        )
+        result(work_on(JobKind.SCORE, run_id, made.request_id))
+
+    assert [model() is not None for model in loaded] == ([True] if is_kept else [False, False])
 
 
 def test_a_text_too_short_to_score_fails_with_the_number_and_is_not_retried(run_id: str) -> None:

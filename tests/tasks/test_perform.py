@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,18 +20,21 @@ from tasks.held import draining
 from tasks.job import Done, Job
 from tasks.perform import perform
 from tasks.publishing import publish
+from trainer_app.core import device
 from trainer_app.core.generation_spec import GenerateSpec
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import (
     RUN_CODES,
     CorpusEmpty,
     DiskFull,
     LeaseLost,
+    LossNotFinite,
     TrainerError,
     Unavailable,
 )
-from trainer_app.queue import heartbeat_key
+from trainer_app.queue import heartbeat_key, inference_queue
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, requests, runs, tokenizers
 from trainer_app.store.database import Database
@@ -619,3 +624,67 @@ def test_a_process_whose_worker_dies_as_it_claims_its_job_hands_it_back(
     run = runs.get(process.database(), run_id)
     assert (run.status, run.attempt, run.crashes) == ("queued", 1, 0)
     assert run.message == "handed back: its worker shuts down"
+
+
+class Tensors:
+    """What a job has on a GPU."""
+
+
+ENDS: dict[str, Callable[[], Exception | None]] = {
+    "done": lambda: None,
+    "another attempt's": lambda: LeaseLost("taken"),
+    "handed back": lambda: StopRequested(StopReason.DRAIN),
+    "too long": lambda: StopRequested(StopReason.TIMEOUT),
+    "diverged": lambda: LossNotFinite("the loss is nan"),
+    "no memory": MemoryError,
+    "a bug": lambda: ValueError("a bug"),
+}
+
+
+def releases(
+    monkeypatch: pytest.MonkeyPatch, job_id: str, end: Callable[[], Exception | None]
+) -> list[bool]:
+    """Perform a job; for each release of memory, whether what the job held had gone by then."""
+    held: list[weakref.ref[Tensors]] = []
+    released: list[bool] = []
+
+    def deep_within(tensors: Tensors) -> None:
+        held.append(weakref.ref(tensors))
+        if (error := end()) is not None:
+            raise error
+
+    def work(job: Job) -> Done:
+        deep_within(Tensors())
+        return done(job)
+
+    def release() -> None:
+        gc.collect()
+        released.append(held[-1]() is None)
+
+    process.growth().is_too_much()  # releases what there was before the first job
+    monkeypatch.setattr(device, "release_memory", release)
+    perform(job_id, hostname="train-0@here", work=work)
+    return released
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_job_held_is_released_however_it_ended(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    assert releases(monkeypatch, run_id, ENDS[end]) == [True]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_after_an_answer_the_next_request_waits_for_no_release(
+    worker: Settings, run_id: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    request = requests.create(
+        process.database(),
+        JobKind.GENERATE,
+        run_id,
+        GenerateSpec(prompt_text="a").to_json(),
+        queue=inference_queue(worker),
+        user_id=0,
+    )
+    expected = [] if end == "done" else [True]
+    assert releases(monkeypatch, request.request_id, ENDS[end]) == expected

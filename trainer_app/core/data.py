@@ -41,18 +41,24 @@ def prepare_data(
     tokens: Path,
     on_message: OnMessage,
     should_stop: ShouldStop,
+    begun_with: str | None = None,
 ) -> Data:
     """Tokenize, or find tokenized, and split the corpus.
 
     Without a tokenizer one token a character is learnt from the training split, under
-    ``scratch``. Raises the errors of ``read_units``, CorpusTooShort, StopRequested, DiskFull.
+    ``scratch``. ``begun_with``: the SHA-256 of the tokenizer that a run which goes on has had so
+    far; None: it has just begun, or an older version kept none. Raises the errors of
+    ``read_units``, ModelIncompatible for another tokenizer than that or none, CorpusTooShort,
+    StopRequested, DiskFull.
     """
     rule = SplitRule(
         seed=spec.seed,
         validation_fraction=spec.holdout_fraction,
         test_fraction=spec.test_split_ratio,
     )
+    name = f"tokenizer_id: {spec.tokenizer_id}" if spec.tokenizer_id else "the base model's"
     if tokenizer_directory is None:
+        name = "that of the training split's characters"
         on_message("reading the corpus's characters")
         sha256 = spec.corpus_sha256
         plan = plan_split(corpus, rule, sha256=sha256, should_stop=should_stop)
@@ -62,8 +68,14 @@ def prepare_data(
             scratch.mkdir(parents=True, exist_ok=True)
             trained.save(scratch)
         tokenizer_directory = scratch
-    tokenizer = load_tokenizer(tokenizer_directory)
     tokenizer_sha256 = tokenizer_digest(tokenizer_directory)
+    if begun_with not in (None, tokenizer_sha256):
+        # A name says too little: one that was deleted may have been given to another since.
+        raise ModelIncompatible(
+            f"{name} is another tokenizer now (SHA-256 {tokenizer_sha256[:12]}...) than the one "
+            f"that the run began with ({str(begun_with)[:12]}...): a new run can be trained with it"
+        )
+    tokenizer = load_tokenizer(tokenizer_directory)
     on_message("tokenizing")
 
     def read() -> Streams:
@@ -80,20 +92,6 @@ def prepare_data(
 
     streams = while_it_stands(read, on_message)
     return Data(tokenizer=tokenizer, tokenizer_sha256=tokenizer_sha256, streams=streams)
-
-
-def require_same_tokenizer(directory: Path, known: str | None, name: str | None) -> None:
-    """Make sure that a run goes on with the tokenizer that it began with.
-
-    A name says too little: one that was deleted may have been given to another since. ``known``:
-    the ``tokenizer_digest`` of then; None: an older version kept none. Raises ModelIncompatible.
-    """
-    found = tokenizer_digest(directory)
-    if known not in (None, found):
-        raise ModelIncompatible(
-            f"tokenizer_id: {name} is another tokenizer now (SHA-256 {found[:12]}...) than the "
-            f"one that the run began with ({str(known)[:12]}...): a new run can be trained with it"
-        )
 
 
 def tokenizer_digest(directory: Path) -> str:

@@ -44,7 +44,7 @@ class Feed:
 
     @property
     def is_resident(self) -> bool:
-        """Whether all ids were copied to the GPU: nobody reads those of the disk any more."""
+        """Whether all ids were copied to the GPU: no step reads those of the disk any more."""
         return self._resident
 
     def load(self, step: int) -> None:

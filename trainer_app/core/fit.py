@@ -15,7 +15,7 @@ from trainer_app.core.batches import Batches
 from trainer_app.core.checkpoint import Checkpoints, Snapshot
 from trainer_app.core.checkpoint_name import FOLDER
 from trainer_app.core.compilation import Compilation, resolve_compile
-from trainer_app.core.data import Data, prepare_data, require_same_tokenizer
+from trainer_app.core.data import Data, prepare_data
 from trainer_app.core.device import (
     DataLoading,
     Fingerprint,
@@ -110,6 +110,7 @@ class _Attempt:
             tokens=self._workspace.tokens,
             on_message=self._observer.on_message,
             should_stop=self._observer.should_stop,
+            begun_with=self._found[0].state.tokenizer_sha256 if self._found else None,
         )
         batches = Batches(
             data.streams.train.ids,
@@ -147,14 +148,11 @@ class _Attempt:
                 return self._run(loop, place, data)
 
     def _find_checkpoint(self) -> Fingerprint | None:
-        """Look for what to go on from; where that was trained. Raises ModelIncompatible."""
+        """Look for what to go on from; where that was trained."""
         self._found = self._checkpoints.load_newest(self._report_damage)
         if self._found is None:
             return None
         snapshot, _ = self._found
-        if self._inputs.tokenizer is not None:  # others come with what they belong to
-            known = snapshot.state.tokenizer_sha256
-            require_same_tokenizer(self._inputs.tokenizer, known, self._spec.tokenizer_id)
         return snapshot.fingerprint
 
     def _resolve(self, before: Fingerprint | None) -> DataLoading:
@@ -281,6 +279,7 @@ class _Attempt:
                 self._observer.on_message("evaluating on the test split")
                 test = loop.evaluate(data.streams.test)
             elif not len(data.streams.validation):
+                self._read = data.streams.all  # of the first one some ids, though a GPU has a copy
                 loop.check_weights()
             self._check_ids()
             self._workspace.await_folder(self._observer.on_message)

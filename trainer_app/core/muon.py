@@ -82,34 +82,43 @@ class Muon(Optimizer):
     def _step(
         self, parameters: list[nn.Parameter], lr: float | Tensor, weight_decay: float
     ) -> None:
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # matrices and their updates
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}  # views, by their shape
         share: float | Tensor = 1 - MOMENTUM
         if self.found_inf is not None:  # without asking the CPU, which a recorded step cannot
             lr, share = lr * (1 - self.found_inf), share * (1 - self.found_inf)
         for parameter in parameters:
-            update = self._update(parameter, share)
+            assert parameter.grad is not None
+            mean = self._mean(parameter).lerp_(self._finite(parameter.grad), share)
             parameter.mul_(1 - lr * weight_decay)
             rows = self._packed_rows.get(parameter, (len(parameter),))
-            for matrix, part in zip(
-                parameter.split_with_sizes(rows), update.split_with_sizes(rows), strict=True
+            for parts in zip(
+                parameter.split_with_sizes(rows),
+                parameter.grad.split_with_sizes(rows),
+                mean.split_with_sizes(rows),
+                strict=True,
             ):
-                alike.setdefault(matrix.shape, []).append((matrix, part))
-        while alike:  # each shape's updates go before those of the next are made
-            matrices, parts = zip(*alike.popitem()[1], strict=True)
-            stacked_NRC = torch.stack(parts)
-            del parts
-            updates_NRC = orthogonalized(stacked_NRC).float()
-            updates_NRC = updates_NRC * (lr * 0.2 * math.sqrt(max(updates_NRC.shape[1:])))
-            for matrix, update_RC in zip(matrices, updates_NRC, strict=True):
-                matrix.sub_(update_RC)
+                alike.setdefault(parts[0].shape, []).append(parts)
+        for group in alike.values():
+            self._step_alike(group, lr)
 
-    def _update(self, parameter: nn.Parameter, share: float | Tensor) -> Tensor:
-        """What the momentum gives, not yet orthogonalized."""
-        assert parameter.grad is not None
-        grad = parameter.grad
-        if self.found_inf is not None:
-            grad = torch.where(self.found_inf > 0, 0.0, grad)
-        return grad.lerp(self._mean(parameter).lerp_(grad, share), MOMENTUM)
+    def _step_alike(
+        self, alike: Sequence[tuple[Tensor, Tensor, Tensor]], lr: float | Tensor
+    ) -> None:
+        """Matrices of one shape, each with its gradient and the mean of those, by now in it.
+
+        Their updates go before those of the next shape are made: a step that is recorded keeps
+        what it takes at its peak for the whole run.
+        """
+        updates_NRC = orthogonalized(
+            torch.stack([self._finite(grad).lerp(mean, MOMENTUM) for _, grad, mean in alike])
+        ).float()
+        updates_NRC *= lr * 0.2 * math.sqrt(max(updates_NRC.shape[1:]))
+        for (matrix, _, _), update_RC in zip(alike, updates_NRC, strict=True):
+            matrix.sub_(update_RC)
+
+    def _finite(self, grad: Tensor) -> Tensor:
+        """The gradient; zeros where it overflowed."""
+        return grad if self.found_inf is None else torch.where(self.found_inf > 0, 0.0, grad)
 
     def _mean(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]

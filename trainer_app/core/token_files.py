@@ -4,8 +4,8 @@
 own. They guard against disks and crashes, not against people: whoever can write a file can write
 its sum as well, be it cryptographic. CRC-32 is the fastest in the standard library (2.2 GB/s of a
 core, SHA-256 1.0), and what a run is to read is summed before its first step, but where this
-process has just done so: 10 GB of ids take 5 s. What it has read is looked at again, by the file's
-times, before anything is made of it that lasts: ``Watch``.
+process has just done so: 10 GB of ids take 5 s. Whether somebody has written to what it has read is
+looked at again, by the file's times, before anything is made of it that lasts: ``Watch``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -220,35 +221,37 @@ _trusted: Final[dict[State, float]] = {}  # until when, by this process's clock
 
 
 class Watch:
-    """Whether ids that are mapped to memory are still what they were when their file was summed."""
+    """Whether ids that are mapped to memory are still what they were when their file was summed.
+
+    Whoever writes to the file is noticed, whatever its name is by then; a disk that gives other
+    bytes than before is not, for that changes no time.
+    """
 
     def __init__(
         self, path: Path, ids: NDArray[np.uint16] | NDArray[np.uint32], state: State
     ) -> None:
-        """``state``: of the file when it was summed, before it was mapped."""
+        """``state``: of the file when it was summed, before it was mapped.
+
+        Raises FileNotFoundError where its name is gone since.
+        """
         self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
         self._ids = ids
         self._expected = Sum(bytes=state.bytes, crc32=state.crc32)
-        self._known: State | None = state
+        self._known = state
 
     def check(self) -> None:
         """Raise IdsChanged unless all that was read of them up to now was what was written.
 
         As fast for large files as for small ones; those whose times have changed are summed again.
         """
-        now = self._look()
-        if now == self._known and (self._known is None or self._known.settled):
+        now = State.of(os.fstat(self._descriptor), self._expected)
+        if now == self._known and self._known.settled:
             return
-        if (now is not None and now.bytes != self._expected.bytes) or self._sum() != self._expected:
+        if now.bytes != self._expected.bytes or self._sum() != self._expected:
             raise IdsChanged(f"{self._path}: its token ids were changed while they were read")
         self._known = now
-
-    def _look(self) -> State | None:
-        """None: the name is gone, as after a clean-up. What is mapped cannot be changed by it."""
-        try:
-            return State.of(self._path.stat(), self._expected)
-        except OSError:
-            return None
 
     def _sum(self) -> Sum:
         crc32 = 0

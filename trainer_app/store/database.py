@@ -65,6 +65,7 @@ def _now_of_postgresql(_element: Now, _compiler: SQLCompiler, **_options: object
 NOW: Final = Now()
 
 _ONLY_READ: Final = "the database cannot be written to"
+_NO_RIGHT: Final = "the database's user lacks a right to its tables, which GRANT gives"
 # Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs.
 _RIGHTS: Final = text(
     "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT')"
@@ -135,8 +136,9 @@ class Database:
                 reads, adds = connection.execute(_RIGHTS).one()
                 if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
-                if reads or not adds:
                     raise Unavailable(_ONLY_READ)
+                if not adds:
+                    raise Unavailable(_NO_RIGHT)
             elif not _may_be_written(self._path):
                 raise Unavailable(_ONLY_READ)
             elif to_write:
@@ -234,9 +236,9 @@ def _refuses_to_write(error: BaseException | None) -> bool:
 def _condition(error: DBAPIError | PoolTimeout) -> str:
     if _lacks_tables(error) or _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:
         return "the database is not there, or has no tables yet: `trainer db upgrade` makes them"
-    if _lacks_rights(error) or _refuses_to_write(
-        error.orig if isinstance(error, DBAPIError) else None
-    ):
+    if _lacks_rights(error):
+        return _NO_RIGHT
+    if _refuses_to_write(error.orig if isinstance(error, DBAPIError) else None):
         return _ONLY_READ
     return "the database is away or busy"
 
