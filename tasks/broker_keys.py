@@ -82,6 +82,7 @@ class BrokerKeys:
             return
         if is_renamed:
             self._renamed[key] = [*self._lately_renamed(key), time.monotonic()]
+            self._told.discard(key)
             _log.warning("a key was not what it has to be", key=key, type=kind, renamed_to=aside)
 
     def _lately_renamed(self, key: str) -> list[float]:

@@ -79,7 +79,7 @@ def _keep(job: Job, file: Path, data: bytes, done: Done) -> None:
             fsync_directory(file.parent)
 
     try:
-        publish(job, rename, file, is_in_place=lambda: _holds(file, data))
+        publish(job, rename, is_in_place=lambda: _holds(file, data))
         job.published = done
     finally:
         remove_directory(prepared)

@@ -25,13 +25,13 @@ from trainer_app.errors import (
     CorpusNotFound,
     DataBankUnavailable,
     DataNotFound,
+    DiskAway,
     ModelIncompatible,
     NotReady,
     TokenizerNotFound,
-    TrainerError,
 )
 from trainer_app.file_lock import locked
-from trainer_app.folders import is_away
+from trainer_app.folders import MARK, is_away
 from trainer_app.restore import (
     TOKENIZER,
     check_digests,
@@ -113,14 +113,15 @@ def corpus_of(job: Job, spec: TrainSpec | TokenizerSpec, *, on_message: OnMessag
 def finished_tokenizer(job: Job, tokenizer_id: str) -> Path:
     """The folder of a tokenizer, once all its files are found to be as they were published.
 
-    Raises TokenizerNotFound where clean-up has deleted it, ModelIncompatible where a file or the
-    manifest is damaged, and StopRequested.
+    Raises TokenizerNotFound where clean-up has deleted it, DiskAway where it may lie on a disk that
+    is not mounted, ModelIncompatible where a file or the manifest is damaged, and StopRequested.
     """
     directory = artifacts.tokenizer_directory(process.settings(), tokenizer_id)
     sealed = job.ask(lambda: tokenizers.get(process.database(), tokenizer_id)).artifact_sha256
     try:
         check_digests(directory, job.held.should_stop, needed=TOKENIZER, sealed=sealed)
     except NotReady:
+        _refuse_if_away(process.settings().paths.artifacts)
         raise TokenizerNotFound(f"{tokenizer_id}: there is no such tokenizer any more") from None
     return directory
 
@@ -142,7 +143,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
     """A finished model, its weights fetched back if clean-up has deleted them.
 
     Raises NotReady for a run that has not completed, ModelIncompatible for one whose files are
-    damaged here and nowhere else; TrainerError where the disk that they belong on is away;
+    damaged here and nowhere else; DiskAway where the disk that they belong on is away;
     DataBankUnavailable, DiskFull and StopRequested.
     """
     directory = artifacts.model_directory(process.settings(), run_id)
@@ -160,6 +161,7 @@ def whole_model(job: Job, run_id: str, *, on_message: OnMessage) -> Published:
 def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMessage) -> None:
     settings = process.settings()
     run_id = run.run_id
+    _refuse_if_away(settings.paths.artifacts, settings.paths.runs)
     archive = job.ask(lambda: uploads.of_run(process.database(), run_id))
     if archive is None:
         raise ModelIncompatible(damage(run_id, damaged))
@@ -167,12 +169,10 @@ def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMess
         raise ModelIncompatible(
             f"{damage(run_id, damaged)}; the data bank has it, but this worker knows of none"
         )
-    for root in (settings.paths.artifacts, settings.paths.runs):
-        if is_away(root, os.environ):  # with a model in it, it would look like one that serves
-            raise TrainerError(f"{root} is away: no model is fetched into what lies beneath")
     place = settings.paths.runs / f"restore-{run_id}"
     on_message("fetching the model from the data bank")
     packed = _downloaded(job, archive, place / "model.tar.gz", on_message)
+    _refuse_if_away(settings.paths.artifacts)  # it may have taken hours
     restore(
         packed,
         directory,
@@ -181,6 +181,13 @@ def _fetch(job: Job, run: Run, directory: Path, damaged: str, on_message: OnMess
         should_stop=job.held.should_stop,
     )
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _refuse_if_away(*roots: Path) -> None:
+    """Raise DiskAway where what is missing may lie on a disk that is not mounted."""
+    for root in roots:
+        if is_away(root, os.environ):
+            raise DiskAway(f"{root} is not mounted, or has lost its {MARK}")
 
 
 def _downloaded(job: Job, archive: Archive, target: Path, on_message: OnMessage) -> Path:

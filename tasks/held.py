@@ -270,6 +270,10 @@ class Held:
         if now > self._times_out_at:
             self.stop(StopReason.TIMEOUT)
 
+    def excuse(self, seconds: float) -> None:
+        """Let it take so much longer before it has timed out: it could do nothing meanwhile."""
+        self._times_out_at += seconds
+
     def confirm(self) -> None:
         """Raise StopRequested when the lease is lost: what follows is no longer this attempt's."""
         if self._answer() is StopReason.FENCED:

@@ -29,7 +29,7 @@ from tasks.upload import not_sent
 from trainer_app import artifacts
 from trainer_app import log as logs
 from trainer_app.errors import Unavailable
-from trainer_app.folders import check_folders
+from trainer_app.folders import check_folders, remember_roots
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.queue import heartbeat_key, send_all, shared_queues, waiting_since
 from trainer_app.store import idempotency, lease, requests, upkeep, wakeups
@@ -266,6 +266,7 @@ def run(stop: threading.Event) -> None:
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     check_folders(process.settings())
+    remember_roots(process.settings())
     logs.configure(process.settings())
     stop = threading.Event()
 

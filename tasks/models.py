@@ -38,7 +38,9 @@ def finished_model(job: Job) -> LoadedModel:
     model = published_model(job)
     stop = job.held.should_stop
     queue = inference_queue(process.settings())
-    keeper = _kept() if job.claim.queue == queue else _new()  # which goes with the job
+    # One that keeps nothing goes with the job.
+    nothing = KeptModels(device=resolve_device("auto"), max_bytes=0)
+    keeper = _kept() if job.claim.queue == queue else nothing
     loaded = keeper.load(model.folder, sealed=model.sealed, should_stop=stop)
     loaded.check_trained_as(run_of(job, str(job.claim.run_id)).spec)
     return loaded
@@ -114,10 +116,6 @@ class KeptModels:
 
 @cache
 def _kept() -> KeptModels:
-    return _new()
-
-
-def _new() -> KeptModels:
     device = resolve_device("auto")
     memory = device_bytes(os.environ)
     return KeptModels(device=device, max_bytes=int(_SHARE * memory.get(device, memory["cpu"])))

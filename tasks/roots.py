@@ -20,6 +20,7 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
 
 _LOOK_SECONDS: Final = 0.5
+_LEAVE_FILES: Final = frozenset({JobKind.TRAIN, JobKind.TOKENIZER, JobKind.EVALUATE})
 _AGAIN_SECONDS: Final = 5.0  # until a worker looks once more for a job that was put off
 
 
@@ -36,34 +37,29 @@ def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> 
         while is_away(root, os.environ):
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
+            job.held.excuse(_LOOK_SECONDS)
         tell(f"{root} serves again: goes on")
 
 
 def leave_until_back(db: Database, job_id: str) -> Left | None:
-    """Put off a queued tokenizer or evaluation while a folder that it needs is away; why, if so.
+    """Put off a queued job that leaves files, while a folder that it needs is away; why, if so.
 
-    It would hold the one worker that answers scores as well. A run waits under its claim: whoever
-    trains has nothing else to do.
+    To claim it would be to keep it from the workers of other hosts, which may have the disk, and
+    to keep this worker from what needs none.
     """
     paths = process.settings().paths
     away = [root for root in (paths.artifacts, paths.runs) if is_away(root, os.environ)]
     queued = wakeups.queued_spec(db, job_id) if away else None
-    if queued is None:
+    if queued is None or queued[0] not in _LEAVE_FILES:
         return None
-    kind, _ = queued
-    if kind == JobKind.EVALUATE and paths.artifacts in away:
-        reason = _waits_for(paths.artifacts)
-    elif kind == JobKind.TOKENIZER:
-        reason = _waits_for(away[0])
-    else:
-        return None
+    reason = _waits_for(away[0])
     is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
     return Left(reason, is_news=is_news)
 
 
 def _waits_for(root: Path) -> str:
     return (
-        f"{root} is empty and has no {MARK}, as what lies beneath a disk that is not mounted: "
-        "waits for it (mount it; where the empty folder is to serve from now on: "
+        f"{root} has no {MARK}, as what lies beneath a disk that is not mounted: "
+        "waits for it (mount it; where this folder is to serve from now on: "
         f"touch {shlex.quote(str(root / MARK))})"
     )

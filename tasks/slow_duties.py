@@ -6,6 +6,7 @@ its wake-up call.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.client import DataBank
 from trainer_app.errors import ArtifactUploadFailed, Unavailable
+from trainer_app.folders import is_away
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.store import runs, uploads
@@ -60,7 +62,12 @@ class SlowDuties:
             stop.wait(_PASS_SECONDS)
 
     def one_pass(self, should_stop: ShouldStop) -> None:
-        """Each duty once."""
+        """Each duty once; none while what it would look for lies on a disk that is not mounted."""
+        paths = process.settings().paths
+        for root in (paths.artifacts, paths.runs):
+            if is_away(root, os.environ):
+                _log.warning("nothing is cleaned up while a disk is away", folder=str(root))
+                return
         for duty in (
             self._upload,
             self._clean_runs,

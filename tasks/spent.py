@@ -11,6 +11,7 @@ from trainer_app.errors import (
     Conflict,
     CudaNotAvailable,
     DataBankUnavailable,
+    DiskAway,
     DiskFull,
     FieldError,
     NotFound,
@@ -21,7 +22,8 @@ from trainer_app.errors import (
 
 # Of no use to repeat: what was asked for is wrong, gone, or not there yet.
 USERS: Final = (UserError, FieldError, NotFound, Conflict)
-_OUTSIDE: Final = (*USERS, DiskFull, DataBankUnavailable)  # a fresh process would meet them, too
+# A fresh process would meet them, too.
+_OUTSIDE: Final = (*USERS, DiskFull, DiskAway, DataBankUnavailable)
 
 _ENOUGH_FILES: Final = 16
 

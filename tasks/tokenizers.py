@@ -63,7 +63,7 @@ def _train(job: Job, spec: TokenizerSpec, folder: Path, final: Path) -> Done | S
     manifest = tokenizer_manifest(final.name, spec, report, times)
     copy = staging.copy_beside(final, job.claim.job_id, job.claim.attempt)
     rename = partial(artifacts.publish, folder, final, manifest, copy=copy)
-    sealed = publish(job, rename, final, is_in_place=lambda: _has(final, manifest))
+    sealed = publish(job, rename, is_in_place=lambda: _has(final, manifest))
     published = artifacts.pointer(final, sealed=sealed)
     job.published = Done(
         result=report.to_json(),

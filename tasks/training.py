@@ -203,7 +203,7 @@ def _publish(job: Job, finished: Finished, final: Path) -> str | None:
         known_digests={_WEIGHTS: finished.weights_sha256},
         copy=staging.copy_beside(final, run_id, job.claim.attempt),
     )
-    return publish(job, rename, final, is_in_place=lambda: is_whole(final))
+    return publish(job, rename, is_in_place=lambda: is_whole(final))
 
 
 def _copy_log(log: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from trainer_app import folders
 from trainer_app.core.files import disk_full_named
 from trainer_app.errors import SettingsError
-from trainer_app.folders import MARK, check_folders, is_away, mark_of, remember_roots
+from trainer_app.folders import MARK, check_folders, has_mark, is_away, remember_roots
 from trainer_app.settings import Settings, load_settings
 from trainer_app.stack.up import up
 
@@ -186,7 +186,6 @@ def test_a_folder_beneath_a_disk_is_known_as_such_by_whoever_begins_without_the_
     begin: Begins, name: str
 ) -> None:
     root = begin().paths.data_root / name
-    mark = mark_of(root)
     root.rename(away := root.with_name("away"))
     begin()  # and makes the folder that is missing
     assert is_away(root, os.environ)
@@ -199,7 +198,6 @@ def test_a_folder_beneath_a_disk_is_known_as_such_by_whoever_begins_without_the_
     assert not is_away(root, os.environ)
     begin()
     assert not is_away(root, os.environ)
-    assert mark_of(root) == mark
 
 
 def test_an_empty_folder_serves_where_somebody_puts_a_file_of_that_name_into_it(
@@ -213,20 +211,16 @@ def test_an_empty_folder_serves_where_somebody_puts_a_file_of_that_name_into_it(
     assert not is_away(root, os.environ)
     begin()
     assert not is_away(root, os.environ)
-    assert mark_of(root) == b""
 
 
-def test_a_folder_that_holds_something_is_marked_by_whoever_begins(begin: Begins) -> None:
-    """As one that was copied to another disk, without what is hidden."""
+def test_a_folder_without_its_mark_does_not_serve_whatever_it_holds(begin: Begins) -> None:
+    """As what somebody has put beneath a disk by mistake."""
     root = begin().paths.artifacts
     (root / MARK).unlink()
     assert is_away(root, os.environ)
-    (model := root / "models" / "run-1").mkdir(parents=True)
-    assert not is_away(root, os.environ)
+    (root / "models" / "run-1").mkdir(parents=True)
     begin()
-    assert mark_of(root)
-    model.rmdir()  # its clean-up leaves an empty folder that serves
-    assert not is_away(root, os.environ)
+    assert is_away(root, os.environ)
 
 
 def test_another_disk_that_was_marked_elsewhere_serves(begin: Begins) -> None:
@@ -235,7 +229,8 @@ def test_another_disk_that_was_marked_elsewhere_serves(begin: Begins) -> None:
     root.mkdir()
     (root / MARK).write_text("of another data root")
     begin()
-    assert mark_of(root) == b"of another data root"
+    assert (root / MARK).read_text() == "of another data root"
+    assert not is_away(root, os.environ)
     root.rename(root.with_name("another"))
     begin()
     assert is_away(root, os.environ)
@@ -314,7 +309,7 @@ def test_a_folder_that_takes_no_mark_stops_no_start_and_is_not_waited_for(
     root = begin().paths.artifacts
     root.rename(root.with_name("away"))
     begin()
-    assert mark_of(root) is None
+    assert not has_mark(root)
     assert not is_away(root, os.environ)
 
 
@@ -325,7 +320,7 @@ def test_whatever_bears_the_name_of_a_mark_is_one(
     settings.paths.artifacts.mkdir(parents=True)
     make(settings.paths.artifacts / MARK)
     assert not is_away(begin().paths.artifacts, os.environ)
-    assert mark_of(settings.paths.artifacts) == b""
+    assert has_mark(settings.paths.artifacts)
 
 
 def test_a_folder_that_cannot_be_looked_at_counts_as_the_same(

@@ -176,6 +176,10 @@ class DiskFull(TrainerError):
     code = "DISK_FULL"
 
 
+class DiskAway(TrainerError):
+    """What is needed lies on a disk that is not mounted."""
+
+
 class DataBankUnavailable(TrainerError):
     """The data bank does not answer, or not as it must."""
 

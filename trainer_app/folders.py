@@ -4,7 +4,7 @@ A run would otherwise find out at its end, when its training is done, that its m
 nowhere. And whether they are there: beneath a disk that is not mounted there is another folder of
 that name, which would take what is written, and hide it when the disk is back. So artifacts and
 runs each get a small hidden file, and that they got it is kept in the data root: one that lacks it
-and is empty is not the folder that it is to be. Whoever wants it to serve puts a file there.
+is not the folder that it is to be, whatever it holds. Whoever wants it to serve puts a file there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -73,21 +72,20 @@ def remember_roots(settings: Settings) -> None:
     """Mark artifacts and runs, and know from now on that they are marked.
 
     In this process, in those it starts, and in the data root, for whoever begins later. One that
-    was marked once, is not now and is empty stays as it is: see ``is_away``. What cannot be marked,
-    as on a disk that can only be read, is not missed when it is gone, and stops no start.
+    was marked once and is not now stays as it is: see ``is_away``. What cannot be marked, as on a
+    disk that can only be read, is not missed when it is gone, and stops no start.
     """
     file = settings.paths.data_root / "run" / "folders.json"
     earlier = _remembered(file)
     marked = {}
     for root in (settings.paths.artifacts, settings.paths.runs):
         place = os.path.realpath(root)
-        lacks_its_mark = mark_of(root) is None
-        if lacks_its_mark and (place not in earlier or _holds_something(root)):
-            with suppress(OSError, DiskFull):
-                write_atomically(root / MARK, f"{secrets.token_hex(16)}\n".encode())
-                lacks_its_mark = False
-        if place in earlier or not lacks_its_mark:
-            marked[str(root)] = place
+        if place not in earlier and not has_mark(root):
+            try:
+                write_atomically(root / MARK, b"")
+            except (OSError, DiskFull):
+                continue
+        marked[str(root)] = place
     os.environ[_REMEMBERED] = json.dumps([*marked])
     if not earlier.issuperset(marked.values()):
         with suppress(OSError, DiskFull):
@@ -96,29 +94,24 @@ def remember_roots(settings: Settings) -> None:
 
 
 def is_away(root: Path, environment: Mapping[str, str]) -> bool:
-    """Whether a folder that was marked is gone, or one that is empty and has no mark has its name.
+    """Whether a folder that was marked is gone, or another without a mark has its name.
 
-    As what lies beneath a disk. One that holds something serves: a copy on another disk.
+    As what lies beneath a disk.
     """
     known: list[str] = json.loads(environment.get(_REMEMBERED, "[]"))
-    return str(root) in known and mark_of(root) is None and not _holds_something(root)
+    return str(root) in known and not has_mark(root)
 
 
-def mark_of(root: Path) -> bytes | None:
-    """What tells a marked folder from others, nothing where somebody made an empty file; None: it
-    has no mark, or is not there.
+def has_mark(root: Path) -> bool:
+    """False for a folder that is not there, too.
 
-    A mark that cannot be read is one, too: whoever uses the folder is told what is wrong with it.
+    A mark that cannot be looked at is one: whoever uses the folder is told what is wrong with it.
     """
     try:
-        with open_regular(root / MARK) as file:
-            return file.read(_LONGEST)
+        (root / MARK).lstat()
     except OSError as error:
-        return None if error.errno in _ABSENT else b""
-
-
-def _holds_something(root: Path) -> bool:
-    return any(root.glob("[!.]*/[!.]*"))
+        return error.errno not in _ABSENT
+    return True
 
 
 def _remembered(file: Path) -> frozenset[str]:

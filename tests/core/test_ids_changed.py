@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
 import pytest
 
 from tests.training_bench import Bench, Recorder
@@ -20,10 +24,12 @@ from trainer_app.core.observer import StepReport, StopReason
 from trainer_app.core.run_files import Finished, Stopped
 from trainer_app.core.splits import Split
 from trainer_app.core.stopping import never
-from trainer_app.core.token_files import Watch
+from trainer_app.core.token_files import State, Sum, Watch
 from trainer_app.errors import IdsChanged, LossNotFinite
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trainer_app.core.device import ResolvedDevice
     from trainer_app.core.evaluate import Evaluation
     from trainer_app.core.spec import RequestedDevice, TrainSpec
@@ -392,3 +398,42 @@ def test_an_evaluation_of_ids_that_were_damaged_meanwhile_is_an_error_and_right_
         with pytest.raises(IdsChanged, match=rf"/{name}\.bin: "):
             measure()
     assert measure() == right
+
+
+@pytest.fixture
+def one_file(tmp_path: Path) -> tuple[Path, NDArray[np.uint16], State]:
+    """A file of ids, the ids that are mapped of it, and how it was when it was summed."""
+    path = tmp_path / "ids.bin"
+    np.arange(1_000, dtype=np.uint16).tofile(path)
+    data = path.read_bytes()
+    state = State.of(path.stat(), Sum(bytes=len(data), crc32=zlib.crc32(data)))
+    return path, np.memmap(path, dtype=np.uint16, mode="r"), state
+
+
+def test_a_file_that_was_made_anew_while_it_was_mapped_is_read_anew(
+    one_file: tuple[Path, NDArray[np.uint16], State],
+) -> None:
+    """Whether the old one or the new was mapped nobody can tell."""
+    path, ids, state = one_file
+    make_anew(path)
+    with pytest.raises(FileNotFoundError, match="it was made anew meanwhile"):
+        Watch(path, ids, state)
+
+
+def test_a_file_of_a_network_that_is_gone_is_summed_as_far_as_it_is_mapped(
+    one_file: tuple[Path, NDArray[np.uint16], State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ids, state = one_file
+    watch = Watch(path, ids, state)
+
+    def fail(_descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        watch.check()
+    zero(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(IdsChanged):
+            watch.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -176,6 +177,16 @@ def alive() -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
+@pytest.fixture
+def nothing_else_goes() -> Iterator[None]:
+    """As garbage of tests before this one would."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("nothing_else_goes")
 def test_a_step_takes_memory_for_the_updates_of_one_shape_at_a_time(
     packed: tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]],
     monkeypatch: pytest.MonkeyPatch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,6 @@ from trainer_app.core.spec import TokenizerSpec, TrainSpec
 from trainer_app.core.stopping import never
 from trainer_app.databank.client import DataBank
 from trainer_app.errors import Unavailable
-from trainer_app.folders import is_away
 from trainer_app.restore import is_whole
 from trainer_app.settings import Settings
 from trainer_app.store import lease, requests, runs, tokenizers, uploads
@@ -93,7 +91,6 @@ def delete_weights(run_id: str) -> Path:
 def test_no_model_is_fetched_into_what_lies_beneath_a_disk(
     server: DataBankServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It would look like a folder that serves, and take models that are nowhere else."""
     monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
     monkeypatch.setenv("CELERY__RETRY_MAX", "0")
     process.settings.cache_clear()
@@ -107,8 +104,9 @@ def test_no_model_is_fetched_into_what_lies_beneath_a_disk(
 
     asked = generate(run.run_id)
     assert asked.status == "failed"
-    assert asked.message == f"{root} is away: no model is fetched into what lies beneath"
-    assert is_away(root, os.environ)
+    assert asked.message == f"{root} is not mounted, or has lost its .trainer-folder"
+    assert list(root.glob("*/[!.]*")) == []
+    assert not process.spent.is_set()
 
     shutil.rmtree(root)
     away.rename(root)

@@ -479,7 +479,7 @@ def test_a_file_that_is_missing_when_a_result_is_published_is_no_lost_lease(
         def rename() -> None:
             raise FileNotFoundError("config.json")
 
-        publish(job, rename, Path("nowhere"), is_in_place=lambda: False)
+        publish(job, rename, is_in_place=lambda: False)
         raise AssertionError("it goes on without the file")
 
     perform(run_id, hostname="train-0@here", work=work)

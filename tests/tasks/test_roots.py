@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import select, update
 
 from tasks import process, reporting, training, worker
-from tasks.held import draining
+from tasks.held import Held, draining
 from tasks.job import Done, Job
 from tasks.perform import perform
 from tasks.shells import work_of
@@ -72,6 +72,11 @@ class Disk:
     def bring_back(self) -> None:
         """Nothing was put into what lies beneath."""
         self.root.rmdir()
+        self.bring_back_over_anything()
+
+    def bring_back_over_anything(self) -> None:
+        """What lies beneath is hidden again."""
+        shutil.rmtree(self.root, ignore_errors=True)
         self._away.rename(self.root)
 
     def give_up(self) -> None:
@@ -92,13 +97,12 @@ def at_a_step(monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
     monkeypatch.setattr(reporting.LogReporter, "on_steps", act_and_tell)
 
 
-def once_it_waits(run_id: str, act: Act) -> threading.Thread:
-    """Act when the run's row says that it waits for a folder."""
+def once_it_waits(job_id: str, act: Act) -> threading.Thread:
+    """Act when the job's row says that it waits for a folder."""
 
     def watch() -> None:
         give_up_at = time.monotonic() + 60
-        while "waits for it" not in run_of(run_id).message:
-            assert time.monotonic() < give_up_at
+        while "waits for it" not in row_of(job_id)[3] and time.monotonic() < give_up_at:
             time.sleep(0.05)
         act()
 
@@ -147,8 +151,8 @@ def assert_waited(run_id: str, root: Path) -> None:
 
 def waits_for(root: Path) -> str:
     return (
-        f"{root} is empty and has no .trainer-folder, as what lies beneath a disk that is not "
-        "mounted: waits for it (mount it; where the empty folder is to serve from now on: "
+        f"{root} has no .trainer-folder, as what lies beneath a disk that is not mounted: waits "
+        "for it (mount it; where this folder is to serve from now on: "
         f"touch {root}/.trainer-folder)"
     )
 
@@ -192,21 +196,6 @@ def test_no_checkpoint_and_no_model_is_written_beneath_a_disk_that_was_taken_awa
 
 
 @pytest.mark.parametrize("name", ["artifacts", "runs"])
-def test_an_attempt_that_begins_without_a_disk_waits_for_it(
-    queue_run: QueueRun, begun: Settings, name: str
-) -> None:
-    run_id = queue_run()
-    disk = Disk(root=begun.paths.data_root / name)
-    disk.take_away()
-    waiting = once_it_waits(run_id, disk.bring_back)
-    run = train(run_id)
-    waiting.join()
-
-    assert (run.status, run.attempt) == ("completed", 1)
-    assert_waited(run_id, disk.root)
-
-
-@pytest.mark.parametrize("name", ["artifacts", "runs"])
 def test_a_worker_that_begins_without_a_disk_puts_nothing_beneath_it(
     queue_run: QueueRun, begun: Settings, begin: Act, name: str
 ) -> None:
@@ -215,12 +204,13 @@ def test_a_worker_that_begins_without_a_disk_puts_nothing_beneath_it(
     disk = Disk(root=begun.paths.data_root / name)
     disk.take_away()
     begin()
-    waiting = once_it_waits(run_id := queue_run(), disk.bring_back)
+    run = train(run_id := queue_run())
+    assert (run.status, run.attempt, run.message) == ("queued", 0, waits_for(disk.root))
+    disk.bring_back()
+    called_again()
     run = train(run_id)
-    waiting.join()
 
     assert (run.status, run.attempt) == ("completed", 1)
-    assert_waited(run_id, disk.root)
     assert weights(run_id) == weights(whole)
 
 
@@ -235,30 +225,53 @@ def test_a_run_whose_worker_begins_anew_without_its_disk_goes_on_once_that_is_ba
     draining.clear()
     disk.take_away()
     begin()
-    waiting = once_it_waits(run_id, disk.bring_back)
+    assert train(run_id).message == waits_for(disk.root)
+    disk.bring_back()
+    called_again()
     run = train(run_id)
-    waiting.join()
 
     assert (run.status, run.attempt) == ("completed", 2)
     assert any("its worker shut down, resumed from" in event for event in events(run_id))
     assert weights(run_id) == weights(whole)
 
 
-def test_an_empty_folder_that_is_to_serve_from_now_on_is_named_by_hand(
+def test_a_folder_that_is_to_serve_from_now_on_is_named_by_hand(
     queue_run: QueueRun, begun: Settings, begin: Act
 ) -> None:
     disk = Disk(root=begun.paths.artifacts)
     disk.take_away()
+    artifacts.model_directory(begun, "run-before").mkdir(parents=True)  # what it holds is no reason
     begin()
-    waiting = once_it_waits(run_id := queue_run(), disk.give_up)
+    run_id = queue_run()
+    assert train(run_id).message == waits_for(disk.root)
+    disk.give_up()
+    called_again()
     run = train(run_id)
-    waiting.join()
 
     assert (run.status, run.attempt) == ("completed", 1)
-    assert weights(run_id)
     begin()
     train(queue_run())
     assert is_whole(artifacts.model_directory(begun, run_id))
+
+
+def test_a_job_does_not_time_out_while_it_waits_for_a_disk(
+    queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    excused: list[float] = []
+    monkeypatch.setattr(Held, "excuse", lambda _held, seconds: excused.append(seconds))
+    run_id = queue_run()
+    disk = Disk(root=begun.paths.artifacts)
+    at_a_step(monkeypatch, disk.take_away)
+
+    def bring_back() -> None:
+        while len(excused) < 2:
+            time.sleep(0.01)
+        disk.bring_back()
+
+    waiting = once_it_waits(run_id, bring_back)
+    assert train(run_id).status == "completed"
+    waiting.join()
+    assert set(excused) == {0.5}
 
 
 def cancel(run_id: str) -> None:
@@ -313,14 +326,15 @@ def test_a_disk_that_is_taken_away_as_the_model_is_put_there_costs_an_attempt_an
     assert f"{disk.root} was taken away while what was made was put into it" in run.message
     assert (begun.paths.runs / run_id).exists()
 
-    waiting = once_it_waits(run_id, disk.bring_back)
+    assert train(run_id).message == waits_for(disk.root)
+    disk.bring_back_over_anything()
+    called_again()
     run = train(run_id)
-    waiting.join()
     assert (run.status, run.attempt) == ("completed", 2)
     assert weights(run_id) == weights(whole)
 
 
-def test_an_evaluation_that_was_put_beneath_a_disk_is_taken_away_and_made_again(
+def test_an_evaluation_that_was_put_beneath_a_disk_is_made_again(
     queue_run: QueueRun, begun: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CELERY__RETRY_INTERVALS_SEC", "0")
@@ -343,28 +357,13 @@ def test_an_evaluation_that_was_put_beneath_a_disk_is_taken_away_and_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace_beneath)
         perform(request_id, hostname="light@here", work=work_of(JobKind.EVALUATE))
-    assert sorted(begun.paths.artifacts.glob("[!.]*/[!.]*")) == []
-    shutil.rmtree(begun.paths.artifacts)
-    begun.paths.artifacts.mkdir()
-    disk.bring_back()
+    assert row_of(request_id)[0] == "queued"
+    disk.bring_back_over_anything()
 
     perform(request_id, hostname="light@here", work=work_of(JobKind.EVALUATE))
     found = requests.get(process.database(), JobKind.EVALUATE, run_id, request_id)
     assert found.status == "completed"
     assert file.exists()
-
-
-def test_a_folder_that_holds_something_serves_whatever_it_was_when_the_worker_began(
-    queue_run: QueueRun, begun: Settings
-) -> None:
-    """As a disk that came back to a worker which was started again without it."""
-    disk = Disk(root=begun.paths.artifacts)
-    disk.take_away()
-    artifacts.model_directory(begun, "run-before").mkdir(parents=True)
-    run = train(run_id := queue_run())
-
-    assert (run.status, run.attempt) == ("completed", 1)
-    assert not [event for event in events(run_id) if "waits for it" in event]
 
 
 def tokenizer_job() -> str:
@@ -443,29 +442,22 @@ def test_a_job_that_was_put_off_for_a_disk_is_cancelled_at_once(
     assert row_of(job_id)[:2] == ("cancelled", 0)
 
 
-def test_an_evaluation_needs_no_disk_of_runs(queue_run: QueueRun, begun: Settings) -> None:
-    train(run_id := queue_run(holdout_fraction=0.1))
-    Disk(root=begun.paths.runs).take_away()
-    look(job_id := evaluation_of(run_id), JobKind.EVALUATE)
-    assert row_of(job_id)[:2] == ("completed", 1)
-
-
 @pytest.mark.parametrize(("kind", "name"), LIGHT)
 def test_a_disk_that_goes_once_a_job_is_claimed_is_waited_for_before_anything_is_written(
     queue_run: QueueRun, begun: Settings, kind: JobKind, name: str
 ) -> None:
     train(run_id := queue_run(holdout_fraction=0.1))
     disk = Disk(root=begun.paths.data_root / name)
-    back = threading.Timer(1, disk.bring_back)
+    job_id = light_job(kind, run_id)
+    waiting: list[threading.Thread] = []
 
     def take_away_and_work(job: Job) -> Done | StopReason:
         disk.take_away()
-        back.start()
+        waiting.append(once_it_waits(job_id, disk.bring_back))
         return work_of(kind)(job)
 
-    job_id = light_job(kind, run_id)
     perform(job_id, hostname="light@here", work=take_away_and_work)
-    back.join()
+    waiting[0].join()
     assert row_of(job_id)[:2] == ("completed", 1)
     assert_waited(job_id, disk.root)
 

@@ -12,6 +12,7 @@ from tasks import process
 from tasks.slow_duties import SlowDuties
 from trainer_app.core.spec import TrainSpec
 from trainer_app.core.stopping import never
+from trainer_app.folders import check_folders, remember_roots
 from trainer_app.log import JobLog, job_log_path, last_events
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs
@@ -28,6 +29,29 @@ def ended_run(settings: Settings, status: str) -> str:
     lease.finish(process.database(), claim, status, result="{}")
     (settings.paths.runs / run_id).mkdir(parents=True)
     return run_id
+
+
+def test_nothing_is_deleted_while_a_disk_is_away(
+    worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the row of a tokenizer would go whose folder is there again later."""
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+    check_folders(worker)
+    remember_roots(worker)
+    done = ended_run(worker, "completed")
+    with process.database().write() as session:
+        session.execute(update(JobRow).values(completed_at=JobRow.completed_at - 30 * 86_400))
+    worker.paths.artifacts.rename(away := worker.paths.artifacts.with_name("away"))
+    with structlog.testing.capture_logs() as logs:
+        SlowDuties().one_pass(never)
+    assert [(entry["event"], entry["folder"]) for entry in logs] == [
+        ("nothing is cleaned up while a disk is away", str(worker.paths.artifacts))
+    ]
+    assert (worker.paths.runs / done).exists()
+
+    away.rename(worker.paths.artifacts)
+    SlowDuties().one_pass(never)
+    assert not (worker.paths.runs / done).exists()
 
 
 def test_a_failed_run_whose_checkpoints_go_is_told_so_in_its_log(

@@ -10,6 +10,7 @@ looked at again, by the file's times, before anything is made of it that lasts: 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -17,7 +18,7 @@ import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -232,11 +233,14 @@ class Watch:
     ) -> None:
         """``state``: of the file when it was summed, before it was mapped.
 
-        Raises FileNotFoundError where its name is gone since.
+        Raises FileNotFoundError where another has its name since, or none.
         """
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        if (found.st_dev, found.st_ino) != (state.device, state.inode):
+            raise FileNotFoundError(errno.ENOENT, "it was made anew meanwhile", str(path))
         self._ids = ids
         self._expected = Sum(bytes=state.bytes, crc32=state.crc32)
         self._known = state
@@ -246,8 +250,11 @@ class Watch:
 
         As fast for large files as for small ones; those whose times have changed are summed again.
         """
-        now = State.of(os.fstat(self._descriptor), self._expected)
-        if now == self._known and self._known.settled:
+        try:
+            now = State.of(os.fstat(self._descriptor), self._expected)
+        except OSError:  # a network's file that another host has deleted
+            now = replace(self._known, settled=False)
+        if now == self._known and now.settled and self._known.settled:
             return
         if now.bytes != self._expected.bytes or self._sum() != self._expected:
             raise IdsChanged(f"{self._path}: its token ids were changed while they were read")
