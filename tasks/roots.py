@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from tasks import process
 from tasks.job import Job, Left
 from tasks.reporting import telling
 from trainer_app.core.stopping import raise_if_stopped
-from trainer_app.folders import MARK, is_away
+from trainer_app.folders import is_away, waits_for
 from trainer_app.store import wakeups
 from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
@@ -33,7 +32,7 @@ def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> 
     if not is_away(root, os.environ):
         return
     with telling(job) if say is None else nullcontext(say) as tell:
-        tell(_waits_for(root))
+        tell(waits_for(root))
         while is_away(root, os.environ):
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
@@ -52,14 +51,6 @@ def leave_until_back(db: Database, job_id: str) -> Left | None:
     queued = wakeups.queued_spec(db, job_id) if away else None
     if queued is None or queued[0] not in _LEAVE_FILES:
         return None
-    reason = _waits_for(away[0])
+    reason = waits_for(away[0])
     is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
     return Left(reason, is_news=is_news)
-
-
-def _waits_for(root: Path) -> str:
-    return (
-        f"{root} has no {MARK}, as what lies beneath a disk that is not mounted: "
-        "waits for it (mount it; where this folder is to serve from now on: "
-        f"touch {shlex.quote(str(root / MARK))})"
-    )

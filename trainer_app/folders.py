@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -100,6 +101,15 @@ def is_away(root: Path, environment: Mapping[str, str]) -> bool:
     """
     known: list[str] = json.loads(environment.get(_REMEMBERED, "[]"))
     return str(root) in known and not has_mark(root)
+
+
+def waits_for(root: Path) -> str:
+    """What is to be said of one that is away."""
+    return (
+        f"{root} has no {MARK}, as what lies beneath a disk that is not mounted: "
+        "waits for it (mount it; where this folder is to serve from now on: "
+        f"touch {shlex.quote(str(root / MARK))})"
+    )
 
 
 def has_mark(root: Path) -> bool:

@@ -227,6 +227,17 @@ def test_a_damaged_state_does_not_stop_the_start(tmp_path: Path, data: bytes) ->
     assert "Traceback" not in finished.stderr
 
 
+def test_a_start_says_which_folder_is_not_the_one_that_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    options = ("--port", "0", "--data-root", str(root))
+    path = without_broker(tmp_path)
+    assert "waits for it" not in command(*options, PATH=path).stdout
+    (root / "artifacts" / ".trainer-folder").unlink()
+    said = command(*options, PATH=path).stdout
+    assert f"{root}/artifacts has no .trainer-folder" in said
+    assert f"{root}/runs has no" not in said
+
+
 def test_an_address_of_another_machine_is_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

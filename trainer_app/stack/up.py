@@ -19,7 +19,7 @@ import httpx
 
 from trainer_app.api.gate import check_exposure
 from trainer_app.errors import DiskFull, SettingsError, Unavailable
-from trainer_app.folders import check_folders
+from trainer_app.folders import check_folders, is_away, remember_roots, waits_for
 from trainer_app.settings import Settings
 from trainer_app.stack import broker as brokers
 from trainer_app.stack import flower
@@ -82,6 +82,10 @@ def up(settings: Settings, *, with_flower: bool = False) -> int:
         plan = processes(settings, visible_gpus(os.environ), with_flower=with_flower)
         output = Output(sys.stdout, logs, [Role.BROKER, *(process.name for process in plan)])
         _end_leftovers(root, output)  # first: they may hold the ports
+        remember_roots(settings)
+        for folder in (settings.paths.artifacts, settings.paths.runs):
+            if is_away(folder, os.environ):
+                output.say(waits_for(folder))
         settings = _with_port(settings)
         if with_flower:
             settings = _with_flower_port(settings)
