@@ -14,11 +14,13 @@ from tasks import process, staging
 from tasks.figures import left_in_place
 from tasks.job import Done, Job
 from tasks.patience import insist
+from tasks.roots import LEAVE_FILES, away
 from tasks.spent import USERS
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
 from trainer_app.errors import RUN_CODES, LeaseLost, TrainerError, Unavailable
 from trainer_app.events import ErrorKind
+from trainer_app.folders import waits_for
 from trainer_app.queue import send_all
 from trainer_app.store import lease, runs
 from trainer_app.store.lease import Ended, JobKind, Status
@@ -96,6 +98,10 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
             _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
+        case TrainerError() if job.claim.kind in LEAVE_FILES and (root := away()) is not None:
+            # Whatever it says, that is why: what is missing may lie there.
+            job.log.warning(outcome.message)
+            _hand_back(job, waits_for(root), cause="its disk was away")
         case TrainerError() if isinstance(outcome, USERS):
             _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from trainer_app.artifacts import Pointer
 from trainer_app.core.files import fsync_directory
 from trainer_app.core.perplexity import perplexity
 from trainer_app.errors import ModelIncompatible, NotReady
+from trainer_app.folders import is_away
 from trainer_app.restore import damaged_of
 from trainer_app.store.lease import Published
 
@@ -56,8 +58,11 @@ def _published(model: Pointer, manifest: Mapping[str, object]) -> Published:
 def left_in_place(final: Path, run_id: str) -> Published | None:
     """The same of a run of which nothing was written down, where its model is in place.
 
-    It is where an attempt died just after it had renamed it. None also where nobody can tell.
+    It is where an attempt died just after it had renamed it. None also where nobody can tell, and
+    where it lies beneath a disk that is not mounted.
     """
+    if is_away(final.parents[1], os.environ):
+        return None
     try:
         model = artifacts.pointer(final)
         if damaged_of(final, model.files) is not None:

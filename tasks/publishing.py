@@ -51,5 +51,8 @@ def publish(
         return None
     if is_away(root, os.environ):
         job.may_be_in_place = False  # as far as anybody can tell
-        raise TrainerError(f"{root} was taken away while what was made was put into it")
+        raise TrainerError(
+            f"{root} was taken away while what was made was put into it: what lies beneath may "
+            "hold it, to no use"
+        )
     return published

@@ -19,7 +19,7 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import JobKind
 
 _LOOK_SECONDS: Final = 0.5
-_LEAVE_FILES: Final = frozenset({JobKind.TRAIN, JobKind.TOKENIZER, JobKind.EVALUATE})
+LEAVE_FILES: Final = frozenset({JobKind.TRAIN, JobKind.TOKENIZER, JobKind.EVALUATE})
 _AGAIN_SECONDS: Final = 5.0  # until a worker looks once more for a job that was put off
 
 
@@ -33,11 +33,20 @@ def wait_for(job: Job, root: Path, say: Callable[[str], None] | None = None) -> 
         return
     with telling(job) if say is None else nullcontext(say) as tell:
         tell(waits_for(root))
+        since = time.monotonic()
         while is_away(root, os.environ):
             raise_if_stopped(job.held.should_stop)
             time.sleep(_LOOK_SECONDS)
-            job.held.excuse(_LOOK_SECONDS)
+            since, before = time.monotonic(), since
+            job.held.excuse(since - before)
         tell(f"{root} serves again: goes on")
+
+
+def away() -> Path | None:
+    """One of the folders that jobs leave files in, where it is away."""
+    paths = process.settings().paths
+    roots = (paths.artifacts, paths.runs)
+    return next((root for root in roots if is_away(root, os.environ)), None)
 
 
 def leave_until_back(db: Database, job_id: str) -> Left | None:
@@ -46,11 +55,10 @@ def leave_until_back(db: Database, job_id: str) -> Left | None:
     To claim it would be to keep it from the workers of other hosts, which may have the disk, and
     to keep this worker from what needs none.
     """
-    paths = process.settings().paths
-    away = [root for root in (paths.artifacts, paths.runs) if is_away(root, os.environ)]
-    queued = wakeups.queued_spec(db, job_id) if away else None
-    if queued is None or queued[0] not in _LEAVE_FILES:
+    root = away()
+    queued = None if root is None else wakeups.queued_spec(db, job_id)
+    if root is None or queued is None or queued[0] not in LEAVE_FILES:
         return None
-    reason = waits_for(away[0])
+    reason = waits_for(root)
     is_news = wakeups.put_off(db, job_id, message=reason, delay_seconds=_AGAIN_SECONDS)
     return Left(reason, is_news=is_news)

@@ -6,7 +6,6 @@ its wake-up call.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Final
 import structlog
 
 from tasks import process
+from tasks.roots import away
 from tasks.upload import send
 from trainer_app import artifacts
 from trainer_app.cleanup.corpus_cache import clean_corpus_cache
@@ -29,7 +29,6 @@ from trainer_app.core.observer import StopReason
 from trainer_app.core.stopping import ShouldStop, StopRequested
 from trainer_app.databank.client import DataBank
 from trainer_app.errors import ArtifactUploadFailed, Unavailable
-from trainer_app.folders import is_away
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.restore import is_whole
 from trainer_app.store import runs, uploads
@@ -63,11 +62,6 @@ class SlowDuties:
 
     def one_pass(self, should_stop: ShouldStop) -> None:
         """Each duty once; none while what it would look for lies on a disk that is not mounted."""
-        paths = process.settings().paths
-        for root in (paths.artifacts, paths.runs):
-            if is_away(root, os.environ):
-                _log.warning("nothing is cleaned up while a disk is away", folder=str(root))
-                return
         for duty in (
             self._upload,
             self._clean_runs,
@@ -77,6 +71,9 @@ class SlowDuties:
             self._clean_tokenizers,
             self._clean_uploads,
         ):
+            if (root := away()) is not None:
+                _log.warning("nothing is cleaned up while a disk is away", folder=str(root))
+                return
             try:
                 duty(should_stop)
             except StopRequested:

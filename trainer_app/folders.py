@@ -14,13 +14,15 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from trainer_app.core.files import write_atomically
+from trainer_app.core.stopping import never
 from trainer_app.errors import DiskFull, SettingsError
+from trainer_app.file_lock import locked
 from trainer_app.safe_paths import open_regular
 from trainer_app.settings import Settings
 
@@ -81,17 +83,17 @@ def remember_roots(settings: Settings) -> None:
     marked = {}
     for root in (settings.paths.artifacts, settings.paths.runs):
         place = os.path.realpath(root)
-        if place not in earlier and not has_mark(root):
+        if place not in earlier:
             try:
-                write_atomically(root / MARK, b"")
+                if not has_mark(root):
+                    write_atomically(root / MARK, b"")
+                (root / MARK).lstat()  # seen, not just thought to be there
             except (OSError, DiskFull):
                 continue
         marked[str(root)] = place
     os.environ[_REMEMBERED] = json.dumps([*marked])
     if not earlier.issuperset(marked.values()):
-        with suppress(OSError, DiskFull):
-            file.parent.mkdir(exist_ok=True)
-            write_atomically(file, json.dumps(sorted(earlier.union(marked.values()))).encode())
+        _remember(file, marked.values())
 
 
 def is_away(root: Path, environment: Mapping[str, str]) -> bool:
@@ -107,7 +109,7 @@ def waits_for(root: Path) -> str:
     """What is to be said of one that is away."""
     return (
         f"{root} has no {MARK}, as what lies beneath a disk that is not mounted: "
-        "waits for it (mount it; where this folder is to serve from now on: "
+        "waits for it (mount it; where this folder, and no disk on it, is to serve from now on: "
         f"touch {shlex.quote(str(root / MARK))})"
     )
 
@@ -131,6 +133,13 @@ def _remembered(file: Path) -> frozenset[str]:
         if isinstance(places, list):
             return frozenset(place for place in places if isinstance(place, str))
     return frozenset()
+
+
+def _remember(file: Path, places: Collection[str]) -> None:
+    """Add to what is remembered: one process at a time, where the file system has locks."""
+    with suppress(OSError, DiskFull), locked(file.with_suffix(".lock"), should_stop=never):
+        all_places = sorted(_remembered(file).union(places))
+        write_atomically(file, json.dumps(all_places).encode())
 
 
 def _check(name: str, folder: Path, unfit: frozenset[int], *, is_written: bool) -> None:

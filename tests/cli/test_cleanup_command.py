@@ -15,6 +15,7 @@ from sqlalchemy import text
 from tests.databank_server import running_data_bank
 from trainer_app.cli.main import main
 from trainer_app.core.spec import TokenizerSpec, TrainSpec
+from trainer_app.folders import check_folders, remember_roots
 from trainer_app.settings import Settings
 from trainer_app.store import lease, runs, tokenizers
 from trainer_app.store.database import Database
@@ -59,6 +60,22 @@ def test_a_database_of_another_version_is_left_alone(
 
     assert code != 0
     assert "the database is not of this version" in err
+    assert old.exists()
+
+
+def test_while_a_disk_is_away_nothing_goes(
+    settings: Settings, clean: Clean, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_REMEMBERED_FOLDERS", "[]")  # set back afterwards
+    check_folders(settings)
+    remember_roots(settings)
+    old = corpus(settings, "old", 1_500, 900)
+    settings.paths.artifacts.rename(settings.paths.artifacts.with_name("away"))
+
+    code, _, err = clean("corpus-cache")
+
+    assert code != 0
+    assert f"nothing is cleaned up while a disk is away: {settings.paths.artifacts} has no" in err
     assert old.exists()
 
 

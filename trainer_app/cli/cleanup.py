@@ -6,6 +6,7 @@ Works on the settings, as housekeeping does, whether or not it is switched on th
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from trainer_app.cli.exits import EXPLANATION
 from trainer_app.cli.tables import size, table
 from trainer_app.databank.client import DataBank
 from trainer_app.errors import SettingsError, Unavailable
+from trainer_app.folders import is_away, remember_roots, waits_for
 from trainer_app.settings import Settings, load_settings
 from trainer_app.store import migrate
 from trainer_app.store.database import Database
@@ -92,6 +94,10 @@ def _models(*, dry_run: DryRun = False, as_json: AsJson = False) -> None:
 
 def _run(clean: Callable[[Database, Settings], Report], *, as_json: bool) -> None:
     settings = load_settings()
+    remember_roots(settings)
+    for root in (settings.paths.artifacts, settings.paths.runs):
+        if is_away(root, os.environ):
+            raise Unavailable(f"nothing is cleaned up while a disk is away: {waits_for(root)}")
     with closing(Database(settings.database_url)) as database:
         if migrate.current_revision(database) != migrate.head_revision():
             raise Unavailable(

@@ -139,12 +139,12 @@ def queued_spec(db: Database, job_id: str) -> tuple[str, str] | None:
 
 
 def put_off(db: Database, job_id: str, *, message: str, delay_seconds: float) -> bool:
-    """Let a queued job wait before it is due again, and say why; False: it said so already."""
+    """Let a queued job that is due wait, and say why; False: it said so already."""
     with db.write() as connection:
         said = connection.scalar(select(JobRow.message).where(JobRow.id == job_id))
         connection.execute(
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status == Status.QUEUED)
+            .where(JobRow.id == job_id, JobRow.status == Status.QUEUED, JobRow.not_before <= NOW)
             .values(
                 message=clean(message),
                 not_before=NOW + delay_seconds,
