@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import ssl
@@ -267,6 +268,29 @@ def test_an_upload_is_not_turned_into_a_get(server: DataBankServer, bank: DataBa
 
     with pytest.raises(DataBankUnavailable, match="303"):
         bank.store(upload_of(TEXT))
+
+
+def test_a_file_that_is_no_longer_sent_is_closed_at_once(
+    server: DataBankServer, bank: DataBank
+) -> None:
+    closed: list[bool] = []
+
+    def stream() -> Iterator[bytes]:
+        try:
+            while True:
+                yield bytes(65_536)
+        finally:
+            closed.append(True)
+
+    server.always("POST", hang_up)
+    gc.disable()
+    try:
+        with pytest.raises(TryAgain) as raised:  # whose traceback holds what was at work
+            bank.store(replace(upload_of(TEXT), size=1 << 40, stream=stream))
+        assert closed == [True]
+        assert raised.tb is not None
+    finally:
+        gc.enable()
 
 
 def test_a_file_that_changed_is_not_read(server: DataBankServer, bank: DataBank) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -169,7 +169,7 @@ class DataBank:
         method: str,
         path: str,
         headers: Mapping[str, str] | None = None,
-        body: Callable[[], Iterator[bytes]] | None = None,
+        body: Callable[[], Generator[bytes]] | None = None,
     ) -> Iterator[_Answer]:
         url = f"{self._url}{path}"
         for _ in range(_MOST_REDIRECTS + 1):
@@ -187,16 +187,20 @@ class DataBank:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: Callable[[], Iterator[bytes]] | None,
+        body: Callable[[], Generator[bytes]] | None,
     ) -> Iterator[_Answer]:
         try:
-            with self._pool.stream(
-                method,
-                url,
-                headers=[*self._headers.items(), *headers.items()],
-                content=None if body is None else body(),
-                extensions=self._extensions,
-            ) as response:
+            # A file that is being sent is closed with the exchange, not some time by the collector.
+            with (
+                nullcontext() if body is None else closing(body()) as content,
+                self._pool.stream(
+                    method,
+                    url,
+                    headers=[*self._headers.items(), *headers.items()],
+                    content=content,
+                    extensions=self._extensions,
+                ) as response,
+            ):
                 stream = response.extensions["network_stream"]
                 assert isinstance(stream, Stream)
                 stream.head_has_ended()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from trainer_app.errors import DataBankUnavailable
@@ -28,7 +28,7 @@ class Multipart:
             "Content-Length": str(len(self._head) + size + len(self._tail)),
         }
 
-    def body(self, content: Iterator[bytes]) -> Iterator[bytes]:
+    def body(self, content: Iterator[bytes]) -> Generator[bytes]:
         """The body, block by block; raises DataBankUnavailable for a file of another size."""
         yield self._head
         left = self._size
