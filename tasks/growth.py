@@ -48,7 +48,7 @@ def used_bytes() -> dict[str, int]:
 
 
 def release() -> None:
-    """Return to the system what a finished job no longer holds; takes a tenth of a second."""
+    """Return to the system what a finished job no longer holds."""
     if _TORCH in sys.modules:
         import_module(_TORCH).release_memory()
 

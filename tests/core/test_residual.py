@@ -110,6 +110,14 @@ def gradients(
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def furthest(found: Gradients, expected: Gradients) -> float:
+    """How far apart those of the worst parameter are, as a share of the expected ones' norm."""
+    return max(
+        float((found[name] - gradient).norm() / gradient.norm())
+        for name, gradient in expected.items()
+    )
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch itself
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
@@ -130,9 +138,7 @@ def test_all_gradients_are_those_without_it(
     found = gradients(model, hidden, dtype)
     assert calls == [dtype] * 4  # behind each of four layers
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
-    for name, gradient in found.items():
-        apart = (gradient - expected[name]).norm() / expected[name].norm()
-        assert apart.item() < rtol, name
+    assert furthest(found, expected) < rtol
 
 
 @pytest.mark.parametrize("design", [GPT2, LLAMA], ids=["gpt2", "llama"])
@@ -150,7 +156,7 @@ def test_it_adds_up_over_passes_and_leaves_what_is_frozen(
     hidden_BTD = model.hidden(IDS_BT)
     torch.autograd.backward(hidden_BTD, torch.randn(hidden_BTD.shape))
     assert len(calls) == 8
-    torch.testing.assert_close(once, expected, rtol=1e-4, atol=1e-4)
+    assert furthest(once, expected) < 1e-5
     torch.testing.assert_close(found, {name: 2 * gradient for name, gradient in once.items()})
 
 
