@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -170,23 +170,27 @@ def packed() -> tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]]:
     return parameters, rows
 
 
-def alive() -> int:
-    """Bytes of all tensors."""
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """The bytes of each storage by its address."""
+    found = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def made_since() -> dict[int, int]:
+    """The storages of tensors that Python knows since `gc.freeze()`, some of which are older."""
+    return storages(found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
 
 
 @pytest.fixture
-def nothing_else_goes() -> Iterator[None]:
-    """As garbage of tests before this one would."""
+def kept() -> Iterator[None]:
+    """What is made lives until its last reference goes, and no tensor of another test's counts."""
     gc.collect()
     gc.disable()
     yield
     gc.enable()
 
 
-@pytest.mark.usefixtures("nothing_else_goes")
+@pytest.mark.usefixtures("kept")
 def test_a_step_takes_memory_for_the_updates_of_one_shape_at_a_time(
     packed: tuple[list[nn.Parameter], dict[nn.Parameter, tuple[int, ...]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -194,11 +198,15 @@ def test_a_step_takes_memory_for_the_updates_of_one_shape_at_a_time(
     parameters, rows = packed
     optimizer = Muon(parameters, lr=0.01, weight_decay=0.1, packed_rows=rows)
     optimizer.step()  # makes the means, which stay
-    before = alive()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    means = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    known = storages([*parameters, *gradients, *means]).keys()
+    gc.freeze()
     taken: dict[torch.Size, int] = {}
 
     def look(updates_NRC: torch.Tensor) -> torch.Tensor:
-        taken[updates_NRC.shape] = alive() - before - updates_NRC.nbytes
+        made = sum(bytes_ for address, bytes_ in made_since().items() if address not in known)
+        taken[updates_NRC.shape] = made - updates_NRC.nbytes
         return orthogonalized(updates_NRC)
 
     monkeypatch.setattr(muon, "orthogonalized", look)
