@@ -90,6 +90,10 @@ class NotReady(Conflict):
     code = "NOT_READY"
 
 
+class RowDamaged(NotReady):
+    """What a row of the database should tell in JSON cannot be read."""
+
+
 class ModelIncompatible(Conflict):
     """Model, tokenizer or base run do not fit together."""
 
