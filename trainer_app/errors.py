@@ -90,10 +90,6 @@ class NotReady(Conflict):
     code = "NOT_READY"
 
 
-class RowDamaged(NotReady):
-    """What a row of the database should tell in JSON cannot be read."""
-
-
 class ModelIncompatible(Conflict):
     """Model, tokenizer or base run do not fit together."""
 
@@ -110,6 +106,12 @@ class Unavailable(TrainerError):
     """A service that the request needs, the database or Redis, is away."""
 
     code = "UNAVAILABLE"
+
+
+class RowDamaged(TrainerError):
+    """What a row of the database should tell in JSON cannot be read."""
+
+    code = NotReady.code  # for clients: a job that ends by it has the code of a system's failure
 
 
 class LeaseLost(TrainerError):
