@@ -18,7 +18,7 @@ from tasks.roots import LEAVE_FILES, away
 from tasks.spent import USERS
 from trainer_app import artifacts
 from trainer_app.core.observer import StopReason
-from trainer_app.errors import RUN_CODES, LeaseLost, TrainerError, Unavailable
+from trainer_app.errors import RUN_CODES, LeaseLost, RowDamaged, TrainerError, Unavailable
 from trainer_app.events import ErrorKind
 from trainer_app.folders import waits_for
 from trainer_app.queue import send_all
@@ -98,14 +98,21 @@ def _end(job: Job, outcome: Done | StopReason | TrainerError) -> None:
         case StopReason.TIMEOUT:
             limit = process.settings().jobs.timeout_seconds
             _fail(job, Status.FAILED, "TIMED_OUT", f"it ran for longer than {limit} s", "user")
-        case TrainerError() if job.claim.kind in LEAVE_FILES and (root := away()) is not None:
-            # Whatever it says, that is why: what is missing may lie there.
-            job.log.warning(outcome.message)
-            _hand_back(job, waits_for(root), cause="its disk was away")
-        case TrainerError() if isinstance(outcome, USERS):
-            _fail(job, Status.FAILED, outcome.code, outcome.message, "user")
         case _:
-            _retry_or_fail(job, outcome)
+            _end_by(job, outcome)
+
+
+def _end_by(job: Job, error: TrainerError) -> None:
+    if isinstance(error, RowDamaged):  # which no disk and no other attempt makes whole
+        _fail(job, Status.FAILED, TrainerError.code, error.message, "system")
+    elif job.claim.kind in LEAVE_FILES and (root := away()) is not None:
+        # Whatever it says, that is why: what is missing may lie there.
+        job.log.warning(error.message)
+        _hand_back(job, waits_for(root), cause="its disk was away")
+    elif isinstance(error, USERS):
+        _fail(job, Status.FAILED, error.code, error.message, "user")
+    else:
+        _retry_or_fail(job, error)
 
 
 def _complete(job: Job, done: Done) -> None:

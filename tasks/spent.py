@@ -16,6 +16,7 @@ from trainer_app.errors import (
     FieldError,
     NotFound,
     OutOfMemory,
+    RowDamaged,
     Unavailable,
     UserError,
 )
@@ -23,7 +24,7 @@ from trainer_app.errors import (
 # Of no use to repeat: what was asked for is wrong, gone, or not there yet.
 USERS: Final = (UserError, FieldError, NotFound, Conflict)
 # A fresh process would meet them, too.
-_OUTSIDE: Final = (*USERS, DiskFull, DiskAway, DataBankUnavailable)
+_OUTSIDE: Final = (*USERS, DiskFull, DiskAway, DataBankUnavailable, RowDamaged)
 
 _ENOUGH_FILES: Final = 16
 

@@ -108,6 +108,12 @@ class Unavailable(TrainerError):
     code = "UNAVAILABLE"
 
 
+class RowDamaged(TrainerError):
+    """What a row of the database should tell in JSON cannot be read."""
+
+    code = NotReady.code  # for clients: a job that ends by it has the code of a system's failure
+
+
 class LeaseLost(TrainerError):
     """The job's lease has passed to another attempt; nothing more may be written."""
 

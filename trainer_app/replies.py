@@ -74,7 +74,7 @@ class Run(TypedDict):
     created_at: float
     started_at: float | None
     completed_at: float | None
-    spec: dict[str, object]
+    spec: dict[str, object] | None  # None: its row in the database is damaged
 
 
 class Moved(TypedDict):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cleanup.conftest import DAY
+from tests.damaged import damage
 from tests.databank_server import Behaviour, DataBankServer, body, status
 from trainer_app import artifacts
 from trainer_app.cleanup.models import clean_models
@@ -174,3 +175,11 @@ def test_weights_that_are_a_link_are_not_followed(
     assert "links are not followed" in report.kept[0].reason
     assert outside.exists()
     assert path.is_symlink()
+
+
+def test_a_run_whose_row_is_damaged_keeps_no_model_from_being_cleaned_up(
+    world: World, bank: DataBank, run_id: str
+) -> None:
+    damage(world.database, world.run(pretrained_run_id=run_id), spec="{")
+
+    assert [item.name for item in clean(world, bank).removed] == [run_id]

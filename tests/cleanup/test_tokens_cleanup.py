@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.damaged import damage
 from trainer_app.cleanup.report import Report
 from trainer_app.cleanup.tokens import clean_tokens
 from trainer_app.core.evaluate_spec import EvaluateSpec
@@ -138,3 +139,14 @@ def test_nothing_else_in_the_folder_is_touched(world: World, tmp_path: Path) -> 
 
 def test_without_a_cache_there_is_nothing_to_do(world: World) -> None:
     assert clean(world, max_bytes=0).removed == ()
+
+
+def test_a_run_whose_row_is_damaged_keeps_nothing_and_nobody_else_from_it(world: World) -> None:
+    world.run(corpus_sha256=digest("a"))
+    damage(world.database, world.run(corpus_sha256=digest("b")), spec="[]")
+    used, damaged = entry(world, "a", used=9), entry(world, "b", used=5)
+
+    report = clean(world, max_bytes=0)
+
+    assert [item.name for item in report.removed] == [damaged.name]
+    assert [item.name for item in report.kept] == [used.name]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from tests.damaged import ASKED_LOST, damage
 from trainer_app.cli import main as mains
 from trainer_app.log import JobLog
 from trainer_app.settings import Redis, Settings
@@ -86,6 +87,24 @@ def test_tokenizers_are_listed_and_shown(server: Server, trainer: Trainer) -> No
     ]
     assert json.loads(trainer("tokenizers", "list", "--json").out)["has_more"] is False
     assert json.loads(trainer("tokenizers", "show", name).out)["vocab_size"] == 300
+
+
+def test_a_run_whose_row_is_damaged_is_listed_shown_and_cancelled(
+    server: Server, trainer: Trainer
+) -> None:
+    whole, run_id = server.run(), server.run()
+    damage(server.database, run_id, spec="[]")
+
+    listed = trainer("runs", "list", url=server.url).out.splitlines()[1:]
+    assert [line.split()[:4] for line in listed] == [
+        [run_id, "queued", "-", "0%"],
+        [whole, "queued", "gpt2/small", "0%"],
+    ]
+    assert json.loads(trainer("runs", "show", run_id).out)["spec"] is None
+    assert trainer("runs", "pause", run_id).code == 0
+    refused = trainer("runs", "resume", run_id)
+    assert (refused.code, ASKED_LOST in refused.err.replace("\n", " ")) == (2, True)
+    assert trainer("runs", "cancel", run_id).out == "cancellation-requested\n"
 
 
 def test_a_run_is_started_from_options_and_cancelled(server: Server, trainer: Trainer) -> None:

@@ -13,7 +13,14 @@ from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException
 
 from trainer_app.api import request_id
-from trainer_app.errors import CorpusEmpty, CorpusNotText, FieldError, NotFound, TrainerError
+from trainer_app.errors import (
+    CorpusEmpty,
+    CorpusNotText,
+    FieldError,
+    NotFound,
+    RowDamaged,
+    TrainerError,
+)
 
 if TYPE_CHECKING:
     from werkzeug.sansio.response import Response as SansioResponse
@@ -106,7 +113,7 @@ def field_named(field: str) -> Iterator[None]:
     """Put the field that names a thing before what is wrong with the thing."""
     try:
         yield
-    except (NotFound, CorpusEmpty, CorpusNotText) as error:
+    except (NotFound, CorpusEmpty, CorpusNotText, RowDamaged) as error:
         raise type(error)(f"{field}: {error.message}") from None
 
 

@@ -20,7 +20,8 @@ from trainer_app.api.evaluate_schema import (
 from trainer_app.api.examples import RUN_ID
 from trainer_app.api.run_requests import Resolved, ask, shown
 from trainer_app.core.evaluate_spec import EvaluateSpec
-from trainer_app.errors import EvalNotFound, ModelIncompatible
+from trainer_app.core.json_spec import ASKED_LOST
+from trainer_app.errors import EvalNotFound, ModelIncompatible, RowDamaged
 from trainer_app.store import requests, runs
 from trainer_app.store.tables import JobKind, Status
 
@@ -115,10 +116,13 @@ def _require_split(run: Run, split: str) -> None:
 
 
 def _shown(found: Request) -> dict[str, object]:
-    spec = EvaluateSpec.from_json(found.spec)
-    return {
+    spec = EvaluateSpec.read(found.spec)
+    answer = {
         "run_id": found.run_id,
-        "split": spec.split,
-        "path_override": spec.path_override,
+        "split": found.topic,
+        "path_override": None if spec is None else spec.path_override,
         **shown(found, "loss", "perplexity", "bits_per_byte", "artifact_path"),
     }
+    if spec is None:  # no text is named, but there may have been one
+        answer["error"] = answer["error"] or f"{RowDamaged.code}: {ASKED_LOST}"
+    return answer

@@ -62,6 +62,8 @@ def _check_tokenizer(spec: TrainSpec) -> int:
         tokenizer = tokenizers.get(current.database(), spec.tokenizer_id)
     if tokenizer.status is not Status.COMPLETED:
         raise NotReady(f"tokenizer_id: {spec.tokenizer_id} is {tokenizer.status}")
+    with field_named("tokenizer_id"):
+        tokenizer.check_row()
     kind = OWN_TOKENIZERS.get(spec.model_family, tokenizer.method)
     if tokenizer.method != kind:
         raise ModelIncompatible(
@@ -94,11 +96,12 @@ def _check_base_run(spec: TrainSpec) -> None:
         run = runs.get(current.database(), spec.pretrained_run_id)
     if run.status is not Status.COMPLETED:
         raise NotReady(f"pretrained_run_id: {spec.pretrained_run_id} is {run.status}")
+    with field_named("pretrained_run_id"):
+        trained, context = run.spec, _context(run)
     for name in ("model_family", "model_size", "tokenizer_id"):
-        wanted, there = getattr(spec, name), getattr(run.spec, name)
+        wanted, there = getattr(spec, name), getattr(trained, name)
         if wanted != there:
             raise ModelIncompatible(_difference(name, wanted, there, spec.pretrained_run_id))
-    context = _context(run)
     if spec.model_family not in UNBOUNDED_FAMILIES and spec.max_seq_len > context:
         raise ModelIncompatible(
             f"max_seq_len: {spec.max_seq_len} is beyond the {context} tokens that "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import idempotency_key, require_services, wake
 from trainer_app.api.finished_model import damage_of
-from trainer_app.core.json_spec import JsonSpec
-from trainer_app.errors import ModelIncompatible, NotReady
+from trainer_app.core.json_spec import RESULT_LOST, JsonSpec, json_object
+from trainer_app.errors import ModelIncompatible, NotReady, RowDamaged
 from trainer_app.queue import queue_of
 from trainer_app.restore import unfinished
 from trainer_app.store import idempotency, requests, runs
@@ -43,8 +42,9 @@ def ask(
 
     ``body`` is what the client sent, for its key; ``resolve`` makes of it what a worker is told,
     once the run is known to have a model; ``reads_corpus``: that the run was trained on, which is
-    kept for it where it is still there. Raises RunNotFound, NotReady, ModelIncompatible for a
-    damaged model, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
+    kept for it where it is still there. Raises RunNotFound, NotReady, RowDamaged for a run whose
+    spec cannot be read, by which its worker checks the model, ModelIncompatible for a damaged
+    model, Unavailable, InvalidInput for a bad key, and what ``resolve`` raises.
     """
     require_services()
     database = current.database()
@@ -54,7 +54,7 @@ def ask(
     if earlier is not None:
         return _as_queued(requests.get(database, kind, run_id, earlier))
     _require_model(run)
-    resolved = resolve(run)
+    trained, resolved = run.spec, resolve(run)
     created = requests.create(
         database,
         kind,
@@ -63,7 +63,7 @@ def ask(
         queue=queue_of(current.settings(), kind, characters=resolved.characters),
         user_id=run.user_id,
         topic=resolved.topic,
-        corpus_file_id=run.spec.corpus_file_id if reads_corpus else None,
+        corpus_file_id=trained.corpus_file_id if reads_corpus else None,
         http_request_id=request_id.current(),
         idempotency=key,
     )
@@ -80,13 +80,17 @@ def find(kind: JobKind, run_id: str, request_id: str) -> Request:
 
 def shown(found: Request, *results: str) -> dict[str, object]:
     """A request as clients see it; ``results`` are null until it is completed."""
-    result: dict[str, object] = json.loads(found.result or "{}")
-    failed = found.status is Status.FAILED
+    result = {} if found.result is None else json_object(found.result)
+    error = None
+    if found.status is Status.FAILED:
+        error = f"{found.error_code}: {found.message}"
+    elif result is None:
+        error = f"{RowDamaged.code}: {RESULT_LOST}"
     return {
         "request_id": found.request_id,
         "status": found.status,
-        **{name: result.get(name) for name in results},
-        "error": f"{found.error_code}: {found.message}" if failed else None,
+        **{name: (result or {}).get(name) for name in results},
+        "error": error,
     }
 
 

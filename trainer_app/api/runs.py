@@ -150,6 +150,7 @@ def pause_run(_nothing: dict[str, object], run_id: str) -> dict[str, str]:
     "RUN_NOT_FOUND",
     "CORPUS_NOT_FOUND",
     "TOKENIZER_NOT_FOUND",
+    "NOT_READY",
     "CONFLICT",
     "ALREADY_FINISHED",
     "UNAVAILABLE",

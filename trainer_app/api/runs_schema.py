@@ -147,7 +147,13 @@ class RunSchema(Schema):
         )
         | {"enum": [*RUN_CODES, None]},
     )
-    spec = fields.Nested(ResolvedSpecSchema, required=True)
+    spec = fields.Nested(
+        ResolvedSpecSchema,
+        required=True,
+        allow_none=True,
+        attribute="asked",
+        metadata={"description": "Null: its row in the database is damaged."},
+    )
 
 
 RunPageSchema = page_of(RunSchema)

@@ -114,7 +114,10 @@ class RequestSchema(Schema):
     error = fields.String(
         required=True,
         allow_none=True,
-        metadata=about("Why it failed: a code and a sentence; null: it has not."),
+        metadata=about(
+            "Why it failed, or that its row in the database is damaged: a code and a sentence; "
+            "null: neither."
+        ),
     )
 
 

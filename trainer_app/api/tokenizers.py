@@ -25,6 +25,7 @@ from trainer_app.api.tokenizers_schema import (
     TokenizerTrainSchema,
 )
 from trainer_app.artifacts import tokenizer_directory
+from trainer_app.errors import RowDamaged
 from trainer_app.queue import light_queue
 from trainer_app.store import idempotency, tokenizers
 from trainer_app.store.tables import Status
@@ -99,11 +100,15 @@ def get_tokenizer(tokenizer_id: str) -> dict[str, object]:
 
 
 def _shown(tokenizer: Tokenizer) -> dict[str, object]:
-    failed = tokenizer.status is Status.FAILED
+    error = None
+    if tokenizer.status is Status.FAILED:
+        error = f"{tokenizer.error_code}: {tokenizer.message}"
+    elif tokenizer.damage is not None:
+        error = f"{RowDamaged.code}: {tokenizer.damage}"
     return {
         **asdict(tokenizer),
         "artifact_path": _artifact_path(tokenizer.tokenizer_id),
-        "error": f"{tokenizer.error_code}: {tokenizer.message}" if failed else None,
+        "error": error,
     }
 
 

@@ -17,7 +17,7 @@ from trainer_app.cli.session import Session, command
 from trainer_app.cli.tables import figure, moment, size, table
 from trainer_app.cli.watch import watch as watch_run
 from trainer_app.errors import TrainerError
-from trainer_app.replies import Moved
+from trainer_app.replies import Moved, Run
 from trainer_app.verify import check_curve, check_unfinished_curve
 
 group = typer.Typer(help="Training runs.", no_args_is_help=True)
@@ -58,7 +58,7 @@ def list_(session: Session) -> Exit:
         (
             run["run_id"],
             "paused" if run["paused"] and run["status"] == "queued" else run["status"],
-            f"{run['spec']['model_family']}/{run['spec']['model_size']}",
+            _model(run),
             f"{run['progress']}%",
             run["val_loss"],
             moment(run["created_at"]),
@@ -67,6 +67,12 @@ def list_(session: Session) -> Exit:
     ]
     typer.echo(table(("run_id", "status", "model", "done", "val", "created"), rows))
     return Exit.COMPLETED
+
+
+def _model(run: Run) -> str | None:
+    """Its family and size; None: its row in the database is damaged."""
+    spec = run["spec"]
+    return None if spec is None else f"{spec['model_family']}/{spec['model_size']}"
 
 
 @command(group, "show")

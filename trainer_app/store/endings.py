@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, case, func, literal, null, select, true, update
 
+from trainer_app.core.json_spec import json_object
 from trainer_app.store.claims import Claim, clean, held, hold, lost
 from trainer_app.store.database import NOW, Database
 from trainer_app.store.tables import FINAL, JobKind, JobRow, RunRow, Status, TokenizerRow
@@ -68,9 +69,11 @@ def has_published(result: str | None, attempt: int) -> bool:
     """Whether it is this attempt at a run that has published its model, by the row's result.
 
     Workers of the version before leave there, when they claim a run, what an attempt before theirs
-    has left.
+    has left. A result that is damaged tells nothing: whether the model is there, its folder does.
     """
-    return result is not None and bool(json.loads(result).get(_PUBLISHED_BY) == attempt)
+    if result is None:
+        return False
+    return (json_object(result) or {}).get(_PUBLISHED_BY) == attempt
 
 
 def finish(

@@ -7,7 +7,9 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, case, func, literal, null, select, update
 
-from trainer_app.errors import AlreadyFinished, Conflict, RunNotFound
+from trainer_app.core.json_spec import ASKED_LOST
+from trainer_app.core.spec import TrainSpec
+from trainer_app.errors import AlreadyFinished, Conflict, RowDamaged, RunNotFound
 from trainer_app.store.claims import Claim, held, lost
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey, once
@@ -76,8 +78,8 @@ def resume(
     Returns where it stands now; with a key that was used before, as ``pause`` does. Raises
     RunNotFound, AlreadyFinished when it has completed, Conflict when it is queued or running and
     not paused, CorpusNotFound and TokenizerNotFound when what it reads was deleted since it ended
-    (a corpus that is not here may be in the data bank if ``remote_corpora``), and FieldError when
-    the key came with another body.
+    (a corpus that is not here may be in the data bank if ``remote_corpora``), RowDamaged when what
+    it was asked for can no longer be read, and FieldError when the key came with another body.
     """
 
     def act() -> str:
@@ -106,8 +108,10 @@ def unless_resumed(db: Database, run_id: str, act: Callable[[], None]) -> None:
 def _keep_what_it_reads(connection: Connection, run_id: str, *, remote_corpora: bool) -> None:
     """Also of a run that has ended, which kept nothing from being deleted."""
     row = connection.execute(
-        select(JobRow.corpus_file_id, JobRow.tokenizer_id).where(*_named(run_id))
+        select(JobRow.corpus_file_id, JobRow.tokenizer_id, JobRow.spec).where(*_named(run_id))
     ).one()
+    if TrainSpec.read(row.spec) is None:
+        raise RowDamaged(f"{run_id}: {ASKED_LOST}")
     keep_what_it_reads(
         connection,
         corpus_file_id=row.corpus_file_id,

@@ -21,8 +21,9 @@ from sqlalchemy import (
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.orm import aliased
 
+from trainer_app.core.json_spec import ASKED_LOST
 from trainer_app.core.spec import TrainSpec
-from trainer_app.errors import RunNotFound
+from trainer_app.errors import RowDamaged, RunNotFound
 from trainer_app.store import ids, pages
 from trainer_app.store.database import Database
 from trainer_app.store.idempotency import IdempotencyKey, claim_key
@@ -69,7 +70,16 @@ class Run:
     artifact_storage: str | None
     artifact_sha256: str | None
     artifact_file_id: str | None  # in the data bank
-    spec: TrainSpec  # as its last attempt resolved it; as asked for before there was one
+    # As its last attempt resolved it; as asked for before there was one, or where what it wrote
+    # down is damaged. None: what was asked for is damaged.
+    asked: TrainSpec | None
+
+    @property
+    def spec(self) -> TrainSpec:
+        """What it was asked for, for whoever cannot do without. Raises RowDamaged."""
+        if self.asked is None:
+            raise RowDamaged(f"{self.run_id}: {ASKED_LOST}")
+        return self.asked
 
 
 def create(
@@ -259,8 +269,10 @@ _ONE_RUN: Final = _runs(_COUNTED).where(RunRow.id == bindparam("run_id"))
 
 def _run(row: RowMapping) -> Run:
     fields = dict(row)
-    spec = TrainSpec.from_json(row["spec"], over=fields.pop("resolved"))
-    fields |= {"spec": spec, "tags": spec.tags, "status": Status(row["status"])}
+    asked, resolved = fields.pop("spec"), fields.pop("resolved")
+    spec = TrainSpec.read(asked, over=resolved) or TrainSpec.read(asked)
+    fields |= {"asked": spec, "tags": () if spec is None else spec.tags}
+    fields["status"] = Status(row["status"])
     if row["loss_chain_step"] == 0:  # it begins there: there is no checkpoint that it could be of
         fields |= {"loss_chain": None, "loss_chain_step": None}
     return Run(**fields)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, Select, select, update
 from sqlalchemy.engine import RowMapping
 
+from trainer_app.core.json_spec import ASKED_LOST, RESULT_LOST, JsonSpec
 from trainer_app.core.spec import TokenizerSpec
-from trainer_app.errors import Conflict, TokenizerNotFound
+from trainer_app.errors import Conflict, RowDamaged, TokenizerNotFound
 from trainer_app.store import ids, pages
 from trainer_app.store.database import Database, insert
 from trainer_app.store.idempotency import IdempotencyKey, claim_key
@@ -41,17 +40,32 @@ class Tokenizer:
     created_at: float  # unix seconds
     completed_at: float | None
     artifact_sha256: str | None  # of its manifest; None: not finished, or nobody kept it
-    spec: TokenizerSpec
+    asked: TokenizerSpec | None  # None: it is damaged
+    damage: str | None  # what of its row can no longer be read; None: nothing
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What it was asked for, for whoever cannot do without. Raises RowDamaged."""
+        if self.asked is None:
+            raise RowDamaged(f"{self.tokenizer_id}: {ASKED_LOST}")
+        return self.asked
+
+    def check_row(self) -> None:
+        """Raise RowDamaged where not all of its row can be read."""
+        if self.damage is not None:
+            raise RowDamaged(f"{self.tokenizer_id}: {self.damage}")
 
 
-_STATISTICS: Final = (
-    "vocab_size",
-    "token_count",
-    "coverage",
-    "oov_rate",
-    "char_coverage",
-    "bytes_per_token",
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statistics(JsonSpec):
+    """The result of its job."""
+
+    vocab_size: int | None = None
+    token_count: int | None = None
+    coverage: float | None = None
+    oov_rate: float | None = None
+    char_coverage: float | None = None
+    bytes_per_token: float | None = None
 
 
 def create(
@@ -165,8 +179,9 @@ def _tokenizers() -> Select[*tuple[object, ...]]:
 
 def _tokenizer(row: RowMapping) -> Tokenizer:
     fields = dict(row)
-    result = json.loads(fields.pop("result") or "{}")
-    fields |= {name: result.get(name) for name in _STATISTICS}
-    fields["status"] = Status(fields["status"])
-    fields["spec"] = TokenizerSpec.from_json(fields["spec"])
+    spec, result = TokenizerSpec.read(fields.pop("spec")), fields.pop("result")
+    measured = _Statistics() if result is None else _Statistics.read(result)
+    damage = ASKED_LOST if spec is None else RESULT_LOST if measured is None else None
+    fields |= asdict(measured or _Statistics())
+    fields |= {"asked": spec, "damage": damage, "status": Status(fields["status"])}
     return Tokenizer(**fields)

@@ -53,8 +53,9 @@ def models_in_use(db: Database) -> frozenset[str]:
         specs = connection.scalars(
             select(JobRow.spec).where(live, JobRow.kind == JobKind.TRAIN)
         ).all()
-    bases = (TrainSpec.from_json(spec).pretrained_run_id for spec in specs)
-    return frozenset(filter(None, [*bases, *asked]))
+    # A run whose row is damaged will never begin, and one that has begun fetches what is missing.
+    read = filter(None, map(TrainSpec.read, specs))
+    return frozenset(filter(None, [*(spec.pretrained_run_id for spec in read), *asked]))
 
 
 def texts_in_use(db: Database, *, failed_seconds: float) -> frozenset[str]:
@@ -80,16 +81,20 @@ def texts_in_use(db: Database, *, failed_seconds: float) -> frozenset[str]:
         rows = connection.execute(
             select(JobRow.kind, JobRow.spec).where(or_(train, evaluate))
         ).all()
-    return frozenset(
-        digest
-        for row in rows
-        if (
-            digest := TrainSpec.from_json(row.spec).corpus_sha256
-            if row.kind == JobKind.TRAIN
-            else EvaluateSpec.from_json(row.spec).text_sha256
-        )
-        is not None
-    )
+    digests = (_text_of(row.kind, row.spec) for row in rows)
+    return frozenset(digest for digest in digests if digest is not None)
+
+
+def _text_of(kind: str, spec: str) -> str | None:
+    """The digest of the text that a job reads; None: no text, or its row is damaged.
+
+    A job whose row is damaged will never begin, and one that has begun makes token ids again.
+    """
+    if kind == JobKind.TRAIN:
+        run = TrainSpec.read(spec)
+        return None if run is None else run.corpus_sha256
+    evaluation = EvaluateSpec.read(spec)
+    return None if evaluation is None else evaluation.text_sha256
 
 
 def spent_jobs(db: Database, job_ids: Sequence[str], *, failed_seconds: float) -> dict[str, str]:
