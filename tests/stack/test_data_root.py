@@ -26,9 +26,14 @@ def test_a_process_serves_the_data_root_that_its_environment_names(
         (tmp_path / name).mkdir()
     more = {} if named is None else {"APP__DATA_ROOT": str(tmp_path / named)}
     kept = {name: value for name, value in os.environ.items() if name != "APP__DATA_ROOT"}
-    with subprocess.Popen(["sleep", "300"], env=kept | more) as process:
+    # Popen returns as soon as the program is being loaded, and that may be before the system shows
+    # its environment: it says when it runs.
+    command = ["sh", "-c", "echo runs; read line"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=kept | more, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
         found = is_served_by(process.pid, tmp_path / "data")
-        process.kill()
 
     assert found is serves
 

@@ -93,6 +93,7 @@ def test_what_a_killed_stack_left_is_ended_and_nobody_else(tmp_path: Path) -> No
     # A pid that has come to belong to another process: it started at another time.
     state = json.loads(state_file(tmp_path).read_text())
     for item in state["processes"]:
+        del item["birth"]  # as the version before wrote it
         item["created"] -= 60 * (item["name"] == "later")
     state_file(tmp_path).write_text(json.dumps(state))
     try:
@@ -103,6 +104,37 @@ def test_what_a_killed_stack_left_is_ended_and_nobody_else(tmp_path: Path) -> No
     finally:
         later.kill()
         later.wait()
+
+
+def test_what_was_left_is_known_by_when_it_began_however_the_clock_was_set_since(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as left:
+        write(tmp_path, [(process("left", Role.LIGHT), left.pid)])
+        state = json.loads(state_file(tmp_path).read_text())
+        [item] = state["processes"]
+        item["created"] -= 3600
+        state_file(tmp_path).write_text(json.dumps(state))
+        assert end_leftovers(tmp_path, grace_seconds=5) == ["left"]
+        assert left.wait(5) != 0
+
+
+def test_a_later_process_of_the_same_pid_is_nobody_that_was_left(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as later:
+        write(tmp_path, [(process("later", Role.LIGHT), later.pid)])
+        state = json.loads(state_file(tmp_path).read_text())
+        state["processes"][0]["birth"] += "1"
+        state_file(tmp_path).write_text(json.dumps(state))
+        assert end_leftovers(tmp_path, grace_seconds=5) == []
+        assert later.poll() is None
+        later.kill()
+
+
+def test_a_folder_of_the_state_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    shutil.rmtree(tmp_path / "run")
+    write(tmp_path, [])
+    assert read_state(tmp_path) is not None
 
 
 def test_a_copy_of_a_data_root_leaves_the_stack_of_the_first_alone(tmp_path: Path) -> None:

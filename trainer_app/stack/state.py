@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, TypeGuard
 
-import psutil
-
 from trainer_app.core.files import write_atomically
-from trainer_app.pids import descendants, lives
+from trainer_app.pids import birth, created, descendants, lives
 from trainer_app.stack.data_root import identity, is_served_by
 from trainer_app.stack.guard import end_groups
 from trainer_app.stack.processes import Process, Role
@@ -39,7 +37,9 @@ class Started(TypedDict):
 
     name: str
     pid: int
+    # In seconds since the epoch, which a clock that is set moves: the version before knew no other.
     created: float
+    birth: NotRequired[str]
 
 
 class StackState(TypedDict):
@@ -75,6 +75,8 @@ def write_state(
     def pids(role: Role) -> list[int]:
         return [pid for process, pid in running if process.role is role]
 
+    file = state_file(data_root)
+    file.parent.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it
     state = StackState(
         api_url=api_url,
         flower_url=flower_url,
@@ -92,13 +94,13 @@ def write_state(
             flower=next(iter(pids(Role.FLOWER)), None),
         ),
         processes=[
-            Started(name=process.name, pid=pid, created=created)
+            Started(name=process.name, pid=pid, created=began, birth=born)
             for process, pid in running
-            if (created := _created(pid)) is not None
+            if (born := birth(pid)) is not None and (began := created(pid)) is not None
         ],
     )
     text = json.dumps(state, indent=2)
-    write_atomically(state_file(data_root), text.encode() + b"\n", mode=0o600)
+    write_atomically(file, text.encode() + b"\n", mode=0o600)
 
 
 def read_state(data_root: Path) -> StackState | None:
@@ -204,6 +206,7 @@ def _is_started(found: object) -> bool:
         and isinstance(found.get("name"), str)
         and _is_pid(found.get("pid"))
         and isinstance(found.get("created"), float)
+        and isinstance(found.get("birth"), str | None)
     )
 
 
@@ -219,12 +222,7 @@ def _wait_until_gone(pids: Sequence[int]) -> None:
 
 
 def _is_same(entry: Started) -> bool:
-    created = _created(entry["pid"])
-    return created is not None and abs(created - entry["created"]) < _CREATED_TOLERANCE_SECONDS
-
-
-def _created(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
+    if (born := entry.get("birth")) is not None:
+        return born == birth(entry["pid"])
+    began = created(entry["pid"])
+    return began is not None and abs(began - entry["created"]) < _CREATED_TOLERANCE_SECONDS
