@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,24 @@ def test_a_line_has_its_process_before_it_and_goes_to_its_file(tmp_path: Path) -
     assert second.partition(" ")[2] == "trainer  | stopping"
     assert (tmp_path / "api.log").read_text().endswith(" listening �\n")
     assert (tmp_path / "trainer.log").read_text().endswith(" stopping\n")
+
+
+def test_logs_that_were_removed_are_begun_anew(tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    output = Output(io.StringIO(), logs, ["api"])
+    output.line("api", b"before")
+    shutil.rmtree(tmp_path / "run")
+    output.line("api", b"after")
+    assert (logs / "api.log").read_text().endswith(" after\n")
+
+
+def test_no_logs_are_kept_where_the_data_root_is_away(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    output = Output(stream, tmp_path / "data" / "run" / "logs", ["api"])
+    output.line("api", b"line")
+    assert "line" in stream.getvalue()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_plain_line_has_nothing_before_it(tmp_path: Path) -> None:

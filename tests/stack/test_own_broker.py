@@ -8,15 +8,18 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import redis
 
+from trainer_app.errors import DiskFull
 from trainer_app.settings import Settings
+from trainer_app.stack import broker as brokers
 from trainer_app.stack import up as ups
+from trainer_app.stack.broker import Broker
 from trainer_app.stack.output import Output
 from trainer_app.stack.ports import is_free
 from trainer_app.stack.processes import Role
@@ -33,24 +36,24 @@ class OwnBroker:
         self.folder = settings.paths.data_root / "broker"
         (settings.paths.data_root / "run").mkdir(parents=True)
         ups._Stack(settings, output, signals)._start_own_broker(self.supervisor)
-        self._url = self.supervisor.environment["REDIS__URL"]
-        self.port = int(self._url.rpartition(":")[2].partition("/")[0])
+        self.url = self.supervisor.environment["REDIS__URL"]
+        self.port = int(self.url.rpartition(":")[2].partition("/")[0])
 
     def kill(self) -> None:
         [(_, pid)] = self.supervisor.pids()
         os.kill(pid, signal.SIGKILL)
 
     def queue(self, *messages: str) -> None:
-        with redis.Redis.from_url(self._url) as client:
+        with redis.Redis.from_url(self.url) as client:
             client.rpush("queue", *messages)
 
     def queued(self) -> list[bytes]:
-        with redis.Redis.from_url(self._url) as client:
+        with redis.Redis.from_url(self.url) as client:
             return list(client.lrange("queue", 0, -1))
 
     def until_it_answers(self) -> None:
         deadline = time.monotonic() + 60
-        with redis.Redis.from_url(self._url) as client:
+        with redis.Redis.from_url(self.url) as client:
             while True:
                 assert time.monotonic() < deadline, self.printed.getvalue()
                 self.supervisor.tick()
@@ -145,6 +148,76 @@ def test_a_broker_whose_folder_is_gone_comes_back_with_a_new_one(own_broker: Own
     own_broker.until_it_answers()
 
     assert (own_broker.folder / "appendonlydir").is_dir()
+
+
+def removed(run: Path) -> None:
+    (run / "broker.conf").unlink()
+
+
+def emptied(run: Path) -> None:
+    (run / "broker.conf").write_bytes(b"")
+
+
+def cut(run: Path) -> None:
+    os.truncate(run / "broker.conf", 150)
+
+
+@pytest.mark.parametrize("harm", [removed, emptied, cut, shutil.rmtree])
+def test_a_broker_whose_configuration_was_harmed_comes_back_as_it_was(
+    own_broker: OwnBroker, harm: Callable[[Path], None]
+) -> None:
+    own_broker.queue("message")
+    run = own_broker.folder.parent / "run"
+    harm(run)
+    own_broker.kill()
+    own_broker.until_it_answers()
+
+    said = own_broker.printed.getvalue()
+    assert "the broker's configuration was gone or changed: it is restored" in said
+    assert "cannot read its file" not in said
+    assert own_broker.queued() == [b"message"]
+    assert (run / "broker.conf").stat().st_mode & 0o777 == 0o600
+    said_at_the_next_start: list[str] = []
+    own_broker.supervisor.stop(lambda: True)
+    again = brokers.configure(own_broker.folder.parent, say=said_at_the_next_start.append)
+    assert (again.url, said_at_the_next_start) == (own_broker.url, [])
+
+
+def test_refusals_for_a_harmed_configuration_do_not_count_against_the_file_of_the_broker(
+    own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_broker.queue("message")
+    removed(own_broker.folder.parent / "run")
+    monkeypatch.setattr(Broker, "restore", lambda _self: False)  # as where it is harmed again
+    own_broker.kill()
+    deadline = time.monotonic() + 30
+    while "(exit code 1)" not in own_broker.printed.getvalue():
+        assert time.monotonic() < deadline
+        own_broker.supervisor.tick()
+        time.sleep(0.02)
+    monkeypatch.undo()
+    own_broker.until_it_answers()
+
+    assert "cannot read its file" not in own_broker.printed.getvalue()
+    assert own_broker.queued() == [b"message"]
+
+
+def test_a_configuration_for_which_the_disk_is_full_is_said_and_tried_again(
+    own_broker: OwnBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+        raise DiskFull(f"{path} could not be written: No space left on device")
+
+    monkeypatch.setattr("trainer_app.stack.broker.write_atomically", fails)
+    removed(own_broker.folder.parent / "run")
+    own_broker.kill()
+    deadline = time.monotonic() + 30
+    while "cannot be mended" not in own_broker.printed.getvalue():
+        assert time.monotonic() < deadline
+        own_broker.supervisor.tick()
+        time.sleep(0.02)
+    monkeypatch.undo()
+    own_broker.until_it_answers()
 
 
 def test_a_folder_that_cannot_be_mended_is_said_and_tried_again(own_broker: OwnBroker) -> None:

@@ -14,10 +14,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import IO
 
 import httpx
@@ -33,7 +34,7 @@ from trainer_app.stack.launch import RunningStack, running_stack, start_stack
 from trainer_app.stack.output import Output
 from trainer_app.stack.ports import free_port
 from trainer_app.stack.processes import Process, Role
-from trainer_app.stack.state import state_file, write_state
+from trainer_app.stack.state import read_state, state_file, write_state
 from trainer_app.stack.supervisor import Supervisor
 from trainer_app.stack.up import api_url, locked_root, up
 
@@ -93,13 +94,18 @@ def test_an_open_door_is_one_line(tmp_path: Path) -> None:
     assert line.startswith("error: API__HOST: 0.0.0.0 can be reached from other machines")
 
 
+def without_lock(run: Path) -> None:
+    (run / "lock").unlink()
+
+
+@pytest.mark.parametrize("harm", [without_lock, shutil.rmtree])
 def test_a_second_stack_is_refused_though_somebody_has_deleted_the_lock_of_the_first(
-    settings: Settings,
+    settings: Settings, harm: Callable[[Path], None]
 ) -> None:
     root = settings.paths.data_root
     (root / "run").mkdir(parents=True)
     with locked_root(root):
-        (root / "run" / "lock").unlink()
+        harm(root / "run")
         with pytest.raises(SettingsError, match=r"is in use by a stack that runs$"):
             up(settings)
     with locked_root(root):
@@ -345,6 +351,35 @@ def test_a_stack_that_will_not_stop_is_killed(
             process=process, data_root=tmp_path, output=tmp_path / "up.log", api_url=""
         )
         assert stubborn.stop() == -signal.SIGKILL
+
+
+def test_a_stack_whose_run_folder_is_removed_makes_it_again_and_can_be_found(
+    settings: Settings, signals: ups._Signals, tmp_path: Path
+) -> None:
+    root = settings.paths.data_root
+    (root / "run").mkdir(parents=True)
+    output = Output(io.StringIO(), tmp_path, [])
+    supervisor = Supervisor(output, os.environ)
+    supervisor.start(Process(name="worker", role=Role.WORKER, command=("sleep", "300")))
+    found: list[bool] = []
+
+    def remove() -> None:
+        for wait in (lambda: None, lambda: shutil.rmtree(root / "run")):
+            wait()
+            deadline = time.monotonic() + 20
+            while not state_file(root).exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+        state = read_state(root)
+        found.append(state is not None and len(state["pids"]["worker"]) == 1)
+        signals.count += 1
+
+    thread = Thread(target=remove)
+    thread.start()
+    assert ups._Stack(settings, output, signals)._watch(supervisor) == 0
+    thread.join()
+    supervisor.stop(lambda: True)
+
+    assert found == [True]
 
 
 def test_a_disk_that_is_full_does_not_stop_what_runs(

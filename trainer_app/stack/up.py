@@ -45,6 +45,7 @@ READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import 
 READY_LINE: Final = "ready  "  # starts the line that says so, with the URL after it
 _TICK_SECONDS: Final = 0.1
 _ASK_SECONDS: Final = 0.3  # between two looks at /readyz
+_WRITE_SECONDS: Final = 1.0  # between two tries to put stack.json back
 _UNREADABLE: Final = 2  # refusals in a row of a broker whose port was free
 _HOPELESS: Final = 5  # deaths in a row of one process before it was ever ready
 _OUTSIDE_SECONDS: Final = 10.0  # for a broker that is not ours
@@ -108,7 +109,8 @@ class _Stack:
         self._output = output
         self._signals = signals
         self._redis_url = settings.redis.url
-        self._excused = 0  # refusals of the broker, for its port was in use
+        self._said: str | None = None  # why stack.json is not there, once
+        self._excused = 0  # refusals of the broker that had another cause than its own file
         readable = {"LOGGING__FORMAT": "text"}  # unless the user chose otherwise
         self._environment = (
             readable
@@ -182,17 +184,21 @@ class _Stack:
             self._wait_for_broker(_BROKER_SECONDS, lambda: supervisor.alive(process))
 
     def _mend_broker(self, broker: Broker, refusals: int) -> None:
-        """Give a broker that has died its folder, and not again a file that it cannot read."""
+        """Give a broker that has died what it needs, and not again a file that it cannot read."""
         try:
-            broker.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if brokers.has_its_port(broker):
-                self._excused = min(self._excused, refusals)  # it was well meanwhile
-            else:
+            restored = broker.restore()
+            if restored:
+                self._output.say("the broker's configuration was gone or changed: it is restored")
+            if not brokers.has_its_port(broker):
                 self._output.say(f"the broker waits for its port {broker.port}, which is in use")
                 self._excused = refusals + 1  # the start that follows as well
+            elif restored:
+                self._excused = refusals
+            else:
+                self._excused = min(self._excused, refusals)  # it was well meanwhile
             unexplained = refusals - self._excused
             aside = brokers.set_aside(broker) if unexplained >= _UNREADABLE else None
-        except OSError as error:
+        except (OSError, DiskFull) as error:
             self._output.say(f"the broker cannot be mended: {error}")
             return
         if aside is not None:
@@ -212,10 +218,12 @@ class _Stack:
         self._write_state(supervisor)
         url = api_url(self._settings)
         started = time.monotonic()
-        ready, ask_at = False, started
+        ready, ask_at, write_at = False, started, started + _WRITE_SECONDS
         with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
             while not self._signals.count:
-                if supervisor.tick():
+                gone = not state_file(self._settings.paths.data_root).exists()
+                if supervisor.tick() or (gone and time.monotonic() >= write_at):
+                    write_at = time.monotonic() + _WRITE_SECONDS
                     self._write_state(supervisor)
                 if not ready and time.monotonic() >= ask_at:
                     ask_at = time.monotonic() + _ASK_SECONDS
@@ -240,6 +248,7 @@ class _Stack:
         return None
 
     def _write_state(self, supervisor: Supervisor) -> None:
+        problem = None
         try:
             write_state(
                 self._settings.paths.data_root,
@@ -251,7 +260,10 @@ class _Stack:
             )
         except (OSError, DiskFull) as error:
             # A full disk is no reason to stop what runs.
-            self._output.say(f"stack.json could not be written: {error}")
+            problem = f"stack.json could not be written: {error}"
+        if problem is not None and problem != self._said:
+            self._output.say(problem)
+        self._said = problem
 
 
 def api_url(settings: Settings) -> str:
@@ -302,12 +314,14 @@ def _end_leftovers(root: Path, output: Output) -> None:
 def locked_root(root: Path) -> Iterator[None]:
     """Raises SettingsError where another stack has locked it.
 
-    By a file, and by its folder as well: somebody may delete the file.
+    By a file, and by the folders as well: somebody may delete the file, or ``run/`` with it.
     """
-    with (root / "run" / "lock").open("w") as lock, _opened(root / "run") as folder:
+    run = root / "run"
+    with (run / "lock").open("w") as lock, _opened(run) as inner, _opened(root) as outer:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _lock_folder(folder)
+            _lock_folder(inner)
+            _lock_folder(outer)
         except OSError as error:
             state = read_state(root)
             where = f" at {state['api_url']}" if state else ""
