@@ -363,12 +363,15 @@ def test_a_stack_whose_run_folder_is_removed_makes_it_again_and_can_be_found(
     supervisor.start(Process(name="worker", role=Role.WORKER, command=("sleep", "300")))
     found: list[bool] = []
 
+    def wait_for_the_state() -> None:
+        deadline = time.monotonic() + 20
+        while not state_file(root).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     def remove() -> None:
-        for wait in (lambda: None, lambda: shutil.rmtree(root / "run")):
-            wait()
-            deadline = time.monotonic() + 20
-            while not state_file(root).exists() and time.monotonic() < deadline:
-                time.sleep(0.02)
+        wait_for_the_state()
+        shutil.rmtree(root / "run")
+        wait_for_the_state()
         state = read_state(root)
         found.append(state is not None and len(state["pids"]["worker"]) == 1)
         signals.count += 1
