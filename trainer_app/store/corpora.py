@@ -42,7 +42,7 @@ def add(
     with db.write() as connection:
         claim_key(connection, idempotency, file_id)
         connection.execute(
-            insert(connection, CorpusRow)
+            insert(connection.dialect.name, CorpusRow)
             .values(file_id=file_id, bytes=bytes_, lines=lines, created_at=NOW)
             .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
         )
@@ -59,7 +59,7 @@ def unless_recorded(db: Database, file_id: str, act: Callable[[], None]) -> None
     with db.write() as connection:
         # What waits for a row that is not committed yet is an INSERT alone.
         is_new = connection.scalar(
-            insert(connection, CorpusRow)
+            insert(connection.dialect.name, CorpusRow)
             .values(file_id=file_id, bytes=0, lines=0, created_at=NOW)
             .on_conflict_do_nothing(index_elements=[CorpusRow.file_id])
             .returning(CorpusRow.file_id)

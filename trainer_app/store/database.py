@@ -358,10 +358,8 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def insert(
-    connection: Connection, table: type[DeclarativeBase]
-) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT of the connection's own dialect, which can say ON CONFLICT."""
-    if connection.dialect.name == "sqlite":
+def insert(dialect: str, table: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT of a connection's own dialect, named, which can say ON CONFLICT."""
+    if dialect == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)

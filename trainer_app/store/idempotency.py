@@ -31,7 +31,7 @@ def claim_key(connection: Connection, key: IdempotencyKey | None, created_id: st
         return None
     # Waits for a transaction that inserts the same key at this moment, and then sees what it did.
     inserted = connection.scalar(
-        insert(connection, IdempotencyRow)
+        insert(connection.dialect.name, IdempotencyRow)
         .values(
             endpoint=key.endpoint,
             key=key.key,

@@ -217,22 +217,22 @@ def progress(
     A checkpoint beyond the step of the last crash or retry forgives all that were: only those
     count that kept the run from getting further.
     """
-    # A row without a step may have been charged by the version before, which kept none.
-    further = (change.checkpoint_step or 0) > func.coalesce(JobRow.setback_step, 0)
     known = {name: value for name, value in asdict(change).items() if _is_news(value)}
     message = known.pop("message", None)
     checkpoint = known.pop("checkpoint", None)
+    # Twice a second beside the training: a statement of more parts takes longer to be built.
+    held: dict[str, object] = {
+        "message": JobRow.message if message is None else clean(str(message))
+    }
+    if checkpoint is not None:
+        held["checkpoint"] = checkpoint
+    if change.checkpoint_step:
+        # A row without a step may have been charged by the version before, which kept none.
+        further = change.checkpoint_step > func.coalesce(JobRow.setback_step, 0)
+        held["crashes"] = case((further, 0), else_=JobRow.crashes)
+        held["retries"] = case((further, 0), else_=JobRow.retries)
     with db.write() as connection:
-        hold(
-            connection,
-            claim,
-            {
-                "message": JobRow.message if message is None else clean(str(message)),
-                "checkpoint": JobRow.checkpoint if checkpoint is None else checkpoint,
-                "crashes": case((further, 0), else_=JobRow.crashes),
-                "retries": case((further, 0), else_=JobRow.retries),
-            },
-        )
+        hold(connection, claim, held)
         if known:
             connection.execute(update(RunRow).where(RunRow.id == claim.job_id).values(known))
         metrics.record(connection, claim.job_id, claim.attempt, points)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Executable,
     Integer,
     Select,
     String,
@@ -78,7 +80,13 @@ def record(
         row |= known
     if not rows:
         return
-    statement = insert(connection, MetricRow).values(at=NOW)
+    connection.execute(_upsert(connection.dialect.name), list(rows.values()))
+
+
+@cache
+def _upsert(dialect: str) -> Executable:
+    # Built once: it takes longer than to write the points of half a second.
+    statement = insert(dialect, MetricRow).values(at=NOW)
     new = statement.excluded
     is_older = new.attempt < MetricRow.attempt  # it fills gaps, no more
     changed = {}
@@ -88,12 +96,9 @@ def record(
             (is_older, func.coalesce(there, new[name])), else_=func.coalesce(new[name], there)
         )
     newest = case((is_older, MetricRow.attempt), else_=new.attempt)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[MetricRow.run_id, MetricRow.step],
-            set_={"epoch": new.epoch, "attempt": newest, "at": new.at, **changed},
-        ),
-        list(rows.values()),
+    return statement.on_conflict_do_update(
+        index_elements=[MetricRow.run_id, MetricRow.step],
+        set_={"epoch": new.epoch, "attempt": newest, "at": new.at, **changed},
     )
 
 

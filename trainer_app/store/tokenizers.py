@@ -135,7 +135,7 @@ def list_(db: Database, *, limit: int = 50, after: str | None = None) -> Page[To
 def _take_name(connection: Connection, tokenizer_id: str, job_id: str, method: str) -> None:
     """Give the name to this job, unless one that has not failed has it."""
     taken = connection.scalar(
-        insert(connection, TokenizerRow)
+        insert(connection.dialect.name, TokenizerRow)
         .values(id=tokenizer_id, job_id=job_id, method=method)
         .on_conflict_do_nothing(index_elements=[TokenizerRow.id])
         .returning(TokenizerRow.id)
