@@ -66,9 +66,12 @@ NOW: Final = Now()
 
 _ONLY_READ: Final = "the database cannot be written to"
 _NO_RIGHT: Final = "the database's user lacks a right to its tables, which GRANT gives"
-# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs.
+# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs. The
+# jobs are looked at as well: one who has locked their table lets nobody do so, and the wait for
+# that lock is bounded, as each is.
 _RIGHTS: Final = text(
-    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT')"
+    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT'),"
+    " (SELECT 1 FROM jobs LIMIT 1)"
 )
 _PRIMARY_CODE: Final = 0xFF  # the bits of an error's code in which SQLite's extended ones agree
 _MAY_ONLY_READ: Final = "may only read"  # what the pool's record of a connection may say of it
@@ -133,7 +136,7 @@ class Database:
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
             if self._path is None:
-                reads, adds = connection.execute(_RIGHTS).one()
+                reads, adds, _ = connection.execute(_RIGHTS).one()
                 if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
                     raise Unavailable(_ONLY_READ)
