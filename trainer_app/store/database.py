@@ -266,12 +266,12 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     def connect() -> sqlite3.Connection:
         # Never made here: what was there may be somewhere else (migrate makes a new one). Never
         # another than the first: SQLite would put what the first has left in its log into it.
-        before = _identity(path)
+        before = identity(path)
         _let_what_lies_beside_be_written(path)
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", timeout=wait_seconds, check_same_thread=False, uri=True
         )
-        if before is None or _identity(path) != (first or [before])[0]:
+        if before is None or identity(path) != (first or [before])[0]:
             connection.close()
             raise sqlite3.DatabaseError("the database's file is another one than before")
         first[:] = [before]
@@ -280,7 +280,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     def leave_a_file_that_was_moved(
         _connection: sqlite3.Connection, _record: object, _proxy: object
     ) -> None:
-        if first != [_identity(path)]:
+        if first != [identity(path)]:
             raise DisconnectionError("the database's file is not where it was")
 
     engine = create_engine(
@@ -305,7 +305,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     return engine
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
     """Of a file, whatever its name is; None: there is none."""
     try:
         status = path.stat()
