@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -200,7 +201,9 @@ class _PoolsWork(Protocol):
 class _Process(context.SpawnProcess):
     _Popen = staticmethod(_Popen)
     _target: object
+    pid: int
     inqW_fd: int  # noqa: N815 - as the parent numbers it
+    outqR_fd: int  # noqa: N815 - what the child tells is read from it, by the parent
 
     def run(self) -> None:
         # The pool knows who is free by its own number of this file, which the child tells it with
@@ -216,12 +219,34 @@ class SpareContext(context.SpawnContext):
     Process = _Process
 
 
+class _Pool(Protocol):
+    """billiard's pool, as far as it is used here."""
+
+    _pool: Sequence[_Process]
+
+
 class TaskPool(prefork.TaskPool):
     """Celery's pool of processes; ``worker_pool`` in celeryconfig.py names it."""
+
+    _pool: _Pool
 
     def on_start(self) -> None:
         self.options["context"] = SpareContext()
         super().on_start()
+
+    def unheard(self) -> frozenset[int]:
+        """The pids of the children that have told what this process has not read yet.
+
+        At its task a child tells nothing between the start, and the end that makes it free for the
+        next one. Celery reads neither while it waits for its broker.
+        """
+        children = list(self._pool._pool)  # noqa: SLF001 - as Celery's own info
+        told = select.poll()
+        for child in children:
+            told.register(child.outqR_fd, select.POLLIN)
+        # A file that has been closed meanwhile is one of a child that has ended.
+        readable = {file for file, event in told.poll(0) if event & select.POLLIN}
+        return frozenset(child.pid for child in children if child.outqR_fd in readable)
 
 
 def main(number: int, *, trains: bool) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Final, Protocol
 
@@ -57,6 +58,9 @@ class Pool(Protocol):
     """Celery's pool, as far as it is used here."""
 
     info: Mapping[str, Sequence[int]]  # "processes": the children's pids
+
+    def unheard(self) -> frozenset[int]:
+        """The pids of those that have told what Celery has not read yet."""
 
 
 class Worker(Protocol):
@@ -149,6 +153,7 @@ def _watch(worker: Worker) -> None:
     watchdog = Watchdog(
         process.database(), node(worker.hostname), claim_seconds=3 * jobs.lease_seconds
     )
+    busy = partial(_busy, worker.pool)
     # Whoever trains is worth the memory: other jobs are short.
     keeps_a_spare = jobs.spare_seconds > 0 and _trains()
     while True:
@@ -159,7 +164,7 @@ def _watch(worker: Worker) -> None:
             except OSError as error:  # no process, memory or file is to be had now
                 _log.warning("no spare process could be started", error=str(error))
         try:
-            watchdog.look(_busy, draining=_stopping.is_set())
+            watchdog.look(busy, draining=_stopping.is_set())
         except Unavailable as error:
             _log.warning("the database is away", error=str(error))
         except RuntimeError:  # the set changed while it was copied
@@ -168,10 +173,19 @@ def _watch(worker: Worker) -> None:
             _log.exception("a look at the children failed")
 
 
-def _busy() -> dict[int, str]:
-    """The job that each child is at, by pid; raises RuntimeError where the set changes."""
+def _busy(pool: Pool) -> dict[int, str]:
+    """The job that each child is at, by pid; raises RuntimeError where the set changes.
+
+    While Celery waits for its broker, a request stays there that its child has left: what it has
+    told since it took the request is that. What hangs before it can tell so is busy.
+    """
+    left = pool.unheard()  # first: what is read from now on is no request any more
     requests: list[Request] = list(state.active_requests)
-    return {one.worker_pid: one.args[0] for one in requests if one.worker_pid is not None}
+    return {
+        one.worker_pid: one.args[0]
+        for one in requests
+        if one.worker_pid is not None and one.worker_pid not in left
+    }
 
 
 def _beat(hostname: str, queues: Sequence[str]) -> None:

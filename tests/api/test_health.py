@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
 from tests.read_only import read_only
 from trainer_app.settings import Settings
@@ -81,3 +82,16 @@ def test_it_is_ready_while_somebody_writes(
     world.worker("trainer", "trainer.host.gpu0")
     with closing(Database(settings.database_url)) as database, database.write():
         assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("settings_url", ["postgresql"], indirect=True)
+def test_it_is_degraded_while_somebody_has_locked_the_jobs(
+    client: FlaskClient, world: World, settings: Settings
+) -> None:
+    world.worker("trainer", "trainer.host.gpu0")
+    with closing(Database(settings.database_url)) as database, database.write() as connection:
+        connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.get_json() == {"status": "degraded", "reason": "database-unavailable"}
+    assert client.get("/readyz").status_code == 200

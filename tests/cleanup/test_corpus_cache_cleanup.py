@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trainer_app.cleanup.corpus_cache import clean_corpus_cache, free_bytes
+from trainer_app.cleanup.corpus_cache import clean_corpus_cache
 from trainer_app.cleanup.report import Report
 from trainer_app.core.stopping import never
 from trainer_app.databank import corpus_cache
@@ -148,7 +148,3 @@ def test_a_symbolic_link_is_neither_followed_nor_removed(world: World, tmp_path:
     assert {item.name for item in report.kept} == {"link", "gone"}
     assert outside.read_bytes() == b"precious"
     assert (world.cache / "link.txt").is_symlink()
-
-
-def test_free_space_is_that_of_the_file_system(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path) > 0

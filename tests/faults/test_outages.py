@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tasks.watchdog import KILL_SECONDS
 from tests.conftest import PostgresServer
 from tests.faults.victim import Victim, assert_one_at_a_time, becomes, runs_as
 from tests.read_only import read_only
@@ -101,6 +102,28 @@ def test_training_goes_on_and_can_be_cancelled_while_redis_is_down_for_minutes(
         run = victim.until(run_id, lambda run: run["status"] == "completed", seconds=left)
         assert run["attempt"] == 1
     assert_one_at_a_time(victim.log(first))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("further_settings", [("redis", "10")], indirect=True)
+def test_a_process_that_has_left_its_job_is_not_ended_while_its_worker_waits_for_redis(
+    victim: Victim, own_broker: OwnBroker
+) -> None:
+    run_id = victim.start_run()
+    victim.until(run_id, runs_as(1), seconds=60)
+    child = victim.child()
+
+    own_broker.kill()
+    time.sleep(2)  # the worker notices, and waits from then on for nothing else
+    victim.client.cancel_run(run_id)
+    victim.until(run_id, lambda run: run["status"] == "cancelled", seconds=15)
+    time.sleep(KILL_SECONDS + 10)
+
+    own_broker.start()
+    after = victim.start_run(steps=2)
+    victim.until(after, lambda run: run["status"] == "completed", seconds=75)
+    assert victim.child() == child
+    assert "does not leave its job" not in victim.stack.output.read_text()
 
 
 @pytest.mark.slow

@@ -460,6 +460,7 @@ def test_it_ends_with_all_that_it_started_and_starts_again(tmp_path: Path) -> No
     assert stack.stop() == 0
     assert time.monotonic() - asked < 30
     assert [process for process in started if _runs(process)] == []
+    assert [file.name for file in tmp_path.glob("trainer.db*")] == ["trainer.db"]
     with pytest.raises(Unavailable, match="no stack runs"):
         assert stack.state
     # An append-only file that cannot be read is set aside.

@@ -201,6 +201,15 @@ def test_a_locked_row_of_postgresql_is_an_unavailable_database(postgres_url: str
                 corpora.delete(database, "a" * 64)
 
 
+def test_a_locked_table_of_jobs_is_an_unavailable_database(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as database:
+        with database.write() as connection:
+            connection.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+            with _unavailable(within=5):
+                database.ping()
+        database.ping()
+
+
 def test_a_full_disk_is_an_unavailable_database(sqlite_database: Database) -> None:
     with _unavailable(within=3), sqlite_database.write() as connection:
         connection.execute(text("PRAGMA max_page_count = 1"))  # no page more than there are

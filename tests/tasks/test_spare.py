@@ -197,3 +197,43 @@ def test_a_process_of_a_worker_that_trains_has_the_compiler_at_hand_and_no_other
         timeout=SECONDS,
     )
     assert done.stdout.splitlines()[-1] == f"True {trains}"
+
+
+_POOL = """
+import sys, time
+from kombu.asynchronous import Hub, set_event_loop
+from tasks.app import app
+from tasks.spare import TaskPool
+
+def turn_until(turn, told):
+    give_up_at = time.monotonic() + 90
+    while pool.unheard() != told:
+        if time.monotonic() > give_up_at:
+            sys.exit(f"{set(pool.unheard())}: never {set(told)}")
+        turn()
+
+hub = Hub()
+set_event_loop(hub)
+pool = TaskPool(1, app=app, threads=False, initargs=(app, "train-0@here"))
+pool.start()
+children = frozenset(pool.info["processes"])
+turn_until(lambda: time.sleep(0.02), children)  # it says that it is up
+pool.register_with_event_loop(hub)
+loop = hub.create_loop()
+turn_until(lambda: next(loop), frozenset())
+pool.terminate()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_a_worker_knows_who_has_told_what_it_has_not_read() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _POOL],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stderr

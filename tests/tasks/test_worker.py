@@ -157,6 +157,7 @@ class Node:
     hostname = "train-0@here"
     class pool:
         info = {"processes": []}
+        unheard = frozenset
 
 def wait_for(event):
     give_up_at = time.monotonic() + 30

@@ -1,6 +1,7 @@
 """What every POST that enqueues does around its own work: ask the services, commit, wake.
 
-The order is the promise: before anything is written, Redis and the database must answer (503);
+The order is the promise: before anything is written, Redis and the database must answer (503),
+and there must be room for files;
 once the row is there, the answer is 202 whatever happens to the message.
 """
 
@@ -17,6 +18,8 @@ from trainer_app.api import current
 from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.errors import Unavailable
 from trainer_app.queue import send_all
+from trainer_app.room import takes_files
+from trainer_app.settings import Settings
 from trainer_app.store import wakeups
 from trainer_app.store.idempotency import IdempotencyKey
 
@@ -50,9 +53,19 @@ def location_header(example: str) -> dict[str, object]:
 
 
 def require_services() -> None:
-    """Raise Unavailable unless Redis and the database answer, each within its time-out."""
+    """Raise Unavailable unless Redis and the database answer, each within its time-out.
+
+    And where a job could make no files: it would be accepted, and fail.
+    """
     current.queue().ping()
     current.database().ping()
+    if not have_room(current.settings()):
+        raise Unavailable("the server's disk takes no more files")
+
+
+def have_room(settings: Settings) -> bool:
+    """Whether the folders that jobs leave files in take more of them."""
+    return all(map(takes_files, settings.paths.of_each_job))
 
 
 def idempotency_key(body: str) -> IdempotencyKey | None:

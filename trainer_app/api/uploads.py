@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Final
@@ -27,6 +26,7 @@ from trainer_app.api.fields import name_of
 from trainer_app.api.text_scan import Text, TextScan
 from trainer_app.core.files import disk_full_named, fsync_directory
 from trainer_app.errors import DiskFull, Unavailable
+from trainer_app.room import free_bytes
 from trainer_app.upload_folder import (
     corpus_path,
     exclusive,
@@ -93,7 +93,7 @@ def store_upload(
 
 def _check_space(request: Request, folder: Path) -> None:
     """Refuse what the disk cannot hold before it is sent."""
-    size, free = request.content_length or 0, shutil.disk_usage(folder).free
+    size, free = request.content_length or 0, free_bytes(folder)
     if size > free:
         raise RequestEntityTooLarge(f"the body has {size} bytes, and the disk {free} left")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,12 @@ from trainer_app.core.stopping import StopRequested
 from trainer_app.databank import corpus_cache
 from trainer_app.databank.download import PART
 from trainer_app.file_lock import at_once, locked
+from trainer_app.room import free_bytes
 from trainer_app.settings import CorpusCacheCleanup
 from trainer_app.store import uses
 from trainer_app.store.database import Database
 
 _IN_USE: Final = "a queued or running job reads it"
-
-
-def free_bytes(folder: Path) -> int:
-    """What is free on the folder's file system."""
-    return shutil.disk_usage(folder).free
 
 
 def clean_corpus_cache(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from trainer_app.cleanup.corpus_cache import free_bytes
 from trainer_app.cleanup.removal import is_folder, remove_folder, size_of
 from trainer_app.cleanup.report import Item, Report
+from trainer_app.room import free_bytes
 from trainer_app.settings import Settings
 from trainer_app.store import uses
 from trainer_app.store.database import Database

@@ -39,6 +39,7 @@ from trainer_app.stack.state import (
 )
 from trainer_app.stack.supervisor import Supervisor
 from trainer_app.store import migrate
+from trainer_app.store.write_ahead_log import WriteAheadLog
 
 _BROKER_SECONDS: Final = 60.0  # to read a long append-only file back
 READY_SECONDS: Final = 180.0  # until /readyz says 200; a worker's first import of torch is slow
@@ -129,10 +130,12 @@ class _Stack:
         if self._flower_url is not None:
             flower.credentials(self._settings, self._output.plain)
         supervisor = Supervisor(self._output, self._environment)
+        log = WriteAheadLog(self._settings.database_url)
         try:
             self._start_broker(supervisor)
             if not self._signals.count:
                 self._migrate()
+                log.remember()
             if self._signals.count:
                 return 0
             for process in plan:
@@ -142,6 +145,7 @@ class _Stack:
             self._output.say("stopping")
             before = self._signals.count
             supervisor.stop(lambda: self._signals.count > before)
+            log.put_away()
             remove_state(self._settings.paths.data_root)
             self._output.say("stopped")
 

@@ -66,9 +66,12 @@ NOW: Final = Now()
 
 _ONLY_READ: Final = "the database cannot be written to"
 _NO_RIGHT: Final = "the database's user lacks a right to its tables, which GRANT gives"
-# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs.
+# Of a session and a user of PostgreSQL: whether it only reads, and whether it may add jobs. The
+# jobs are looked at as well: one who has locked their table lets nobody do so, and the wait for
+# that lock is bounded, as each is.
 _RIGHTS: Final = text(
-    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT')"
+    "SELECT current_setting('transaction_read_only') = 'on', has_table_privilege('jobs', 'INSERT'),"
+    " (SELECT 1 FROM jobs LIMIT 1)"
 )
 _PRIMARY_CODE: Final = 0xFF  # the bits of an error's code in which SQLite's extended ones agree
 _MAY_ONLY_READ: Final = "may only read"  # what the pool's record of a connection may say of it
@@ -133,7 +136,7 @@ class Database:
         with self._transaction(immediate=to_write) as connection:
             connection.scalar(text("SELECT version_num FROM alembic_version"))
             if self._path is None:
-                reads, adds = connection.execute(_RIGHTS).one()
+                reads, adds, _ = connection.execute(_RIGHTS).one()
                 if reads:
                     connection.invalidate()  # its session keeps that, whatever is set meanwhile
                     raise Unavailable(_ONLY_READ)
@@ -263,12 +266,12 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     def connect() -> sqlite3.Connection:
         # Never made here: what was there may be somewhere else (migrate makes a new one). Never
         # another than the first: SQLite would put what the first has left in its log into it.
-        before = _identity(path)
+        before = identity(path)
         _let_what_lies_beside_be_written(path)
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", timeout=wait_seconds, check_same_thread=False, uri=True
         )
-        if before is None or _identity(path) != (first or [before])[0]:
+        if before is None or identity(path) != (first or [before])[0]:
             connection.close()
             raise sqlite3.DatabaseError("the database's file is another one than before")
         first[:] = [before]
@@ -277,7 +280,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     def leave_a_file_that_was_moved(
         _connection: sqlite3.Connection, _record: object, _proxy: object
     ) -> None:
-        if first != [_identity(path)]:
+        if first != [identity(path)]:
             raise DisconnectionError("the database's file is not where it was")
 
     engine = create_engine(
@@ -302,7 +305,7 @@ def _sqlite_engine(url: URL, wait_seconds: float) -> Engine:
     return engine
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
     """Of a file, whatever its name is; None: there is none."""
     try:
         status = path.stat()
