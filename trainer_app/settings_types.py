@@ -21,11 +21,6 @@ class Paths:
     compiled: Path  # code for GPUs, by torch's compiler
     corpus_cache: Path  # corpora fetched from the data bank, by their ids there
 
-    @property
-    def of_each_job(self) -> tuple[Path, ...]:
-        """Those in which a job leaves files of its own."""
-        return self.data_root, self.artifacts, self.runs, self.logs
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:

@@ -19,7 +19,6 @@ from trainer_app.api.errors import Detail, InvalidInput
 from trainer_app.errors import Unavailable
 from trainer_app.queue import send_all
 from trainer_app.room import takes_files
-from trainer_app.settings import Settings
 from trainer_app.store import wakeups
 from trainer_app.store.idempotency import IdempotencyKey
 
@@ -59,13 +58,8 @@ def require_services() -> None:
     """
     current.queue().ping()
     current.database().ping()
-    if not have_room(current.settings()):
+    if not takes_files(current.settings().paths.data_root):
         raise Unavailable("the server's disk takes no more files")
-
-
-def have_room(settings: Settings) -> bool:
-    """Whether the folders that jobs leave files in take more of them."""
-    return all(map(takes_files, settings.paths.of_each_job))
 
 
 def idempotency_key(body: str) -> IdempotencyKey | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from trainer_app.api import current
-from trainer_app.api.accept import have_room
 from trainer_app.api.blueprint import Blueprint
 from trainer_app.api.health_schema import HealthSchema, ReadinessSchema
 from trainer_app.errors import Unavailable
@@ -30,7 +29,7 @@ def get_health() -> dict[str, str]:
 )
 @blueprint.doc(operationId="getReadiness")
 def get_readiness() -> tuple[dict[str, str | None], int]:
-    """Tell whether Redis, the database, room for files and a training worker are there."""
+    """Tell whether Redis, the database and a training worker are there."""
     reason = _what_is_missing()
     if reason is None:
         return {"status": "ready", "reason": None}, 200
@@ -47,7 +46,5 @@ def _what_is_missing() -> str | None:
         current.database().ping()
     except Unavailable:
         return "database-unavailable"
-    if not have_room(current.settings()):
-        return "disk-full"
     shared = training_queue(current.settings())
     return None if any(shared in worker.queues for worker in workers) else "no-worker"

@@ -24,5 +24,5 @@ class ReadinessSchema(Schema):
         required=True,
         allow_none=True,
         metadata=about("What is missing; null: nothing.")
-        | {"enum": ["redis-unavailable", "database-unavailable", "disk-full", "no-worker", None]},
+        | {"enum": ["redis-unavailable", "database-unavailable", "no-worker", None]},
     )
