@@ -1,9 +1,9 @@
-"""Whether the holder of a job can be sure that it is nobody else's yet.
+"""Whether the holder of a job can still learn whose the job is.
 
-A renewed lease says it, and Redis where the database renews none: see tasks/news.py. Both say it
-for as long as a lease lasts. Where neither has been heard for that long, another attempt may have
-begun that nobody can tell of. The holder waits from a little before that on: what is under way has
-to end first, which may take as long as lately.
+The database says it, and Redis where that is away: see tasks/news.py. Where neither answers, and
+the lease is over by this process's own clock, another attempt may have begun that nobody can tell
+it of. It waits from a little before that on: what is under way has to end first, which may take as
+long as lately.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Contact:
 
     def __init__(self, *, since: float, lease_seconds: float, say: Callable[[str], object]) -> None:
         """``since``: just before the claim, by the clock that all times here are of."""
-        self.beaten_at = since  # when the database was asked for what it has confirmed
-        self.kept_at = since  # and Redis, to keep the job for this attempt
+        self.beaten_at = since  # what the database has confirmed
         self.database_answers = True
+        self.redis_answers = True
         self._lease_seconds = lease_seconds
         self._say = say
         self._lost_at: float | None = None
@@ -33,10 +33,6 @@ class Contact:
     def is_lost(self) -> bool:
         """Whether another attempt may begin before a step has ended, and nobody could tell."""
         return self._lost_at is not None
-
-    def needs_redis(self, now: float) -> bool:
-        """Whether it is to keep the job for this attempt; a lease is renewed long before that."""
-        return not self.database_answers or now - self.beaten_at > self._lease_seconds / 2
 
     def may_be_over(self, now: float) -> bool:
         """Whether the lease is, as far as this process knows."""
@@ -52,8 +48,8 @@ class Contact:
 
     def look(self, now: float, *, silent: bool) -> None:
         """Draw the conclusion; ``silent``: the job's log may be another attempt's by now."""
-        heard_at = max(self.beaten_at, self.kept_at)
-        lost = now + self.step_seconds - heard_at > self._lease_seconds
+        ends_soon = self.may_be_over(now + self.step_seconds)
+        lost = ends_soon and not (self.database_answers or self.redis_answers)
         if lost and self._lost_at is None:
             self._lost_at = now
             message = "neither the database nor Redis answers, and the lease ends: the work waits"

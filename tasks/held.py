@@ -136,11 +136,10 @@ class Held:
         self._left.set()
         for thread in self._threads:
             thread.join()
+        if self._reason is StopReason.FENCED:
+            return  # the keys are another attempt's by now
         try:
-            if self._reason is StopReason.FENCED:
-                self._news.let_go()
-            else:
-                self._news.end(is_over=self.ended)
+            self._news.end(is_over=self.ended)
         except (redis.RedisError, OSError):
             _log.debug("a heartbeat was left to expire", job_id=self.claim.job_id)
 
@@ -184,11 +183,6 @@ class Held:
             self._look_after_sleep()
         self._asked_at = self._clock()  # without what the answer took
         return self._reason
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether no attempt before this one can still be at work, as far as is known by now."""
-        return self._news.is_alone
 
     @property
     def is_cut_off(self) -> bool:
@@ -359,9 +353,7 @@ class Held:
         if now < self._news_at or self._reason is StopReason.FENCED:
             return
         try:
-            heard = self._news.exchange(keep=self._contact.needs_redis(now))
-            if heard.keeps:
-                self._contact.kept_at = now
+            heard = self._news.exchange()
             if heard.later_attempt is not None:
                 self._look_for(heard.later_attempt)
             wish = None if self._heard else heard.wish
@@ -373,9 +365,12 @@ class Held:
             self.stop(StopReason.FENCED)
         except (redis.RedisError, OSError, Unavailable) as error:
             _log.debug("Redis is away", job_id=self.claim.job_id, error=str(error))
+            self._contact.redis_answers = isinstance(error, Unavailable)  # which the database is
             pause = _LOOK_SECONDS if self.is_cut_off else _REDIS_PAUSE_SECONDS
             self._news_at = self._clock() + pause
         else:
+            # Not before it is known what a later attempt means: the work would go on.
+            self._contact.redis_answers = True
             self._news_at = self._clock() + _NEWS_SECONDS
 
     def _look_for(self, later_attempt: int) -> None:

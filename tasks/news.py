@@ -3,9 +3,6 @@
 It tells clients that it lives, and others that hold the job, or believe so, which attempt it is:
 one that the database does not answer has no other way to learn that a later one has begun. It
 hears the wish that the job be cancelled.
-
-One whose lease the database does not renew has Redis keep the job for it, for as long as a lease
-lasts; the next attempt begins once it has let go, or that time is over.
 """
 
 from __future__ import annotations
@@ -17,48 +14,33 @@ from typing import Final
 import redis
 
 from trainer_app import wishes
-from trainer_app.queue import attempt_key, heartbeat_key, kept_key
+from trainer_app.queue import attempt_key, heartbeat_key
 from trainer_app.store import lease
 from trainer_app.store.claims import Claim
 from trainer_app.store.database import Database
 from trainer_app.wishes import TakenBack, Wish
 
-# Anybody may have written there: what is no number, or none that counts attempts, is none.
-_NUMBER: Final = """
-local function number(key)
-  local there = redis.pcall('GET', key)
-  if type(there) == 'string' and #there < 16 and string.match(there, '^%d+$') then
-    return tonumber(there)
-  end
-  return 0
+# KEYS[1]: the newest attempt, ARGV[1]: this one. Anybody may have written there: what is no number,
+# or none that counts attempts, is none.
+_LOOK: Final = """
+local there = redis.pcall('GET', KEYS[1])
+local newest = 0
+if type(there) == 'string' and #there < 16 and string.match(there, '^%d+$') then
+  newest = tonumber(there)
 end
 local mine = tonumber(ARGV[1])
 """
-# KEYS[1]: the newest attempt, KEYS[2]: the one that the job is kept for. ARGV: this one, seconds, a
-# later attempt that there is not, whether to keep the job. In one go: a lower number that is
-# written late, in place of a higher one, would hide it. Returns the newest, and whom the job is
-# kept for.
-_TELL: Final = f"""{_NUMBER}
-local newest, keeper = number(KEYS[1]), number(KEYS[2])
-if newest > mine and newest ~= tonumber(ARGV[3]) then return {{newest, keeper}} end
-redis.call('SET', KEYS[1], mine, 'EX', ARGV[2])
-if keeper > 0 and keeper < mine then return {{mine, keeper}} end
-if ARGV[4] == '0' then
-  redis.call('DEL', KEYS[2])
-  return {{mine, 0}}
-end
-redis.call('SET', KEYS[2], mine, 'EX', ARGV[2])
-return {{mine, mine}}
+# ARGV[2]: seconds, ARGV[3]: a later attempt that there is not. In one go: a lower number that is
+# written late, in place of a higher one, would hide it.
+_TELL: Final = f"""{_LOOK}
+if newest > mine and newest ~= tonumber(ARGV[3]) then return newest end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return mine
 """
-# Those after KEYS[2] are deleted, unless they are a later attempt's by now.
-_END: Final = f"""{_NUMBER}
-if number(KEYS[2]) == mine then redis.call('DEL', KEYS[2]) end
-if number(KEYS[1]) > mine then return 0 end
-return redis.call('DEL', unpack(KEYS, 3))
-"""
-# KEYS[1]: the one that the job is kept for.
-_LET_GO: Final = f"""{_NUMBER}
-if number(KEYS[1]) == mine then redis.call('DEL', KEYS[1]) end
+# KEYS[2] and those after it are deleted, unless they are a later attempt's by now.
+_END: Final = f"""{_LOOK}
+if newest > mine then return 0 end
+return redis.call('DEL', unpack(KEYS, 2))
 """
 
 
@@ -68,7 +50,6 @@ class Heard:
 
     later_attempt: int | None  # that has begun; None: none is known
     wish: Wish | None  # that the job be cancelled
-    keeps: bool  # the job for this attempt, for as long as a lease lasts from when it was asked
 
 
 class News:
@@ -79,26 +60,22 @@ class News:
         self._claim = claim
         self._seconds = int(lease_seconds)
         self._refuted = 0
-        self.is_alone = claim.attempt == 1  # no attempt before it has the job kept for it
 
-    def exchange(self, *, keep: bool = False) -> Heard:
-        """Tell what there is to tell, and hear; ``keep`` the job for this attempt."""
+    def exchange(self) -> Heard:
+        """Tell what there is to tell, and hear."""
         job_id, mine = self._claim.job_id, self._claim.attempt
-        told = (mine, self._seconds, self._refuted, int(keep))
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(heartbeat_key(job_id), str(int(time.time())), ex=self._seconds)
             wishes.look(pipe, job_id)
-            pipe.eval(_TELL, 2, attempt_key(job_id), kept_key(job_id), *told)
-            _, answer, (newest, keeper) = pipe.execute()
+            pipe.eval(_TELL, 1, attempt_key(job_id), mine, self._seconds, self._refuted)
+            _, answer, newest = pipe.execute()
         self._refuted = 0
-        self.is_alone = self.is_alone or not 0 < keeper < mine
         wish = wishes.read(answer)
         if wish is not None and not wish.is_for(mine):
             # Announced late: what the database was asked to end has ended.
             wishes.drop(self._redis, job_id, wish)
             wish = None
-        later = newest if newest > mine else None
-        return Heard(later_attempt=later, wish=wish, keeps=later is None and keeper == mine)
+        return Heard(later_attempt=newest if newest > mine else None, wish=wish)
 
     def heed(self, database: Database, wish: Wish) -> bool:
         """Have the database cancel this attempt; False where that was taken back meanwhile.
@@ -126,10 +103,5 @@ class News:
         """
         job_id = self._claim.job_id
         # The wish to cancel a job that is not over is the next attempt's to hear.
-        said = [heartbeat_key(job_id), *(wishes.keys(job_id) if is_over else [])]
-        keys = [attempt_key(job_id), kept_key(job_id), *said]
-        self._redis.eval(_END, len(keys), *keys, self._claim.attempt)
-
-    def let_go(self) -> None:
-        """Leave the job to a later attempt, whose all the keys are by now."""
-        self._redis.eval(_LET_GO, 1, kept_key(self._claim.job_id), self._claim.attempt)
+        keys = [heartbeat_key(job_id), *(wishes.keys(job_id) if is_over else [])]
+        self._redis.eval(_END, 1 + len(keys), attempt_key(job_id), *keys, self._claim.attempt)

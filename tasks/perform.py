@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from typing import Final
 
@@ -15,14 +14,13 @@ from tasks.held import Held, draining
 from tasks.job import Done, Job, Left, Work
 from tasks.owner import owner
 from tasks.patience import insist
-from tasks.reporting import telling
 from tasks.roots import leave_until_back
 from tasks.sleep import now_by_both_clocks
 from tasks.specs import leave_to_newer
 from tasks.spent import may_be_the_process
 from trainer_app.core.files import fault_of_the_disk
 from trainer_app.core.observer import StopReason
-from trainer_app.core.stopping import StopRequested, raise_if_stopped
+from trainer_app.core.stopping import StopRequested
 from trainer_app.errors import LeaseLost, OutOfMemory, TrainerError, Unavailable
 from trainer_app.log import JobLog, job_log_path
 from trainer_app.queue import inference_queue
@@ -30,11 +28,6 @@ from trainer_app.store import lease
 from trainer_app.store.lease import Claim
 
 _ORPHANED: Final = "the worker of this process has died: the job is left to another"
-_WAITS: Final = (
-    "waits until Redis says that no attempt before this one is at work, cut off from the database"
-)
-_LOOK_SECONDS: Final = 0.02
-_PATIENCE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -151,28 +144,9 @@ def _claim(job_id: str, holder: str) -> Claim | None:
     return None
 
 
-def _wait_for_those_before(job: Job) -> None:
-    """Begin nothing while an attempt may be at work that the database does not answer.
-
-    It hears of this one through Redis, or has lost that, too, and waits by the time its word there
-    is over. Raises StopRequested.
-    """
-    if job.held.is_alone:
-        return
-    say_at = time.monotonic() + _PATIENCE_SECONDS
-    with telling(job) as tell:
-        while not job.held.is_alone:
-            raise_if_stopped(job.held.should_stop)
-            time.sleep(_LOOK_SECONDS)
-            if time.monotonic() > say_at:
-                say_at = float("inf")
-                tell(_WAITS)
-
-
 def _outcome(job: Job, work: Work) -> Done | StopReason | TrainerError:
     try:
         with job.held.interruptible():
-            _wait_for_those_before(job)
             return work(job)
     except LeaseLost:
         return StopReason.FENCED

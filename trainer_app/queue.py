@@ -93,11 +93,6 @@ def attempt_key(job_id: str) -> str:
     return f"runs:{job_id}:attempt"
 
 
-def kept_key(job_id: str) -> str:
-    """The Redis key that holds the attempt which a job is kept for, its lease not being renewed."""
-    return f"runs:{job_id}:kept"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveWorker:
     """A worker that has given a sign of life within WORKER_TTL_SECONDS."""

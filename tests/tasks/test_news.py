@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from tasks import process, training
+from tasks import process
 from tasks.held import Held
-from tasks.job import Done, Job
 from tasks.news import News
-from tasks.perform import perform
 from tests.tasks.claims import claimed
-from tests.tasks.tiny_runs import QueueRun
 from trainer_app.core.observer import StopReason
 from trainer_app.core.spec import TrainSpec
-from trainer_app.queue import attempt_key, heartbeat_key, kept_key
+from trainer_app.queue import attempt_key, heartbeat_key
 from trainer_app.settings import Settings
 from trainer_app.store import lease, pauses, runs
 from trainer_app.store.database import Database
@@ -62,11 +58,6 @@ def news_of(claim: Claim) -> News:
 
 def told(claim: Claim) -> str | None:
     there = process.redis_client().get(attempt_key(claim.job_id))
-    return None if there is None else str(there)
-
-
-def kept_for(claim: Claim) -> str | None:
-    there = process.redis_client().get(kept_key(claim.job_id))
     return None if there is None else str(there)
 
 
@@ -174,116 +165,6 @@ def test_a_later_attempt_that_the_database_confirms_ends_this_one(
         assert soon(lambda: told(claim) == "1")
         with held(taken_over(claim)):
             assert soon(lambda: first.should_stop() is StopReason.FENCED)
-
-
-def test_redis_keeps_the_job_of_who_is_cut_off_from_the_database_until_it_ends(
-    claim: Claim, cut_off: Database
-) -> None:
-    with held(claim, cut_off):
-        assert soon(lambda: kept_for(claim) == "1")
-
-    assert kept_for(claim) is None
-
-
-def test_redis_keeps_no_job_whose_lease_the_database_renews(claim: Claim) -> None:
-    news_of(claim).exchange(keep=True)
-    with held(claim):
-        assert soon(lambda: kept_for(claim) is None)
-
-
-def test_redis_keeps_a_job_for_as_long_as_a_lease_lasts(claim: Claim) -> None:
-    assert news_of(claim).exchange(keep=True).keeps
-
-    assert 55 < process.redis_client().ttl(kept_key(claim.job_id)) <= 60
-
-
-def test_no_job_is_kept_for_two_attempts(claim: Claim) -> None:
-    first = news_of(claim)
-    first.exchange(keep=True)
-    second = news_of(taken_over(claim))
-
-    assert not second.exchange(keep=True).keeps
-    assert second.is_alone is False
-    assert not first.exchange(keep=True).keeps
-    assert kept_for(claim) == "1"
-
-    first.let_go()
-    assert second.exchange(keep=True).keeps
-    first.let_go()
-    first.end(is_over=False)
-    assert kept_for(claim) == "2"
-
-
-def test_a_first_attempt_is_alone_before_anybody_says_so(claim: Claim) -> None:
-    assert news_of(claim).is_alone
-    assert not news_of(taken_over(claim)).is_alone
-
-
-@pytest.mark.parametrize("value", ["0", "2", "3", "-1", "", "me", "0.5", "9" * 20])
-def test_what_no_attempt_before_wrote_keeps_no_job(claim: Claim, value: str) -> None:
-    process.redis_client().set(kept_key(claim.job_id), value)
-    second = news_of(taken_over(claim))
-
-    assert second.exchange(keep=True).keeps
-    assert second.is_alone
-    assert kept_for(claim) == "2"
-
-
-@pytest.fixture
-def behind_another(worker: Settings, queue_run: QueueRun) -> str:
-    """A run whose attempt before, cut off from the database alone, may still be at work."""
-    run_id = queue_run()
-    claimed(run_id, "here:1")
-    lease.expire(process.database(), run_id, owner_prefix="here:1")
-    assert lease.reap(process.database(), max_crashes=3)
-    process.redis_client().set(kept_key(run_id), "1", ex=30)
-    return run_id
-
-
-@contextmanager
-def once_it_waits(run_id: str, act: Callable[[], object]) -> Iterator[None]:
-    """Act while the block waits for the attempt before."""
-
-    def look_and_act() -> None:
-        if soon(lambda: runs.get(process.database(), run_id).message.startswith("waits until")):
-            act()
-
-    acting = threading.Thread(target=look_and_act)
-    acting.start()
-    yield
-    acting.join()
-
-
-def test_the_next_attempt_says_that_it_waits_for_one_that_is_cut_off_and_begins_when_that_left(
-    behind_another: str,
-) -> None:
-    kept = kept_key(behind_another)
-    left = threading.Event()
-
-    def leave() -> None:
-        left.set()
-        process.redis_client().delete(kept)
-
-    def work(job: Job) -> Done | StopReason:
-        assert left.is_set()
-        return training.work(job)
-
-    with once_it_waits(behind_another, leave):
-        perform(behind_another, hostname="train-0@here", work=work)
-
-    run = runs.get(process.database(), behind_another)
-    assert (run.status, run.attempt) == ("completed", 2)
-
-
-def test_who_waits_for_the_attempt_before_can_be_cancelled(behind_another: str) -> None:
-    def cancel() -> None:
-        lease.request_cancel(process.database(), behind_another)
-
-    with once_it_waits(behind_another, cancel):
-        perform(behind_another, hostname="train-0@here", work=training.work)
-
-    assert runs.get(process.database(), behind_another).status == "cancelled"
-    assert process.redis_client().exists(kept_key(behind_another))
 
 
 @pytest.mark.parametrize("value", ["", "seven", "-2", "2.5", "0x7", "inf", "9" * 20, b"\xff\xfe"])
