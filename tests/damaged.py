@@ -10,7 +10,18 @@ from trainer_app.store.database import Database
 from trainer_app.store.tables import JobRow, RunRow
 
 # What is no JSON object, by the shapes that it may have.
-NO_OBJECTS: Final = ("", "{", "[]", "null", "3", '"{}"', '{"seed": NaN}', "[" * 100_000)
+NO_OBJECTS: Final = (
+    '{"seed": 1e400}',
+    f'{{"seed": {10**400}}}',
+    "",
+    "{",
+    "[]",
+    "null",
+    "3",
+    '"{}"',
+    '{"seed": NaN}',
+    "[" * 100_000,
+)
 ASKED_LOST: Final = (
     "what it was asked for can no longer be read: its row in the database is damaged"
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tests.api.conftest import ON_BOTH_DATABASES
 from tests.damaged import ASKED_LOST, NO_OBJECTS, RESULT_LOST, damage, damage_resolved
-from trainer_app.store import tokenizers
+from trainer_app.store import runs, tokenizers
 from trainer_app.store.tables import Status
 
 if TYPE_CHECKING:
@@ -161,3 +162,59 @@ def test_a_repeat_gets_its_first_answer(client: FlaskClient, world: World, run_i
     damage(world.database, first["request_id"], result="3")
 
     assert (ask().status_code, ask().get_json()) == (202, first)
+
+
+def holding(value: object) -> str:
+    """A JSON object in which each result of each kind of request has this value."""
+    return json.dumps(dict.fromkeys(RESULTS, value))
+
+
+RESULTS: Final = (
+    *("loss", "perplexity", "bits_per_byte", "artifact_path", "outputs", "steps"),
+    *("eos_terminated", "surprisal", "topk", "tokens", "response"),
+)
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+@pytest.mark.parametrize(
+    "value", ["a", True, 1, [1], [[1]], {"a": []}, "\ud800", ["\ud800"], [None]]
+)
+def test_a_result_of_other_types_makes_no_answer_that_fails(
+    client: FlaskClient, world: World, run_id: str, what: str, value: object
+) -> None:
+    made = client.post(f"/runs/{run_id}/{what}", json=REQUESTS[what])
+    world.end(made.get_json()["request_id"], Status.COMPLETED, "{}")
+    damage(world.database, made.get_json()["request_id"], result=holding(value))
+
+    answer = client.get(made.headers["Location"])
+
+    assert answer.status_code == 200
+    answer.get_data(as_text=True).encode().decode("ascii")
+    if answer.get_json()["error"] is not None:
+        assert answer.get_json()["error"] == f"NOT_READY: {RESULT_LOST}"
+
+
+@pytest.mark.parametrize("what", ["evaluate", "score"])
+def test_a_loss_that_is_no_number_is_said_to_be_lost(
+    client: FlaskClient, world: World, run_id: str, what: str
+) -> None:
+    made = client.post(f"/runs/{run_id}/{what}", json=REQUESTS[what])
+    world.end(made.get_json()["request_id"], Status.COMPLETED, '{"loss": "abc"}')
+
+    answer = client.get(made.headers["Location"]).get_json()
+
+    assert answer["loss"] is None
+    assert answer["error"] == f"NOT_READY: {RESULT_LOST}"
+
+
+@pytest.mark.parametrize("value", ["\ud800", ["a", "\ud800"]])
+def test_half_a_character_in_a_run_is_damage(
+    client: FlaskClient, world: World, run_id: str, value: object
+) -> None:
+    name = "tags" if isinstance(value, list) else "corpus_file_id"
+    spec = json.loads(runs.get(world.database, run_id).spec.to_json()) | {name: value}
+    damage(world.database, run_id, spec=json.dumps(spec))
+
+    assert client.get(f"/runs/{run_id}").get_json()["spec"] is None
+    response = client.post(f"/runs/{run_id}/evaluate", json={"split": "test"})
+    assert refusal(response) == (409, "NOT_READY", f"{run_id}: {ASKED_LOST}")

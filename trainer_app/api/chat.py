@@ -138,4 +138,4 @@ def _session_for(spec: ChatSpec, run_id: str) -> ChatSession:
 
 
 def _shown(found: Request) -> dict[str, object]:
-    return {"session_id": found.topic, **shown(found, "response")}
+    return {"session_id": found.topic, **shown(found, ChatReplySchema, "response")}

@@ -121,7 +121,7 @@ def _shown(found: Request) -> dict[str, object]:
         "run_id": found.run_id,
         "split": found.topic,
         "path_override": None if spec is None else spec.path_override,
-        **shown(found, "loss", "perplexity", "bits_per_byte", "artifact_path"),
+        **shown(found, EvaluationSchema, "loss", "perplexity", "bits_per_byte", "artifact_path"),
     }
     if spec is None:  # no text is named, but there may have been one
         answer["error"] = answer["error"] or f"{RowDamaged.code}: {ASKED_LOST}"

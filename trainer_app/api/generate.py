@@ -57,4 +57,4 @@ def get_generation(run_id: str, request_id: str) -> dict[str, object]:
 
 
 def _shown(found: Request) -> dict[str, object]:
-    return shown(found, "outputs", "steps", "eos_terminated")
+    return shown(found, GenerationSchema, "outputs", "steps", "eos_terminated")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from marshmallow import Schema
 
 from trainer_app.api import current, request_id
 from trainer_app.api.accept import idempotency_key, require_services, wake
@@ -78,9 +81,12 @@ def find(kind: JobKind, run_id: str, request_id: str) -> Request:
     return requests.get(current.database(), kind, run_id, request_id)
 
 
-def shown(found: Request, *results: str) -> dict[str, object]:
-    """A request as clients see it; ``results`` are null until it is completed."""
-    result = {} if found.result is None else json_object(found.result)
+def shown(found: Request, schema: type[Schema], *results: str) -> dict[str, object]:
+    """A request as clients see it; ``results`` are null until it is completed.
+
+    ``schema`` is that of the answer, which has them.
+    """
+    result = {} if found.result is None else _readable(found.result, schema, results)
     error = None
     if found.status is Status.FAILED:
         error = f"{found.error_code}: {found.message}"
@@ -92,6 +98,18 @@ def shown(found: Request, *results: str) -> dict[str, object]:
         **{name: (result or {}).get(name) for name in results},
         "error": error,
     }
+
+
+def _readable(text: str, schema: type[Schema], results: Sequence[str]) -> dict[str, object] | None:
+    """What came of a request; None where somebody has put there what no answer can hold."""
+    result = json_object(text)
+    if result is None:
+        return None
+    try:
+        json.dumps(schema(only=results).dump(result), ensure_ascii=False).encode()
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+        return None
+    return result
 
 
 def _as_queued(found: Request) -> Request:

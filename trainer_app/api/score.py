@@ -58,4 +58,4 @@ def get_score(run_id: str, request_id: str) -> dict[str, object]:
 
 
 def _shown(found: Request) -> dict[str, object]:
-    return shown(found, "loss", "perplexity", "surprisal", "topk", "tokens")
+    return shown(found, ScoringSchema, "loss", "perplexity", "surprisal", "topk", "tokens")

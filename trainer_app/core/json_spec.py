@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import UnionType
@@ -21,7 +22,10 @@ RESULT_LOST: Final = "what came of it can no longer be read: its row in the data
 
 
 def json_object(text: str) -> dict[str, object] | None:
-    """The JSON object that a column holds; None where somebody has put anything else there."""
+    """The JSON object that a column holds; None where somebody has put anything else there.
+
+    A number that is infinite as a double, or an integer of more than 64 bits, is something else.
+    """
     try:
         found: object = _STRICT.decode(text)
     except (ValueError, TypeError, RecursionError):  # TypeError: SQLite takes bytes for a text
@@ -33,7 +37,19 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-_STRICT: Final = json.JSONDecoder(parse_constant=_refuse)
+def _finite(digits: str) -> float:
+    if math.isinf(found := float(digits)):
+        raise ValueError(f"{digits} is beyond all numbers")
+    return found
+
+
+def _bounded(digits: str) -> int:
+    if not -(2**63) <= (found := int(digits)) < 2**63:
+        raise ValueError(f"{digits} has more than 64 bits")
+    return found
+
+
+_STRICT: Final = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_bounded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +112,7 @@ class JsonSpec:
         return cls.from_json(json.dumps(dict(values)))
 
 
-_known: Final[dict[type[JsonSpec], Mapping[str, frozenset[type]]]] = {}  # lists take hundreds
+_known: Final[dict[type[JsonSpec], Mapping[str, frozenset[type]]]] = {}  # lists ask for hundreds
 
 
 def _accepted(spec: type[JsonSpec]) -> Mapping[str, frozenset[type]]:
@@ -127,11 +143,21 @@ def _checked(name: str, value: object, accepted: frozenset[type]) -> object:
     """The value as a spec has it. Raises RowDamaged for one that no spec has there."""
     if type(value) not in accepted:
         raise RowDamaged(f"{ASKED_LOST} ({name} is no {_named(accepted)})")
-    if not isinstance(value, list):
-        return value
-    if not all(isinstance(item, str) for item in value):
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not all(isinstance(item, str) for item in items):
         raise RowDamaged(f"{ASKED_LOST} ({name} is no list of texts)")
-    return tuple(value)
+    if not all(_is_utf8(item) for item in items if isinstance(item, str)):
+        raise RowDamaged(f"{ASKED_LOST} ({name} is no UTF-8)")
+    return tuple(items) if isinstance(value, list) else value
+
+
+def _is_utf8(text: str) -> bool:
+    # JSON can name half a character, which no database takes and no client is sent.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _named(accepted: frozenset[type]) -> str:
