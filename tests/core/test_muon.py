@@ -186,7 +186,9 @@ def kept() -> Iterator[None]:
     """What is made lives until its last reference goes, and no tensor of another test's counts."""
     gc.collect()
     gc.disable()
+    gc.freeze()
     yield
+    gc.unfreeze()
     gc.enable()
 
 
@@ -201,7 +203,7 @@ def test_a_step_takes_memory_for_the_updates_of_one_shape_at_a_time(
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     means = [tensor for state in optimizer.state.values() for tensor in state.values()]
     known = storages([*parameters, *gradients, *means]).keys()
-    gc.freeze()
+    gc.freeze()  # what was made since the fixture's, too
     taken: dict[torch.Size, int] = {}
 
     def look(updates_NRC: torch.Tensor) -> torch.Tensor:
