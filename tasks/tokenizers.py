@@ -27,10 +27,10 @@ from trainer_app.store.uploads import LOCAL
 def work(job: Job) -> Done | StopReason:
     """Train the claimed tokenizer to its end, or stop; either way leave nothing behind."""
     settings = process.settings()
-    spec = TokenizerSpec.from_json(job.claim.spec)
     wait_for(job, settings.paths.artifacts)  # one that has gone since it was claimed
     wait_for(job, settings.paths.runs)
     job.held.confirm()  # it may have slept since it was claimed: what is there is another's then
+    spec = TokenizerSpec.from_json(job.claim.spec)
     staging.remove_earlier(settings, job.claim.job_id, job.claim.attempt)
     folder = staging.of_tokenizer(settings, job.claim.job_id, job.claim.attempt)
     folder.mkdir(parents=True)
